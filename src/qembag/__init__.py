@@ -1,0 +1,21 @@
+"""Embedding lookups from 8-, 4- and 2-bit tables: sums of rows, bit for bit those of PyTorch's quantized operators."""
+
+from . import ops
+from ._config import show_config
+from ._threads import get_num_threads, set_num_threads
+from ._version import __version__
+from .lookup import embedding, embedding_bag
+from .quantize import quantize
+from .table import QuantizedTable
+
+__all__ = [
+    "QuantizedTable",
+    "__version__",
+    "embedding",
+    "embedding_bag",
+    "get_num_threads",
+    "ops",
+    "quantize",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,139 @@
+"""The way from a caller's arrays to a kernel and back: check, allocate, call.
+
+What comes in is the parts of a table, already known to be right, and arguments of which nothing is known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _arguments, _dispatch, _threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_UNKNOWN = "qembag: a kernel does not know arguments that were made for it; please report this"
+
+
+def look_up_bags(
+    rows: NDArray[np.uint8],
+    bits: int,
+    dim: int,
+    mapping: NDArray[np.int32] | None,
+    indices: object,
+    offsets: object,
+    *,
+    mode: int,
+    per_sample_weights: object,
+    include_last_offset: bool,
+    padding_idx: int | None = None,
+    out: NDArray[Any] | None,
+    dtype: object = None,
+    num_threads: int | None = None,
+) -> NDArray[Any]:
+    """Bags of rows; `mode` is a number of `_arguments.MODES`."""
+    kernel = _dispatch.kernels.embedding_bag
+    half = False if out is None and dtype is None else _arguments.is_half(dtype, out)
+    threads = _threads.resolve(num_threads)
+    num_embeddings = len(rows) if mapping is None else len(mapping)
+    padding = -1 if padding_idx is None else _arguments.padding_number(padding_idx, num_embeddings)
+    include_last_offset = bool(include_last_offset)
+
+    # The fast road: a kernel that knows all its arguments answers at once.
+    result = kernel(
+        rows, bits, dim, mapping, indices, offsets, include_last_offset, per_sample_weights, padding, mode, out, half, threads
+    )
+    if isinstance(result, np.ndarray):
+        return result
+
+    # The slow one: convert, or say what is wrong.
+    plain = _arguments.bag_indices(indices)
+    plain_offsets = _arguments.offsets(offsets, plain, include_last_offset)
+    plain_weights = _arguments.weights(per_sample_weights, plain, mode)
+    num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - include_last_offset
+    inputs = {
+        "the table": rows,
+        "indices": indices,
+        "offsets": offsets,
+        "per_sample_weights": per_sample_weights,
+        "compressed_indices_mapping": mapping,
+    }
+    _arguments.check_out(out, (num_bags, dim), half, inputs)
+    if result is None:
+        result = kernel(
+            rows, bits, dim, mapping, plain, plain_offsets, include_last_offset, plain_weights, padding, mode, out, half,
+            threads, True,
+        )  # fmt: skip
+    if isinstance(result, np.ndarray):
+        return result
+    if result is None:
+        raise SystemError(_UNKNOWN)
+    _arguments.raise_fault(
+        result,
+        indices=indices,
+        shape=plain.shape,
+        offsets=offsets,
+        num_indices=plain.size,
+        num_rows=len(rows),
+        num_embeddings=num_embeddings,
+        bags=True,
+    )
+
+
+def look_up_rows(
+    rows: NDArray[np.uint8],
+    bits: int,
+    dim: int,
+    mapping: NDArray[np.int32] | None,
+    indices: object,
+    *,
+    out: NDArray[Any] | None = None,
+    dtype: object = None,
+    num_threads: int | None = None,
+    dequantize: bool = False,
+    name: str = "indices",
+) -> NDArray[Any]:
+    """Single rows of the parts of a table, already known to be right; all rows where `indices` is None.
+
+    A row is a bag of its own, or with `dequantize` its plain value, which keeps the sign of a zero.
+    """
+    if indices is None and not dequantize:
+        raise TypeError(f"{name} must be an array of integers, got None")
+    kernel = _dispatch.kernels.embedding
+    half = False if out is None and dtype is None else _arguments.is_half(dtype, out)
+    threads = _threads.resolve(num_threads)
+
+    result = kernel(rows, bits, dim, mapping, indices, dequantize, out, half, threads)
+    if isinstance(result, np.ndarray):
+        return result
+
+    plain = None if indices is None else _arguments.integers(indices, name)
+    num_embeddings = len(rows) if mapping is None else len(mapping)
+    shape = (num_embeddings,) if plain is None else plain.shape
+    inputs = {"the table": rows, name: indices, "compressed_indices_mapping": mapping}
+    _arguments.check_out(out, (*shape, dim), half, inputs)
+    if result is None:
+        flat = None if plain is None else plain.reshape(-1)
+        target = out if out is None else out.reshape(-1, dim)
+        result = kernel(rows, bits, dim, mapping, flat, dequantize, target, half, threads, True)
+        if isinstance(result, np.ndarray):
+            if out is None:
+                return result.reshape(*shape, dim)
+            if not np.may_share_memory(out, result):
+                np.copyto(out, result.reshape(out.shape))
+            return out
+    if result is None:
+        raise SystemError(_UNKNOWN)
+    _arguments.raise_fault(
+        result,
+        indices=indices,
+        shape=shape,
+        offsets=None,
+        num_indices=int(np.prod(shape)),
+        num_rows=len(rows),
+        num_embeddings=num_embeddings,
+        bags=False,
+        name=name,
+    )

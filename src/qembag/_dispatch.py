@@ -1,0 +1,56 @@
+"""Which compiled kernels serve: the best level that this machine can run, or the one that QEMBAG_KERNELS names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, cast
+
+from . import _cpu
+
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from numpy.typing import NDArray
+
+    from ._kernels import Fault
+
+    class Kernels(Protocol):
+        """What each level's module holds; `_kernels.pyi` says more."""
+
+        LEVEL: str
+        OPENMP: int
+
+        def embedding_bag(self, *arguments: Any) -> NDArray[Any] | Fault | None: ...
+        def embedding(self, *arguments: Any) -> NDArray[Any] | Fault | None: ...
+        def quantize(self, *arguments: Any) -> tuple[str, int] | None: ...
+        def max_threads(self) -> int: ...
+
+
+def _load(module: str) -> Kernels:
+    return cast("Kernels", importlib.import_module(f".{module}", __package__))
+
+
+def _available() -> dict[str, str]:
+    """The levels that this machine can run, best last, and the module of each."""
+    modules = {_load("_kernels").LEVEL: "_kernels"}
+    for level, module in list({"avx2": "_kernels_avx2", "avx512": "_kernels_avx512"}.items())[: _cpu.x86_level()]:
+        modules[level] = module
+    return modules
+
+
+def load(level: str) -> Kernels:
+    """The kernels of one level.
+
+    Raises
+    ------
+    ValueError
+        If this machine cannot run it.
+    """
+    if level not in MODULES:
+        raise ValueError(f"QEMBAG_KERNELS must be one of {', '.join(MODULES)} on this machine, got {level!r}")
+    return _load(MODULES[level])
+
+
+MODULES = _available()
+kernels = load(os.environ.get("QEMBAG_KERNELS") or list(MODULES)[-1])

@@ -1,0 +1,749 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True
+"""The loops: bags of rows summed, rows quantized.
+
+One source, compiled once per instruction-set level over the `lanes` of lanes.h. Nothing here knows an
+error's text or converts an argument: a function takes arrays of exactly the type and layout that its
+loops need, and answers None where one is not (`lookup` then goes the slow road through `_arguments`).
+
+A lookup reads each index, offset and mapped row once where it uses it and checks what it read, so nothing
+outside the arrays is touched even while another thread writes to them.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.math cimport INFINITY, isfinite, sqrtf
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+cnp.import_array()
+
+cdef extern from "parallel.h" nogil:
+    int PARALLEL_OPENMP
+    int parallel_max_threads()
+
+cdef extern from "lanes.h" nogil:
+    const char *LANES_LEVEL
+    enum: LANES_MAX_BLOCK
+    ctypedef struct lanes:
+        pass
+
+    lanes lanes_zero()
+    lanes lanes_broadcast(float)
+    lanes lanes_load(const float *)
+    void lanes_store(float *, lanes)
+    void lanes_store_part(float *, lanes, Py_ssize_t)
+    void lanes_store_half(uint16_t *, lanes)
+    void lanes_store_half_part(uint16_t *, lanes, Py_ssize_t)
+    lanes lanes_add(lanes, lanes)
+    lanes lanes_mul(lanes, lanes)
+    lanes lanes_fma(lanes, lanes, lanes)
+    lanes lanes_max(lanes, lanes)
+    lanes lanes_in_order_4bit(lanes)
+    lanes unpack_8bit(const uint8_t *)
+    lanes unpack_4bit(const uint8_t *)
+    lanes unpack_2bit(const uint8_t *)
+    lanes unpack_8bit_short(const uint8_t *)
+    lanes unpack_4bit_short(const uint8_t *)
+    void read_tail_float(const uint8_t *, lanes *, lanes *)
+    void read_tail_half(const uint8_t *, lanes *, lanes *)
+    lanes lanes_min(lanes, lanes)
+    lanes lanes_sub(lanes, lanes)
+    lanes lanes_round(lanes)
+    void lanes_round_to_bytes(uint8_t *, lanes)
+    void pack_4bit(uint8_t *, const uint8_t *)
+    void pack_2bit(uint8_t *, const uint8_t *)
+    float float_of_half(uint16_t)
+    uint16_t half_of_float(float)
+    uint32_t bits_of_float(float)
+    void write_u16(uint8_t *, uint16_t)
+    void write_u32(uint8_t *, uint32_t)
+    void prefetch(const uint8_t *)
+
+    ctypedef struct codes_8bit:
+        pass
+    ctypedef struct codes_4bit:
+        pass
+    ctypedef struct codes_2bit:
+        pass
+    ctypedef struct plain_int32:
+        pass
+    ctypedef struct plain_int64:
+        pass
+    ctypedef struct any_kind:
+        pass
+    ctypedef struct block_1:
+        lanes *group
+    ctypedef struct block_2:
+        lanes *group
+    ctypedef struct block_3:
+        lanes *group
+    ctypedef struct block_4:
+        lanes *group
+    ctypedef struct block_5:
+        lanes *group
+    ctypedef struct block_6:
+        lanes *group
+    ctypedef struct block_7:
+        lanes *group
+    ctypedef struct block_8:
+        lanes *group
+
+ctypedef fused codes:
+    codes_8bit
+    codes_4bit
+    codes_2bit
+
+# What a lookup may hold: nothing but rows to add, by one type of index, or anything at all.
+ctypedef fused kind:
+    plain_int32
+    plain_int64
+    any_kind
+
+ctypedef fused block:
+    block_1
+    block_2
+    block_3
+    block_4
+    block_5
+    block_6
+    block_7
+    block_8
+
+cdef enum Mode:
+    SUM = 0
+    MEAN = 1
+    MAX = 2
+
+LEVEL = (<bytes> LANES_LEVEL).decode()
+OPENMP = PARALLEL_OPENMP
+
+
+cdef struct Lookup:
+    # The table. `codes_bytes` of a row are codes, its tail follows.
+    const uint8_t *rows
+    Py_ssize_t num_rows
+    Py_ssize_t row_stride
+    Py_ssize_t codes_bytes
+    Py_ssize_t row_bytes
+    Py_ssize_t dim
+    int bits
+    const int32_t *mapping      # NULL: not pruned
+    Py_ssize_t num_embeddings
+    # The bags. An item size of 0 means that there is no such array: each bag then has bag_length indices
+    # (no offsets), index i is row i (no indices).
+    const uint8_t *indices
+    int index_size
+    Py_ssize_t num_indices
+    const uint8_t *offsets
+    int offset_size
+    Py_ssize_t num_offsets
+    Py_ssize_t bag_length
+    Py_ssize_t num_bags
+    const uint8_t *weights
+    int weight_size
+    int64_t padding_idx         # -1: none
+    Mode mode
+    # The output
+    uint8_t *out
+    Py_ssize_t out_stride
+    int out_size
+    Py_ssize_t prefetch_distance
+
+
+cdef inline int64_t read_index(const Lookup *job, Py_ssize_t position) noexcept nogil:
+    if job.index_size == 8:
+        return (<const int64_t *> job.indices)[position]
+    if job.index_size == 4:
+        return (<const int32_t *> job.indices)[position]
+    return position
+
+
+cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogil:
+    """Where a bag starts; the one after the last starts at the end."""
+    if job.offset_size == 0:
+        return bag * job.bag_length
+    if bag >= job.num_offsets:
+        return job.num_indices
+    if job.offset_size == 8:
+        return (<const int64_t *> job.offsets)[bag]
+    return (<const int32_t *> job.offsets)[bag]
+
+
+cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept nogil:
+    if job.weight_size == 4:
+        return (<const float *> job.weights)[position]
+    return float_of_half((<const uint16_t *> job.weights)[position])
+
+
+cdef inline int64_t row_of(const Lookup *job, int64_t index) noexcept nogil:
+    """The row of a logical index: -1 where it is pruned, -2 where there is none."""
+    cdef int64_t row = index
+    if job.mapping != NULL:
+        if not 0 <= index < job.num_embeddings:
+            return -2
+        row = job.mapping[index]
+        if row == -1:
+            return -1
+    return row if 0 <= row < job.num_rows else -2
+
+
+cdef inline lanes unpack(const codes *p) noexcept nogil:
+    if codes is codes_8bit:
+        return unpack_8bit(<const uint8_t *> p)
+    elif codes is codes_4bit:
+        return unpack_4bit(<const uint8_t *> p)
+    else:
+        return unpack_2bit(<const uint8_t *> p)
+
+
+cdef inline lanes unpack_short(const codes *p) noexcept nogil:
+    if codes is codes_8bit:
+        return unpack_8bit_short(<const uint8_t *> p)
+    elif codes is codes_4bit:
+        return unpack_4bit_short(<const uint8_t *> p)
+    else:
+        return unpack_2bit(<const uint8_t *> p)
+
+
+cdef inline void store(const Lookup *job, Py_ssize_t bag, Py_ssize_t element, lanes x) noexcept nogil:
+    """Sixteen elements of a bag's output, or as many as there are."""
+    cdef uint8_t *p = job.out + bag * job.out_stride + element * job.out_size
+    cdef Py_ssize_t count = job.dim - element
+    if count >= 16:
+        if job.out_size == 4:
+            lanes_store(<float *> p, x)
+        else:
+            lanes_store_half(<uint16_t *> p, x)
+    elif job.out_size == 4:
+        lanes_store_part(<float *> p, x, count)
+    else:
+        lanes_store_half_part(<uint16_t *> p, x, count)
+
+
+cdef inline void prefetch_row(const Lookup *job, kind *unused, block *unused_too, int group_bytes,
+                              Py_ssize_t position, Py_ssize_t first_byte) noexcept nogil:
+    """Every cache line of the block's codes and of the tail. How many is fixed at compile time: a count that
+    depends on the row's address is mispredicted, and halves the speed in cache."""
+    cdef int64_t row
+    cdef Py_ssize_t line
+    cdef const uint8_t *p
+    if kind is plain_int32:
+        row = (<const int32_t *> job.indices)[position]
+    elif kind is plain_int64:
+        row = (<const int64_t *> job.indices)[position]
+    else:
+        row = row_of(job, read_index(job, position))
+    if 0 <= row < job.num_rows:
+        p = job.rows + row * job.row_stride
+        for line in range((<Py_ssize_t> (sizeof(block) // sizeof(lanes)) * group_bytes + 63) // 64):
+            prefetch(p + first_byte + 64 * line)
+        prefetch(p + job.row_bytes - 1)
+
+
+cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, const Lookup *job,
+                  Py_ssize_t first_bag, Py_ssize_t end_bag, Py_ssize_t first_group, int64_t end,
+                  bint warm_up) noexcept nogil:
+    """Sums (or maxima) of whole bags, over the columns of one block of groups. False where an index, an
+    offset or a mapped row is out of range. The pointers' types choose the loop; nothing is read through them.
+
+    Rows are prefetched up to position `end`, beyond the last bag too where its neighbours come next; `warm_up`
+    prefetches the first ones, which no earlier bag has."""
+    cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
+    cdef int codes_per_byte, group_bytes
+    if codes is codes_8bit:
+        codes_per_byte = 1
+    elif codes is codes_4bit:
+        codes_per_byte = 2
+    else:
+        codes_per_byte = 4
+    group_bytes = 16 // codes_per_byte
+
+    # The row's last group is moved back to end where the codes end, so that it needs no partial load; the
+    # elements that it shares with the group before come out the same twice.
+    cdef Py_ssize_t first_byte = first_group * group_bytes
+    cdef Py_ssize_t last_byte = first_byte + (num_groups - 1) * group_bytes
+    if last_byte > job.codes_bytes - group_bytes:
+        last_byte = max(job.codes_bytes - group_bytes, 0)
+    cdef bint is_short = job.row_bytes < group_bytes
+
+    cdef Py_ssize_t num_rows = job.num_rows
+    cdef Py_ssize_t row_stride = job.row_stride
+    cdef Py_ssize_t codes_bytes = job.codes_bytes
+    cdef Py_ssize_t distance = job.prefetch_distance
+    cdef Py_ssize_t bag, position, count, k
+    cdef int64_t start, stop, row_number
+    cdef const uint8_t *row
+    cdef const uint8_t *p
+    cdef lanes scale, bias, weight, x
+    cdef block acc
+    cdef bint is_first
+
+    start = read_offset(job, first_bag)
+    if not (0 <= start <= job.num_indices and end <= job.num_indices):
+        return False
+    if warm_up:
+        for position in range(start, min(end, start + distance)):
+            prefetch_row[kind, block](job, NULL, NULL, group_bytes, position, first_byte)
+
+    for bag in range(first_bag, end_bag):
+        stop = read_offset(job, bag + 1)
+        if not start <= stop <= job.num_indices:
+            return False
+        for k in range(num_groups):
+            acc.group[k] = lanes_zero()
+        count = stop - start
+        is_first = True
+        for position in range(start, stop):
+            if position + distance < end:
+                prefetch_row[kind, block](job, NULL, NULL, group_bytes, position + distance, first_byte)
+            if kind is plain_int32:
+                row_number = (<const int32_t *> job.indices)[position]
+            elif kind is plain_int64:
+                row_number = (<const int64_t *> job.indices)[position]
+            else:
+                row_number = read_index(job, position)
+                if row_number == job.padding_idx and row_number >= 0:
+                    count -= 1
+                    continue
+                row_number = row_of(job, row_number)
+                if row_number == -1:
+                    continue
+            if not 0 <= row_number < num_rows:
+                return False
+            row = job.rows + row_number * row_stride
+            if codes is codes_8bit:
+                read_tail_float(row + codes_bytes, &scale, &bias)
+            else:
+                read_tail_half(row + codes_bytes, &scale, &bias)
+            if kind is any_kind:
+                if job.weight_size != 0:
+                    weight = lanes_broadcast(read_weight(job, position))
+                    scale = lanes_mul(scale, weight)
+                    bias = lanes_mul(bias, weight)
+                if job.mode == MAX:
+                    for k in range(num_groups):
+                        p = row + (last_byte if k == num_groups - 1 else first_byte + k * group_bytes)
+                        x = unpack_short(<const codes *> p) if num_groups == 1 and is_short else unpack(<const codes *> p)
+                        x = lanes_fma(scale, x, bias)
+                        acc.group[k] = x if is_first else lanes_max(x, acc.group[k])
+                    is_first = False
+                    continue
+            for k in range(num_groups):
+                p = row + (last_byte if k == num_groups - 1 else first_byte + k * group_bytes)
+                x = unpack_short(<const codes *> p) if num_groups == 1 and is_short else unpack(<const codes *> p)
+                acc.group[k] = lanes_fma(scale, x, lanes_add(acc.group[k], bias))
+        if job.mode == MEAN and count > 0:
+            weight = lanes_broadcast(<float> 1.0 / <float> count)
+            for k in range(num_groups):
+                acc.group[k] = lanes_mul(acc.group[k], weight)
+        for k in range(num_groups):
+            x = acc.group[k]
+            if codes is codes_4bit:
+                x = lanes_in_order_4bit(x)
+            store(job, bag, (last_byte if k == num_groups - 1 else first_byte + k * group_bytes) * codes_per_byte, x)
+        start = stop
+    return True
+
+
+cdef bint look_up_block(const codes *rows, kind *unused, const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag,
+                        Py_ssize_t first_group, Py_ssize_t num_groups, int64_t end, bint warm_up) noexcept nogil:
+    if num_groups == 1:
+        return look_up[codes, kind, block_1](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 2:
+        return look_up[codes, kind, block_2](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 3:
+        return look_up[codes, kind, block_3](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 4:
+        return look_up[codes, kind, block_4](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 5:
+        return look_up[codes, kind, block_5](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 6:
+        return look_up[codes, kind, block_6](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 7:
+        return look_up[codes, kind, block_7](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    return look_up[codes, kind, block_8](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+
+
+cdef bint look_up_passes(const codes *unused, kind *unused_too, const Lookup *job, Py_ssize_t first_bag,
+                         Py_ssize_t end_bag) noexcept nogil:
+    """All columns: in one pass over the bags where the accumulators fit into registers, else bag by bag in
+    passes of about equal width, so that a bag's rows are still in cache for its next pass."""
+    cdef Py_ssize_t group_bytes = 16 if codes is codes_8bit else 8 if codes is codes_4bit else 4
+    cdef Py_ssize_t num_groups = (job.codes_bytes + group_bytes - 1) // group_bytes
+    cdef Py_ssize_t end = read_offset(job, end_bag)
+    cdef Py_ssize_t num_passes, first_group, end_group, number, bag
+    if num_groups <= LANES_MAX_BLOCK:
+        return look_up_block[codes, kind](NULL, NULL, job, first_bag, end_bag, 0, num_groups, end, True)
+    num_passes = (num_groups + LANES_MAX_BLOCK - 1) // LANES_MAX_BLOCK
+    for bag in range(first_bag, end_bag):
+        for number in range(num_passes):
+            first_group = num_groups * number // num_passes
+            end_group = num_groups * (number + 1) // num_passes
+            if not look_up_block[codes, kind](NULL, NULL, job, bag, bag + 1, first_group, end_group - first_group,
+                                              end, bag == first_bag):
+                return False
+    return True
+
+
+cdef bint look_up_kind(const codes *unused, const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    if job.mapping == NULL and job.weight_size == 0 and job.padding_idx < 0 and job.mode != MAX:
+        if job.index_size == 4:
+            return look_up_passes[codes, plain_int32](NULL, NULL, job, first_bag, end_bag)
+        if job.index_size == 8:
+            return look_up_passes[codes, plain_int64](NULL, NULL, job, first_bag, end_bag)
+    return look_up_passes[codes, any_kind](NULL, NULL, job, first_bag, end_bag)
+
+
+cdef bint look_up_bags(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    if job.bits == 8:
+        return look_up_kind[codes_8bit](NULL, job, first_bag, end_bag)
+    if job.bits == 4:
+        return look_up_kind[codes_4bit](NULL, job, first_bag, end_bag)
+    return look_up_kind[codes_2bit](NULL, job, first_bag, end_bag)
+
+
+# ---- Sharing out ------------------------------------------------------------------------------------------
+
+cdef enum:
+    MAX_CHUNKS = 1024
+
+# Below this many elements a second thread costs more than it saves: opening a parallel region takes 1 to 3 us.
+cdef int64_t MIN_PARALLEL_WORK = 1 << 19
+
+
+cdef Py_ssize_t share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_chunks) noexcept nogil:
+    """Chunks of bags with about equally many rows each; an empty bag counts as one, for its output. The
+    bounds are right even where another thread changes the offsets: they never decrease."""
+    cdef Py_ssize_t chunk, low, high, middle
+    cdef int64_t first = read_offset(job, 0)
+    cdef double total = <double> (read_offset(job, job.num_bags) - first) + job.num_bags
+    bounds[0] = 0
+    for chunk in range(1, num_chunks):
+        low = bounds[chunk - 1]
+        high = job.num_bags
+        while low < high:
+            middle = low + (high - low) // 2
+            if <double> (read_offset(job, middle) - first) + middle < total * chunk / num_chunks:
+                low = middle + 1
+            else:
+                high = middle
+        bounds[chunk] = low
+    bounds[num_chunks] = job.num_bags
+    return num_chunks
+
+
+cdef bint look_up_all(const Lookup *job, int num_threads) noexcept nogil:
+    cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
+    cdef Py_ssize_t chunk, num_chunks
+    cdef int failures = 0
+    cdef double work = <double> job.num_indices * (job.dim + 64)
+    if num_threads == 0:
+        num_threads = parallel_max_threads()
+    if num_threads == 1 or job.num_bags < 2 or work < MIN_PARALLEL_WORK:
+        return look_up_bags(job, 0, job.num_bags)
+    # Several chunks a thread: whoever gets a long bag leaves the rest to the others.
+    num_chunks = min(min(8 * num_threads, MAX_CHUNKS), job.num_bags)
+    share_out(job, bounds, num_chunks)
+    for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
+    return failures == 0
+
+
+# ---- What is wrong ----------------------------------------------------------------------------------------
+
+cdef enum Where:
+    NOWHERE
+    IN_INDICES
+    IN_OFFSETS
+    IN_MAPPING
+
+cdef struct Fault:
+    Where where
+    Py_ssize_t position         # in that array
+    Py_ssize_t bag
+    int64_t value
+    Py_ssize_t index_position   # IN_MAPPING: the index that led there
+
+
+cdef Fault find_fault(const Lookup *job) noexcept nogil:
+    """The first bad offset; where all are right, the first bad index or mapped row of the bags, in order."""
+    cdef Fault fault
+    cdef Py_ssize_t bag, position
+    cdef int64_t start, stop, index, row
+    fault.where = NOWHERE
+    fault.position = fault.bag = fault.index_position = 0
+    fault.value = 0
+    start = 0
+    for bag in range(job.num_offsets if job.offset_size != 0 else 0):
+        stop = read_offset(job, bag)
+        if not start <= stop <= job.num_indices:
+            fault.where = IN_OFFSETS
+            fault.position = bag
+            fault.value = stop
+            return fault
+        start = stop
+    start = read_offset(job, 0)
+    for bag in range(job.num_bags):
+        stop = min(read_offset(job, bag + 1), job.num_indices)
+        for position in range(max(start, 0), stop):
+            index = read_index(job, position)
+            if index == job.padding_idx and index >= 0:
+                continue
+            fault.bag = bag
+            fault.value = index
+            fault.position = fault.index_position = position
+            if not 0 <= index < job.num_embeddings:
+                fault.where = IN_INDICES
+                return fault
+            if job.mapping != NULL:
+                row = job.mapping[index]
+                if not -1 <= row < job.num_rows:
+                    fault.where = IN_MAPPING
+                    fault.position = index
+                    fault.value = row
+                    return fault
+        start = stop
+    return fault
+
+
+# ---- From Python --------------------------------------------------------------------------------------------
+
+cdef struct Span:
+    size_t low
+    size_t high
+
+
+cdef bint is_plain(object array) noexcept:
+    """C-contiguous, aligned, of the host's byte order: memory that a loop may run over."""
+    return cnp.PyArray_Check(array) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+
+
+cdef int integer_size(object array) noexcept:
+    """4 or 8 for a plain array of int32 or int64, else 0."""
+    cdef int size
+    if is_plain(array) and cnp.PyArray_ISSIGNED(<cnp.ndarray> array):
+        size = cnp.PyArray_ITEMSIZE(<cnp.ndarray> array)
+        if size == 4 or size == 8:
+            return size
+    return 0
+
+
+cdef const uint8_t *data_of(object array) noexcept:
+    return <const uint8_t *> cnp.PyArray_DATA(<cnp.ndarray> array)
+
+
+cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object mapping) noexcept:
+    cdef cnp.ndarray array
+    if not cnp.PyArray_Check(rows):
+        return False
+    array = <cnp.ndarray> rows
+    if cnp.PyArray_TYPE(array) != cnp.NPY_UINT8 or cnp.PyArray_NDIM(array) != 2 or dim < 1:
+        return False
+    if bits != 8 and bits != 4 and bits != 2:
+        return False
+    job.bits = bits
+    job.dim = dim
+    job.codes_bytes = (dim - 1) // (8 // bits) + 1
+    job.row_bytes = cnp.PyArray_DIM(array, 1)
+    if job.row_bytes - job.codes_bytes != (8 if bits == 8 else 4) or cnp.PyArray_STRIDE(array, 1) != 1:
+        return False
+    job.rows = data_of(array)
+    job.num_rows = cnp.PyArray_DIM(array, 0)
+    job.row_stride = cnp.PyArray_STRIDE(array, 0)
+    job.mapping = NULL
+    job.num_embeddings = job.num_rows
+    if mapping is not None:
+        if integer_size(mapping) != 4 or cnp.PyArray_NDIM(<cnp.ndarray> mapping) != 1:
+            return False
+        job.num_embeddings = cnp.PyArray_DIM(<cnp.ndarray> mapping, 0)
+        job.mapping = <const int32_t *> data_of(mapping)
+        if job.num_embeddings == 1 and job.mapping[0] == 0:
+            # The reference's way to say that a table is not pruned.
+            job.mapping = NULL
+            job.num_embeddings = job.num_rows
+    # How far ahead to prefetch, in rows.
+    job.prefetch_distance = max(min(8192 // job.row_bytes, 64), 8)
+    return True
+
+
+cdef bint take_indices(Lookup *job, object indices) noexcept:
+    job.index_size = integer_size(indices)
+    if job.index_size == 0:
+        return False
+    job.indices = data_of(indices)
+    job.num_indices = cnp.PyArray_SIZE(<cnp.ndarray> indices)
+    return True
+
+
+cdef bint take_bags(Lookup *job, object indices, object offsets, bint include_last_offset) noexcept:
+    cdef int ndim = cnp.PyArray_NDIM(<cnp.ndarray> indices)
+    if offsets is None:
+        if ndim != 2:
+            return False
+        job.offset_size = 0
+        job.num_bags = cnp.PyArray_DIM(<cnp.ndarray> indices, 0)
+        job.bag_length = cnp.PyArray_DIM(<cnp.ndarray> indices, 1)
+        return True
+    job.offset_size = integer_size(offsets)
+    if ndim != 1 or job.offset_size == 0 or cnp.PyArray_NDIM(<cnp.ndarray> offsets) != 1:
+        return False
+    job.offsets = data_of(offsets)
+    job.num_offsets = cnp.PyArray_DIM(<cnp.ndarray> offsets, 0)
+    job.num_bags = job.num_offsets - include_last_offset
+    return job.num_bags >= 0
+
+
+cdef bint take_weights(Lookup *job, object weights, object indices) noexcept:
+    cdef int axis
+    job.weight_size = 0
+    if weights is None:
+        return True
+    if not is_plain(weights) or job.mode == MAX:
+        return False
+    if cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32:
+        job.weight_size = 4
+    elif cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT16:
+        job.weight_size = 2
+    else:
+        return False
+    job.weights = data_of(weights)
+    if cnp.PyArray_NDIM(<cnp.ndarray> weights) != cnp.PyArray_NDIM(<cnp.ndarray> indices):
+        return False
+    for axis in range(cnp.PyArray_NDIM(<cnp.ndarray> weights)):
+        if cnp.PyArray_DIM(<cnp.ndarray> weights, axis) != cnp.PyArray_DIM(<cnp.ndarray> indices, axis):
+            return False
+    return True
+
+
+cdef Span span_of(object array) noexcept:
+    """The addresses from an array's first byte to its last."""
+    cdef Span span
+    cdef int axis
+    cdef Py_ssize_t reach
+    span.low = span.high = <size_t> data_of(array)
+    if array is not None and cnp.PyArray_SIZE(<cnp.ndarray> array) > 0:
+        span.high += cnp.PyArray_ITEMSIZE(<cnp.ndarray> array)
+        for axis in range(cnp.PyArray_NDIM(<cnp.ndarray> array)):
+            reach = (cnp.PyArray_DIM(<cnp.ndarray> array, axis) - 1) * cnp.PyArray_STRIDE(<cnp.ndarray> array, axis)
+            if reach < 0:
+                span.low += reach
+            else:
+                span.high += reach
+    return span
+
+
+cdef bint may_overlap(object out, object other) noexcept:
+    cdef Span a, b
+    if other is None:
+        return False
+    a = span_of(out)
+    b = span_of(other)
+    return a.low < b.high and b.low < a.high
+
+
+cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
+    """An output of the caller's: rows of `dim` floats, at any distance from each other but not overlapping."""
+    cdef cnp.ndarray array
+    if not cnp.PyArray_Check(out):
+        return False
+    array = <cnp.ndarray> out
+    if (cnp.PyArray_TYPE(array) != type_number or cnp.PyArray_NDIM(array) != 2
+            or not cnp.PyArray_ISWRITEABLE(array) or not cnp.PyArray_ISNOTSWAPPED(array)):
+        return False
+    if cnp.PyArray_DIM(array, 0) != job.num_bags or cnp.PyArray_DIM(array, 1) != job.dim:
+        return False
+    job.out_size = cnp.PyArray_ITEMSIZE(array)
+    job.out_stride = cnp.PyArray_STRIDE(array, 0)
+    if job.dim > 1 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
+        return False
+    if job.num_bags > 1 and abs(job.out_stride) < job.dim * job.out_size:
+        return False
+    job.out = <uint8_t *> cnp.PyArray_DATA(array)
+    return True
+
+
+cdef object run(Lookup *job, bint check_first, int num_threads, object result):
+    """The lookup; `result`, or what is wrong as (argument, position, bag, value, position in indices)."""
+    cdef Fault fault
+    cdef bint succeeded
+    with nogil:
+        fault.where = NOWHERE
+        if check_first:
+            fault = find_fault(job)
+        succeeded = fault.where == NOWHERE and look_up_all(job, num_threads)
+        if not succeeded and fault.where == NOWHERE:
+            fault = find_fault(job)
+    if succeeded:
+        return result
+    name = ("changed", "indices", "offsets", "compressed_indices_mapping")[<int> fault.where]
+    return (name, fault.position, fault.bag, fault.value, fault.index_position)
+
+
+def embedding_bag(object rows, int bits, Py_ssize_t dim, object mapping, object indices, object offsets,
+                  bint include_last_offset, object per_sample_weights, int64_t padding_idx, int mode, object out,
+                  bint half, int num_threads, bint overlap_checked=False):
+    cdef Lookup job
+    cdef cnp.npy_intp shape[2]
+    cdef int type_number = cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32
+    job.mode = <Mode> mode
+    job.padding_idx = padding_idx
+    if not (take_table(&job, rows, bits, dim, mapping) and take_indices(&job, indices)
+            and take_bags(&job, indices, offsets, include_last_offset)
+            and take_weights(&job, per_sample_weights, indices)):
+        return None
+    if out is not None:
+        if not take_out(&job, out, type_number):
+            return None
+        if not overlap_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, offsets)
+                                    or may_overlap(out, per_sample_weights) or may_overlap(out, mapping)):
+            return None
+        return run(&job, True, num_threads, out)
+    shape[0] = job.num_bags
+    shape[1] = dim
+    result = cnp.PyArray_EMPTY(2, shape, type_number, 0)
+    if not take_out(&job, result, type_number):
+        raise SystemError("an array just made is not as it was made")
+    return run(&job, False, num_threads, result)
+
+
+def embedding(object rows, int bits, Py_ssize_t dim, object mapping, object indices, bint dequantize, object out,
+              bint half, int num_threads, bint overlap_checked=False):
+    cdef Lookup job
+    cdef cnp.npy_intp shape[2]
+    cdef int type_number = cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32
+    # One row's maximum is its value; its sum is that added to zero, which loses the sign of a negative zero.
+    job.mode = MAX if dequantize else SUM
+    job.padding_idx = -1
+    job.weight_size = 0
+    if not take_table(&job, rows, bits, dim, mapping):
+        return None
+    if indices is None:
+        job.index_size = 0
+        job.num_indices = job.num_embeddings
+    elif not take_indices(&job, indices) or cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1:
+        return None
+    job.offset_size = 0
+    job.bag_length = 1
+    job.num_bags = job.num_indices
+    if out is not None:
+        if not take_out(&job, out, type_number):
+            return None
+        if not overlap_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, mapping)):
+            return None
+        return run(&job, True, num_threads, out)
+    shape[0] = job.num_bags
+    shape[1] = dim
+    result = cnp.PyArray_EMPTY(2, shape, type_number, 0)
+    if not take_out(&job, result, type_number):
+        raise SystemError("an array just made is not as it was made")
+    return run(&job, False, num_threads, result)
+
+
+def max_threads():
+    """OpenMP's limit at this moment; 1 without OpenMP."""
+    return parallel_max_threads()
+
+
+include "_quantize.pxi"

@@ -1,0 +1,276 @@
+"""QuantizedTable: rows of codes with a scale and a bias each, and which of them are pruned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _arguments
+from ._calls import look_up_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+
+class QuantizedTable:
+    """An embedding table stored as 8-, 4- or 2-bit codes.
+
+    Wraps packed rows without copying them; `quantize` makes a table from floats.
+
+    Parameters
+    ----------
+    data : ndarray of uint8, shape (num_rows, row_bytes)
+        Packed rows, as FBGEMM and PyTorch's prepack operators lay them out: the codes, lowest bits first, then scale and
+        bias, little-endian, float32 at 8 bits and float16 at 4 and 2. Rows may lie at any stride and be read-only
+        or memory-mapped.
+    bits : {8, 4, 2}
+        Bits of a code.
+    dim : int, optional
+        Elements of a row, where the last byte holds fewer codes than it could.
+    compressed_indices_mapping : array_like of int32, shape (num_embeddings,), optional
+        For a pruned table: the row of each logical index, -1 for one that is pruned. As in PyTorch, a mapping of
+        exactly ``[0]`` means that the table is not pruned.
+
+    Attributes
+    ----------
+    data, bits, dim, compressed_indices_mapping
+        As given.
+    num_rows : int
+        Stored rows.
+    num_embeddings : int
+        Logical rows: as many as the mapping has entries, or the stored ones where there is none.
+    shape : tuple of int
+        ``(num_embeddings, dim)``.
+    row_bytes : int
+        Bytes of a row, codes and tail.
+    nbytes : int
+        Bytes of rows and mapping.
+
+    Raises
+    ------
+    TypeError
+        If `data` is not uint8 or the mapping is not int32.
+    ValueError
+        If a shape, `bits` or `dim` is wrong.
+    IndexError
+        If the mapping names a row that is not there.
+
+    Examples
+    --------
+    >>> import numpy as np, qembag
+    >>> table = qembag.quantize(np.eye(4, dtype=np.float32), bits=4)
+    >>> table
+    QuantizedTable(num_embeddings=4, dim=4, bits=4, nbytes=24)
+    >>> table[1]
+    array([0., 1., 0., 0.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_per_channel")
+
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        bits: int,
+        *,
+        dim: int | None = None,
+        compressed_indices_mapping: ArrayLike | None = None,
+    ) -> None:
+        self._bits = _arguments.bits(bits)
+        # A view of the table's own: nobody can reshape it under the table's feet.
+        self._data: NDArray[np.uint8] = _arguments.rows(data, "data").view(np.ndarray)
+        self._dim = _arguments.dim(dim, self._data.shape[1], self._bits)
+        self._mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(self._data))
+        # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
+        self._per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        return self._data
+
+    @property
+    def bits(self) -> int:
+        return self._bits
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    @property
+    def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
+        return self._mapping
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._data)
+
+    @property
+    def num_embeddings(self) -> int:
+        return len(self._data if self._mapping is None else self._mapping)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.num_embeddings, self._dim)
+
+    @property
+    def row_bytes(self) -> int:
+        return self._data.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes + (0 if self._mapping is None else self._mapping.nbytes)
+
+    def _tail(self) -> NDArray[np.float32]:
+        """Scale and bias of each stored row: (num_rows, 2)."""
+        size = _arguments.TAIL_BYTES[self._bits]
+        tail = np.ascontiguousarray(self._data[:, -size:])
+        return tail.view("<f4" if size == 8 else "<f2").reshape(-1, 2).astype(np.float32)
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """The scale of each stored row: float32, shape (num_rows,), a copy."""
+        return self._tail()[:, 0].copy()
+
+    @property
+    def biases(self) -> NDArray[np.float32]:
+        """The bias of each stored row: float32, shape (num_rows,), a copy."""
+        return self._tail()[:, 1].copy()
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes of the stored rows, one a byte: uint8, shape (num_rows, dim), a copy."""
+        packed = self._data[:, : -_arguments.TAIL_BYTES[self._bits]]
+        if self._bits == 8:
+            return packed.copy()
+        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
+        codes = (packed[:, :, None] >> shifts) & np.uint8(2**self._bits - 1)
+        return np.ascontiguousarray(codes.reshape(self.num_rows, -1)[:, : self._dim])
+
+    def dequantize(self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The table's values: ``fma(code, scale, bias)`` in float32.
+
+        Parameters
+        ----------
+        rows : array_like of integers, optional
+            Logical rows, from 0; all of them if not given.
+        out : ndarray of float32, optional
+            Where to put the result; as for `embedding_bag`.
+
+        Returns
+        -------
+        ndarray of float32, shape (num_embeddings, dim) or rows.shape + (dim,)
+            Pruned rows are zeros.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `embedding`.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> qembag.quantize(np.eye(3, dtype=np.float32)).dequantize([2]).round(6)
+        array([[0., 0., 1.]], dtype=float32)
+        """
+        if rows is None:
+            return self._look_up(None, out)
+        return self._look_up(rows, out)
+
+    def _look_up(self, rows: object, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        return look_up_rows(
+            self._data, self._bits, self._dim, self._mapping, rows, out=out, dtype=np.float32, dequantize=True, name="rows"
+        )
+
+    def __getitem__(self, item: Any) -> NDArray[np.float32]:
+        """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
+        if isinstance(item, tuple):
+            raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
+        return self._look_up(np.arange(self.num_embeddings)[item])
+
+    def __len__(self) -> int:
+        return self.num_embeddings
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self[number] for number in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a QuantizedTable cannot become an array without a copy")
+        values = self.dequantize()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        rows = "" if self._mapping is None else f", num_rows={self.num_rows}"
+        return (
+            f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self._dim}, "
+            f"bits={self._bits}, nbytes={self.nbytes})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (type(self), self._data, self._bits, self._dim, self._mapping, self._per_channel))
+
+    def prune(self, keep: ArrayLike) -> QuantizedTable:
+        """A table without some of the rows; logical numbers stay as they are.
+
+        Parameters
+        ----------
+        keep : array_like of bool, shape (num_embeddings,), or of integers
+            Which logical rows to keep, or their numbers. Rows pruned already stay so.
+
+        Returns
+        -------
+        QuantizedTable
+            With the kept rows, copied, and a `compressed_indices_mapping`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If `keep` is neither; if a mask has another length; if a number is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> small = qembag.quantize(np.eye(4, dtype=np.float32)).prune([0, 2])
+        >>> small.num_rows, small.num_embeddings
+        (2, 4)
+        >>> small[1]
+        array([0., 0., 0., 0.], dtype=float32)
+        """
+        count = self.num_embeddings
+        array = _arguments.as_array(keep, "keep")
+        if array.dtype == np.bool_:
+            if array.shape != (count,):
+                raise ValueError(f"keep must have shape ({count},) as a mask, got {_arguments.kind_of(array)}")
+            kept = array.copy()
+        else:
+            numbers = _arguments.integers(keep, "keep")
+            if numbers.ndim != 1:
+                raise ValueError(f"keep must have 1 dimension, got {_arguments.kind_of(array)}")
+            wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
+            if wrong.size:
+                place = int(wrong[0])
+                raise IndexError(f"keep[{place}] is {array[place]}: out of range for a table of {count} rows")
+            kept = np.zeros(count, dtype=np.bool_)
+            kept[numbers] = True
+        if self._mapping is None:
+            rows = np.flatnonzero(kept)
+        else:
+            kept &= self._mapping >= 0
+            rows = self._mapping[kept]
+        mapping = np.full(count, -1, dtype=np.int32)
+        mapping[kept] = np.arange(len(rows), dtype=np.int32)
+        return type(self)(self._data[rows], self._bits, dim=self._dim, compressed_indices_mapping=mapping)
+
+
+def _restore(
+    kind: type[QuantizedTable],
+    data: NDArray[np.uint8],
+    bits: int,
+    dim: int,
+    mapping: NDArray[np.int32] | None,
+    per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+) -> QuantizedTable:
+    table = kind(data, bits, dim=dim, compressed_indices_mapping=mapping)
+    table._per_channel = per_channel
+    return table
