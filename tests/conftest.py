@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import qembag
 from qembag import _dispatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 TAIL = {8: ("<f4", 8), 4: ("<f2", 4), 2: ("<f2", 4)}
 

@@ -32,7 +32,7 @@ def round_to_float32(exact: Fraction) -> np.float32:
 
 
 def fma_exactly(a: float, b: float, c: float) -> np.float32:
-    """a * b + c rounded once, by rational arithmetic, for finite numbers; an exact zero is positive unless all is -0."""
+    """The product plus c, rounded once, by rational arithmetic, for finite numbers; an exact zero is positive unless all is -0."""
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
     if exact == 0:
         with np.errstate(all="ignore"):

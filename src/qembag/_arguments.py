@@ -7,7 +7,7 @@ here, and is converted or refused with the argument's name, what it must be, and
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ except ImportError:  # NumPy 1.24
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._kernels import Fault
+    from ._kernels import _Fault
 
 Array: TypeAlias = "NDArray[Any]"
 
@@ -264,7 +264,7 @@ def _overlaps_itself(array: Array) -> bool:
 
 def _share_memory(a: Array, b: Array) -> bool:
     try:
-        return bool(np.shares_memory(a, b, max_work=MAX_OVERLAP_WORK))
+        return bool(np.shares_memory(a, b, max_work=MAX_OVERLAP_WORK))  # type: ignore[arg-type]
     except TooHardError:
         return True
 
@@ -284,12 +284,12 @@ def floats(value: object, name: str, *, allow_double: bool) -> Array:
     return array
 
 
-def raise_row_fault(what: str, row: int, bits: int, bounds: tuple[float, float], name: str = "weights") -> NoReturn:
+def row_fault_error(what: str, row: int, bits: int, bounds: tuple[float, float], name: str = "weights") -> ValueError:
     low, high = bounds
     if what == "not finite":
-        raise ValueError(f"{name}[{row}] must be finite to be quantized, got a NaN or an infinity")
+        return ValueError(f"{name}[{row}] must be finite to be quantized, got a NaN or an infinity")
     tail = "float32" if bits == 8 else "float16"
-    raise ValueError(
+    return ValueError(
         f"{name}[{row}] must have a minimum and a scale that its tail can hold as {tail} at {bits} bits, "
         f"got values from {low:g} to {high:g}"
     )
@@ -305,8 +305,8 @@ def _bad_mapping(position: int, row: int, num_rows: int, source: str = "") -> st
     )
 
 
-def raise_fault(
-    fault: Fault,
+def fault_error(
+    fault: _Fault,
     *,
     indices: object,
     shape: tuple[int, ...],
@@ -316,24 +316,24 @@ def raise_fault(
     num_embeddings: int,
     bags: bool,
     name: str = "indices",
-) -> NoReturn:
+) -> Exception:
     """The error for what a kernel found. `indices` and `offsets` are the caller's, for values beyond int64."""
     where, position, bag, value, index_position = fault
     if where == "offsets":
         value = _as_it_came(offsets, (position,), value)
         if 0 <= value <= num_indices:
-            raise ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
-        raise ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
+            return ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
+        return ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
     place = tuple(int(i) for i in np.unravel_index(index_position, shape)) if shape else ()
     spot = f"{name}[{', '.join(map(str, place))}]" if place else name
     in_bag = f"bag {bag}" if bags else ""
     if where == "indices":
         value = _as_it_came(indices, place, value)
         holder = f"table of {num_rows} rows" if num_embeddings == num_rows else f"pruned table of {num_embeddings} rows"
-        raise IndexError(f"{spot} is {value}{f' ({in_bag})' if in_bag else ''}: out of range for a {holder}")
+        return IndexError(f"{spot} is {value}{f' ({in_bag})' if in_bag else ''}: out of range for a {holder}")
     if where == "compressed_indices_mapping":
-        raise IndexError(_bad_mapping(position, value, num_rows, f" ({spot}{', ' + in_bag if in_bag else ''})"))
-    raise RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
+        return IndexError(_bad_mapping(position, value, num_rows, f" ({spot}{', ' + in_bag if in_bag else ''})"))
+    return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
 
 
 def _as_it_came(array: object, place: tuple[int, ...], value: int) -> int:

@@ -43,7 +43,19 @@ def look_up_bags(
 
     # The fast road: a kernel that knows all its arguments answers at once.
     result = kernel(
-        rows, bits, dim, mapping, indices, offsets, include_last_offset, per_sample_weights, padding, mode, out, half, threads
+        rows,
+        bits,
+        dim,
+        mapping,
+        indices,
+        offsets,
+        include_last_offset,
+        per_sample_weights,
+        padding,
+        mode,
+        out,
+        half,
+        threads,
     )
     if isinstance(result, np.ndarray):
         return result
@@ -70,7 +82,7 @@ def look_up_bags(
         return result
     if result is None:
         raise SystemError(_UNKNOWN)
-    _arguments.raise_fault(
+    raise _arguments.fault_error(
         result,
         indices=indices,
         shape=plain.shape,
@@ -126,7 +138,7 @@ def look_up_rows(
             return out
     if result is None:
         raise SystemError(_UNKNOWN)
-    _arguments.raise_fault(
+    raise _arguments.fault_error(
         result,
         indices=indices,
         shape=shape,

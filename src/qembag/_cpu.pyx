@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True, autotestdict=False
 """What this processor and its operating system can run. Compiled for the baseline: it is imported before anyone
 knows more."""
 

@@ -13,33 +13,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._kernels import Fault
+    from ._kernels import _Fault
 
-    class Kernels(Protocol):
+    class _Kernels(Protocol):
         """What each level's module holds; `_kernels.pyi` says more."""
 
         LEVEL: str
         OPENMP: int
 
-        def embedding_bag(self, *arguments: Any) -> NDArray[Any] | Fault | None: ...
-        def embedding(self, *arguments: Any) -> NDArray[Any] | Fault | None: ...
+        def embedding_bag(self, *arguments: Any) -> NDArray[Any] | _Fault | None: ...
+        def embedding(self, *arguments: Any) -> NDArray[Any] | _Fault | None: ...
         def quantize(self, *arguments: Any) -> tuple[str, int] | None: ...
         def max_threads(self) -> int: ...
+        def pause_threads(self) -> None: ...
 
 
-def _load(module: str) -> Kernels:
-    return cast("Kernels", importlib.import_module(f".{module}", __package__))
+def _load(module: str) -> _Kernels:
+    return cast("_Kernels", importlib.import_module(f".{module}", __package__))
 
 
 def _available() -> dict[str, str]:
     """The levels that this machine can run, best last, and the module of each."""
-    modules = {_load("_kernels").LEVEL: "_kernels"}
-    for level, module in list({"avx2": "_kernels_avx2", "avx512": "_kernels_avx512"}.items())[: _cpu.x86_level()]:
-        modules[level] = module
-    return modules
+    x86_levels = [("avx2", "_kernels_avx2"), ("avx512", "_kernels_avx512")]
+    return {_load("_kernels").LEVEL: "_kernels"} | dict(x86_levels[: _cpu.x86_level()])
 
 
-def load(level: str) -> Kernels:
+def load(level: str) -> _Kernels:
     """The kernels of one level.
 
     Raises

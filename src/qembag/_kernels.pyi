@@ -7,7 +7,7 @@ LEVEL: str
 OPENMP: int
 
 # What is wrong: argument, position in it, bag, value, position in the indices.
-Fault: TypeAlias = tuple[str, int, int, int, int]
+_Fault: TypeAlias = tuple[str, int, int, int, int]
 
 def embedding_bag(
     rows: object,
@@ -24,7 +24,7 @@ def embedding_bag(
     half: bool,
     num_threads: int,
     overlap_checked: bool = False,
-) -> NDArray[Any] | Fault | None: ...
+) -> NDArray[Any] | _Fault | None: ...
 def embedding(
     rows: object,
     bits: int,
@@ -36,7 +36,7 @@ def embedding(
     half: bool,
     num_threads: int,
     overlap_checked: bool = False,
-) -> NDArray[Any] | Fault | None: ...
+) -> NDArray[Any] | _Fault | None: ...
 def quantize(
     weights: NDArray[np.float32],
     bits: int,
@@ -48,3 +48,4 @@ def quantize(
     num_threads: int,
 ) -> tuple[str, int] | None: ...
 def max_threads() -> int: ...
+def pause_threads() -> None: ...

@@ -233,13 +233,28 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     cdef RowFault faults[MAX_CHUNKS]
     cdef Py_ssize_t rows_at_fault[MAX_CHUNKS]
     cdef Py_ssize_t chunk, num_chunks
+    if not (is_plain(weights) and cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32
+            and cnp.PyArray_NDIM(<cnp.ndarray> weights) == 2 and cnp.PyArray_DIM(<cnp.ndarray> weights, 1) > 0):
+        raise TypeError("weights must be float32 rows in one piece")
+    if not (is_plain(out) and cnp.PyArray_TYPE(<cnp.ndarray> out) == cnp.NPY_UINT8
+            and cnp.PyArray_NDIM(<cnp.ndarray> out) == 2
+            and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == cnp.PyArray_DIM(<cnp.ndarray> weights, 0)
+            and cnp.PyArray_DIM(<cnp.ndarray> out, 1)
+            == (cnp.PyArray_DIM(<cnp.ndarray> weights, 1) * bits + 7) // 8 + (8 if bits == 8 else 4)):
+        raise TypeError("out must be uint8 rows as long as the packed ones")
+    if bounds is not None and not (
+            is_plain(bounds) and cnp.PyArray_TYPE(<cnp.ndarray> bounds) == cnp.NPY_FLOAT32
+            and cnp.PyArray_SIZE(<cnp.ndarray> bounds) == 2 * cnp.PyArray_DIM(<cnp.ndarray> weights, 0)):
+        raise TypeError("bounds must be a float32 minimum and maximum for each row")
     job.weights = <const float *> data_of(weights)
     job.num_rows = cnp.PyArray_DIM(<cnp.ndarray> weights, 0)
     job.dim = cnp.PyArray_DIM(<cnp.ndarray> weights, 1)
     job.bits = bits
     job.out = <uint8_t *> data_of(out)
     job.out_stride = cnp.PyArray_STRIDE(<cnp.ndarray> out, 0)
-    job.bounds = NULL if bounds is None else <const float *> data_of(bounds)
+    job.bounds = NULL
+    if bounds is not None:
+        job.bounds = <const float *> data_of(bounds)
     job.greedy = greedy
     job.num_bins = <float> num_bins
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))

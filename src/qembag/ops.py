@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    Meta: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
+    _Meta: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
 
 NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 
@@ -300,9 +300,7 @@ def embedding_bag_byte_prepack(weight: ArrayLike) -> NDArray[np.uint8]:
     return _pack(weight, 8)
 
 
-def embedding_bag_byte_prepack_with_rowwise_min_max(
-    weight: ArrayLike, rowwise_min_max: ArrayLike
-) -> NDArray[np.uint8]:
+def embedding_bag_byte_prepack_with_rowwise_min_max(weight: ArrayLike, rowwise_min_max: ArrayLike) -> NDArray[np.uint8]:
     return _pack(weight, 8, rowwise_min_max, True)
 
 
@@ -348,9 +346,7 @@ def _unpack(bits: int) -> Callable[[ArrayLike], NDArray[np.float32]]:
     )
 
 
-def embedding_bag_prepack(
-    codes: ArrayLike, scales: ArrayLike, zero_points: ArrayLike, bits: int = 8
-) -> QuantizedTable:
+def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: ArrayLike, bits: int = 8) -> QuantizedTable:
     """Pack a per-channel quantized tensor, given by its parts: ``quantized::embedding_bag_prepack``.
 
     Parameters
@@ -436,7 +432,7 @@ def embedding_bag_unpack(packed: QuantizedTable) -> tuple[NDArray[np.uint8], NDA
 # ---- Shapes without the work ---------------------------------------------------------------------------------------
 
 
-def _rowwise_offsets_meta(bits: int) -> Callable[..., Meta]:
+def _rowwise_offsets_meta(bits: int) -> Callable[..., _Meta]:
     def operator(
         weight: ArrayLike,
         indices: ArrayLike,
@@ -447,7 +443,7 @@ def _rowwise_offsets_meta(bits: int) -> Callable[..., Meta]:
         per_sample_weights: ArrayLike | None = None,
         compressed_indices_mapping: ArrayLike | None = None,
         include_last_offset: bool = False,
-    ) -> Meta:
+    ) -> _Meta:
         rows = _checked_rows(weight)
         plain = _arguments.bag_indices(indices)
         plain_offsets = _arguments.offsets(offsets, plain, include_last_offset)
@@ -458,10 +454,10 @@ def _rowwise_offsets_meta(bits: int) -> Callable[..., Meta]:
     return _named(operator, f"{of}_meta", f"Shape and dtype of what `{of}` would return; nothing is looked up.")
 
 
-def _prepack_meta(bits: int) -> Callable[..., Meta]:
+def _prepack_meta(bits: int) -> Callable[..., _Meta]:
     def operator(
         weight: ArrayLike, optimized_qparams: bool = False, nbins: int = GREEDY_BINS, ratio: float = GREEDY_RATIO
-    ) -> Meta:
+    ) -> _Meta:
         shape = _floats_to_pack(weight, bits).shape
         return (*shape[:-1], shape[-1] * bits // 8 + _arguments.TAIL_BYTES[bits]), np.dtype(np.uint8)
 
@@ -469,13 +465,13 @@ def _prepack_meta(bits: int) -> Callable[..., Meta]:
     return _named(operator, f"{of}_meta", f"Shape and dtype of what `{of}` would return; nothing is quantized.")
 
 
-def embedding_bag_byte_prepack_meta(weight: ArrayLike) -> Meta:
+def embedding_bag_byte_prepack_meta(weight: ArrayLike) -> _Meta:
     """Shape and dtype of what `embedding_bag_byte_prepack` would return: uint8, where the reference's says float32."""
     return _byte_prepack_meta(weight)
 
 
-def _unpack_meta(bits: int) -> Callable[[ArrayLike], Meta]:
-    def operator(weight: ArrayLike) -> Meta:
+def _unpack_meta(bits: int) -> Callable[[ArrayLike], _Meta]:
+    def operator(weight: ArrayLike) -> _Meta:
         return _packed_to_unpack(weight, bits)[1], np.dtype(np.float32)
 
     of = f"embedding_bag_{NAMES[bits]}_unpack"
@@ -515,4 +511,34 @@ embedding_bag_byte_unpack_meta = _unpack_meta(8)
 embedding_bag_4bit_unpack_meta = _unpack_meta(4)
 embedding_bag_2bit_unpack_meta = _unpack_meta(2)
 
-__all__ = sorted(name for name in globals() if name.startswith("embedding_"))
+__all__ = [
+    "embedding_2bit",
+    "embedding_4bit",
+    "embedding_bag_2bit",
+    "embedding_bag_2bit_prepack",
+    "embedding_bag_2bit_prepack_meta",
+    "embedding_bag_2bit_prepack_with_rowwise_min_max",
+    "embedding_bag_2bit_rowwise_offsets",
+    "embedding_bag_2bit_rowwise_offsets_meta",
+    "embedding_bag_2bit_unpack",
+    "embedding_bag_2bit_unpack_meta",
+    "embedding_bag_4bit",
+    "embedding_bag_4bit_prepack",
+    "embedding_bag_4bit_prepack_meta",
+    "embedding_bag_4bit_prepack_with_rowwise_min_max",
+    "embedding_bag_4bit_rowwise_offsets",
+    "embedding_bag_4bit_rowwise_offsets_meta",
+    "embedding_bag_4bit_unpack",
+    "embedding_bag_4bit_unpack_meta",
+    "embedding_bag_byte",
+    "embedding_bag_byte_prepack",
+    "embedding_bag_byte_prepack_meta",
+    "embedding_bag_byte_prepack_with_rowwise_min_max",
+    "embedding_bag_byte_rowwise_offsets",
+    "embedding_bag_byte_rowwise_offsets_meta",
+    "embedding_bag_byte_unpack",
+    "embedding_bag_byte_unpack_meta",
+    "embedding_bag_prepack",
+    "embedding_bag_unpack",
+    "embedding_byte",
+]

@@ -10,8 +10,21 @@ static inline int parallel_max_threads(void)
 {
     return omp_get_max_threads();
 }
+
+/* A forked child has none of the threads that its parent's pool counts on, and its next parallel region would wait for
+ * them for ever. Without a pool at the fork it makes one of its own. MSVC has neither the call nor fork. */
+static inline void parallel_pause(void)
+{
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9)
+    omp_pause_resource_all(omp_pause_hard);
+#endif
+}
 #else
 #define PARALLEL_OPENMP 0
+
+static inline void parallel_pause(void)
+{
+}
 
 static inline int parallel_max_threads(void)
 {

@@ -73,7 +73,9 @@ def quantize(
         raise ValueError("method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits")
     array = _arguments.floats(weights, "weights", allow_double=True)
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_arguments.kind_of(array)}")
+        raise ValueError(
+            f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_arguments.kind_of(array)}"
+        )
     packed = pack_rows(array, bits, "weights", greedy=method == "greedy", num_threads=num_threads)
     return QuantizedTable(packed, bits, dim=array.shape[1])
 
@@ -105,5 +107,5 @@ def pack_rows(
         if fault is not None:
             what, row = fault
             used = rows[row] if part_bounds is None or greedy else part_bounds[row]
-            _arguments.raise_row_fault(what, start + row, bits, (float(used.min()), float(used.max())), name)
+            raise _arguments.row_fault_error(what, start + row, bits, (float(used.min()), float(used.max())), name)
     return packed

@@ -116,7 +116,7 @@ class QuantizedTable:
 
     @property
     def row_bytes(self) -> int:
-        return self._data.shape[1]
+        return int(self._data.shape[1])
 
     @property
     def nbytes(self) -> int:
@@ -147,7 +147,9 @@ class QuantizedTable:
         codes = (packed[:, :, None] >> shifts) & np.uint8(2**self._bits - 1)
         return np.ascontiguousarray(codes.reshape(self.num_rows, -1)[:, : self._dim])
 
-    def dequantize(self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def dequantize(
+        self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """The table's values: ``fma(code, scale, bias)`` in float32.
 
         Parameters
@@ -179,7 +181,15 @@ class QuantizedTable:
 
     def _look_up(self, rows: object, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         return look_up_rows(
-            self._data, self._bits, self._dim, self._mapping, rows, out=out, dtype=np.float32, dequantize=True, name="rows"
+            self._data,
+            self._bits,
+            self._dim,
+            self._mapping,
+            rows,
+            out=out,
+            dtype=np.float32,
+            dequantize=True,
+            name="rows",
         )
 
     def __getitem__(self, item: Any) -> NDArray[np.float32]:
@@ -253,6 +263,7 @@ class QuantizedTable:
                 raise IndexError(f"keep[{place}] is {array[place]}: out of range for a table of {count} rows")
             kept = np.zeros(count, dtype=np.bool_)
             kept[numbers] = True
+        rows: NDArray[np.integer[Any]]
         if self._mapping is None:
             rows = np.flatnonzero(kept)
         else:
