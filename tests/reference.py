@@ -26,7 +26,8 @@ def round_to_float32(exact: Fraction) -> np.float32:
         if abs(exact) >= Fraction(float(largest)) + Fraction(2) ** 103:
             return guess
         return np.copysign(largest, guess)
-    near = [guess, np.nextafter(guess, np.float32(np.inf)), np.nextafter(guess, np.float32(-np.inf))]
+    with np.errstate(over="ignore", under="ignore"):
+        near = [guess, np.nextafter(guess, np.float32(np.inf)), np.nextafter(guess, np.float32(-np.inf))]
     near = [value for value in near if np.isfinite(value)]
     return min(near, key=lambda value: (abs(Fraction(float(value)) - exact), int(value.view(np.uint32)) & 1))
 

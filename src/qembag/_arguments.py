@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._kernels import _Fault
 
-Array: TypeAlias = "NDArray[Any]"
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BITS = (8, 4, 2)
 TAIL_BYTES = {8: 8, 4: 4, 2: 4}

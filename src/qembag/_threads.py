@@ -39,6 +39,12 @@ def get_num_threads() -> int:
     """The number of threads that a call without `num_threads` may use, at this moment.
 
     Small calls stay on one thread whatever it is.
+
+    Examples
+    --------
+    >>> import qembag
+    >>> qembag.get_num_threads() >= 1
+    True
     """
     return _dispatch.kernels.max_threads() if _limit is None else _limit
 

@@ -61,11 +61,11 @@ class QuantizedTable:
     Examples
     --------
     >>> import numpy as np, qembag
-    >>> table = qembag.quantize(np.eye(4, dtype=np.float32), bits=4)
+    >>> table = qembag.quantize(15 * np.eye(4, dtype=np.float32), bits=4)
     >>> table
     QuantizedTable(num_embeddings=4, dim=4, bits=4, nbytes=24)
     >>> table[1]
-    array([0., 1., 0., 0.], dtype=float32)
+    array([ 0., 15.,  0.,  0.], dtype=float32)
     """
 
     __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_per_channel")
