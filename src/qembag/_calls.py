@@ -30,12 +30,11 @@ def look_up_bags(
     include_last_offset: bool,
     padding_idx: int | None = None,
     out: NDArray[Any] | None,
-    dtype: object = None,
+    half: bool = False,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
     """Bags of rows; `mode` is a number of `_arguments.MODES`."""
     kernel = _dispatch.kernels.embedding_bag
-    half = False if out is None and dtype is None else _arguments.is_half(dtype, out)
     threads = _threads.resolve(num_threads)
     num_embeddings = len(rows) if mapping is None else len(mapping)
     padding = -1 if padding_idx is None else _arguments.padding_number(padding_idx, num_embeddings)
@@ -102,7 +101,7 @@ def look_up_rows(
     indices: object,
     *,
     out: NDArray[Any] | None = None,
-    dtype: object = None,
+    half: bool = False,
     num_threads: int | None = None,
     dequantize: bool = False,
     name: str = "indices",
@@ -114,7 +113,6 @@ def look_up_rows(
     if indices is None and not dequantize:
         raise TypeError(f"{name} must be an array of integers, got None")
     kernel = _dispatch.kernels.embedding
-    half = False if out is None and dtype is None else _arguments.is_half(dtype, out)
     threads = _threads.resolve(num_threads)
 
     result = kernel(rows, bits, dim, mapping, indices, dequantize, out, half, threads)

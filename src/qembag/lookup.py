@@ -94,7 +94,7 @@ def embedding_bag(
         include_last_offset=include_last_offset,
         padding_idx=padding_idx,
         out=out,
-        dtype=dtype,
+        half=_arguments.is_half(dtype, out),
         num_threads=num_threads,
     )
 
@@ -136,5 +136,12 @@ def embedding(
     if not isinstance(table, QuantizedTable):
         raise TypeError(f"table must be a QuantizedTable, got {_arguments.kind_of(table)}")
     return look_up_rows(
-        table._data, table._bits, table._dim, table._mapping, indices, out=out, dtype=dtype, num_threads=num_threads
+        table._data,
+        table._bits,
+        table._dim,
+        table._mapping,
+        indices,
+        out=out,
+        half=_arguments.is_half(dtype, out),
+        num_threads=num_threads,
     )

@@ -94,7 +94,6 @@ def _rowwise_offsets(bits: int) -> Callable[..., NDArray[np.float32]]:
             per_sample_weights=per_sample_weights,
             include_last_offset=include_last_offset,
             out=out,
-            dtype=np.float32,
         )
 
     return _named(
@@ -147,7 +146,6 @@ def _packed_bags(bits: int) -> Callable[..., NDArray[np.float32]]:
             per_sample_weights=per_sample_weights,
             include_last_offset=include_last_offset,
             out=out,
-            dtype=np.float32,
         )
 
     return _named(

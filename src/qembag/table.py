@@ -187,7 +187,6 @@ class QuantizedTable:
             self._mapping,
             rows,
             out=out,
-            dtype=np.float32,
             dequantize=True,
             name="rows",
         )
