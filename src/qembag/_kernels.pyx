@@ -7,7 +7,8 @@ error's text or converts an argument: a function takes arrays of exactly the typ
 loops need, and answers None where one is not (`lookup` then goes the slow road through `_arguments`).
 
 A lookup reads each index, offset and mapped row once where it uses it and checks what it read, so nothing
-outside the arrays is touched even while another thread writes to them.
+outside the arrays is touched even while another thread writes to them. Such reads are volatile: a compiler may
+otherwise read again after the check.
 """
 
 cimport numpy as cnp
@@ -130,7 +131,7 @@ cdef struct Lookup:
     Py_ssize_t row_bytes
     Py_ssize_t dim
     int bits
-    const int32_t *mapping      # NULL: not pruned
+    const volatile int32_t *mapping     # NULL: not pruned
     Py_ssize_t num_embeddings
     # The bags. An item size of 0 means that there is no such array: each bag then has bag_length indices
     # (no offsets), index i is row i (no indices).
@@ -155,9 +156,9 @@ cdef struct Lookup:
 
 cdef inline int64_t read_index(const Lookup *job, Py_ssize_t position) noexcept nogil:
     if job.index_size == 8:
-        return (<const int64_t *> job.indices)[position]
+        return (<const volatile int64_t *> job.indices)[position]
     if job.index_size == 4:
-        return (<const int32_t *> job.indices)[position]
+        return (<const volatile int32_t *> job.indices)[position]
     return position
 
 
@@ -168,8 +169,8 @@ cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogi
     if bag >= job.num_offsets:
         return job.num_indices
     if job.offset_size == 8:
-        return (<const int64_t *> job.offsets)[bag]
-    return (<const int32_t *> job.offsets)[bag]
+        return (<const volatile int64_t *> job.offsets)[bag]
+    return (<const volatile int32_t *> job.offsets)[bag]
 
 
 cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept nogil:
@@ -223,9 +224,9 @@ cdef inline void prefetch_row(const Lookup *job, kind *unused, block *unused_too
     cdef Py_ssize_t line
     cdef const uint8_t *p
     if kind is plain_int32:
-        row = (<const int32_t *> job.indices)[position]
+        row = (<const volatile int32_t *> job.indices)[position]
     elif kind is plain_int64:
-        row = (<const int64_t *> job.indices)[position]
+        row = (<const volatile int64_t *> job.indices)[position]
     else:
         row = row_of(job, read_index(job, position))
     if 0 <= row < job.num_rows:
@@ -239,7 +240,7 @@ cdef inline void prefetch_mapped(const Lookup *job, Py_ssize_t position) noexcep
     """The entry of the mapping that `prefetch_row` will read: a large mapping is no more in cache than its table."""
     cdef int64_t index = read_index(job, position)
     if 0 <= index < job.num_embeddings:
-        prefetch(<const uint8_t *> (job.mapping + index))
+        prefetch(<const uint8_t *> &job.mapping[index])
 
 
 cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, const Lookup *job,
@@ -299,9 +300,9 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
             if position + distance < end:
                 prefetch_row[kind, block](job, NULL, NULL, group_bytes, position + distance, first_byte)
             if kind is plain_int32:
-                row_number = (<const int32_t *> job.indices)[position]
+                row_number = (<const volatile int32_t *> job.indices)[position]
             elif kind is plain_int64:
-                row_number = (<const int64_t *> job.indices)[position]
+                row_number = (<const volatile int64_t *> job.indices)[position]
             else:
                 if job.mapping != NULL and position + 2 * distance < end:
                     prefetch_mapped(job, position + 2 * distance)
@@ -409,14 +410,16 @@ cdef bint look_up_bags(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_b
 
 # ---- Sharing out ------------------------------------------------------------------------------------------
 
+# Several chunks a thread: whoever gets a long bag leaves the rest to the others.
 cdef enum:
-    MAX_CHUNKS = 1024
+    CHUNKS_A_THREAD = 8
+    MAX_CHUNKS = 2048
 
 # Below this many elements a second thread costs more than it saves: opening a parallel region takes 1 to 3 us.
 cdef int64_t MIN_PARALLEL_WORK = 1 << 19
 
 
-cdef Py_ssize_t share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_chunks) noexcept nogil:
+cdef void share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_chunks) noexcept nogil:
     """Chunks of bags with about equally many rows each; an empty bag counts as one, for its output. The
     bounds are right even where another thread changes the offsets: they never decrease."""
     cdef Py_ssize_t chunk, low, high, middle
@@ -434,7 +437,6 @@ cdef Py_ssize_t share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_
                 high = middle
         bounds[chunk] = low
     bounds[num_chunks] = job.num_bags
-    return num_chunks
 
 
 cdef bint look_up_all(const Lookup *job, int num_threads) noexcept nogil:
@@ -444,10 +446,11 @@ cdef bint look_up_all(const Lookup *job, int num_threads) noexcept nogil:
     cdef double rows = <double> read_offset(job, job.num_bags) - read_offset(job, 0) + job.num_bags
     if num_threads == 0:
         num_threads = parallel_max_threads()
+    num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
     if num_threads == 1 or job.num_bags < 2 or rows * (job.dim + 64) < MIN_PARALLEL_WORK:
         return look_up_bags(job, 0, job.num_bags)
-    # Several chunks a thread: whoever gets a long bag leaves the rest to the others.
-    num_chunks = min(min(8 * num_threads, MAX_CHUNKS), job.num_bags)
+    num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), job.num_bags)
+    num_threads = min(<Py_ssize_t> num_threads, num_chunks)
     share_out(job, bounds, num_chunks)
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
         failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
@@ -589,7 +592,7 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
         if integer_size(mapping) != 4 or cnp.PyArray_NDIM(<cnp.ndarray> mapping) != 1:
             return False
         job.num_embeddings = cnp.PyArray_DIM(<cnp.ndarray> mapping, 0)
-        job.mapping = <const int32_t *> data_of(mapping)
+        job.mapping = <const volatile int32_t *> data_of(mapping)
         if job.num_embeddings == 1 and job.mapping[0] == 0:
             # The reference's way to say that a table is not pruned.
             job.mapping = NULL

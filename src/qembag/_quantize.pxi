@@ -260,12 +260,14 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))
     if num_threads == 0:
         num_threads = parallel_max_threads()
+    num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
     with nogil:
         if num_threads == 1 or <double> job.num_rows * job.dim < MIN_PARALLEL_WORK:
             num_chunks = 1
             rows_at_fault[0] = quantize_chunk(&job, 0, job.num_rows, &faults[0])
         else:
-            num_chunks = min(min(8 * num_threads, MAX_CHUNKS), job.num_rows)
+            num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), job.num_rows)
+            num_threads = min(<Py_ssize_t> num_threads, num_chunks)
             for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
                 rows_at_fault[chunk] = quantize_chunk(&job, chunk * job.num_rows // num_chunks,
                                                       (chunk + 1) * job.num_rows // num_chunks, &faults[chunk])
