@@ -1,2 +1,349 @@
-def main() -> int:
+"""The `qembag` command: what this installation is, and a lookup measured from end to end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from ._config import show_config
+from .lookup import embedding_bag
+from .quantize import quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+DEFAULT_SHAPE = (200_000, 64)
+# A median settles within 30 rounds; a table or a batch too large for that many in 3 seconds gets fewer.
+MOST_ROUNDS, LEAST_ROUNDS, ENOUGH_SECONDS = 30, 3, 3.0
+FLOAT_TENSORS = {"F16", "F32", "F64"}
+
+
+class Batch(NamedTuple):
+    """Bags as `embedding_bag` takes them, without an end of the last one."""
+
+    indices: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+class Contender(NamedTuple):
+    """One line of the demo: a table, and how a batch is looked up in it."""
+
+    name: str
+    nbytes: int
+    look_up: Callable[[Batch], NDArray[np.float32]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments, of the process if not given.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if nobody reads the output to its end.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 and one line on stderr, if the user asked for what cannot be done.
+
+    Examples
+    --------
+    >>> from qembag.cli import main
+    >>> main([])  # doctest: +ELLIPSIS
+    qembag   ...
+    level    ...
+    0
+    """
+    try:
+        try:
+            parser = command_line()
+            options = parser.parse_args(argv)
+            if options.command is None:
+                print(describe_installation())
+            else:
+                print(demo(options, parser.error))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `qembag demo | head -1`
+        # Python flushes once more as it exits, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="qembag",
+        description="Embedding lookups from 8-, 4- and 2-bit tables. Without a command: what this installation is.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="{demo}")
+    about_demo = "quantize a table, look up bags of rows, and print bytes, error and speed"
+    demo = commands.add_parser("demo", help=about_demo, description=f"{about_demo[0].upper()}{about_demo[1:]}.")
+    made = f"made here, {DEFAULT_SHAPE[0]:,} x {DEFAULT_SHAPE[1]}"
+    demo.add_argument("--table", metavar="FILE", type=Path, help=f"a .npy or .safetensors file (default: {made})")
+    demo.add_argument("--tensor", metavar="NAME", help="which tensor of a .safetensors file")
+    demo.add_argument("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
+    demo.add_argument("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
+    # One, as NumPy has: a fair comparison, and steady where other processes want the cores.
+    demo.add_argument("--threads", metavar="N", type=count, default=1, help="of a lookup (default: %(default)s)")
+    demo.add_argument("--seed", metavar="N", type=seed, default=0, help="of the traffic (default: %(default)s)")
+    return parser
+
+
+def count(text: str) -> int:
+    return whole_number(text, 1)
+
+
+def seed(text: str) -> int:
+    return whole_number(text, 0)
+
+
+def whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return number
+
+
+def describe_installation() -> str:
+    config = show_config()
+    openmp = f"yes (specification {config['openmp_version']})" if config["openmp"] else "no"
+    return "\n".join(
+        [
+            f"qembag   {config['version']}",
+            f"level    {config['level']}",
+            f"levels   {', '.join(config['levels'])}",
+            f"OpenMP   {openmp}",
+            f"threads  {config['num_threads']}",
+        ]
+    )
+
+
+# ---- The demo ----------------------------------------------------------------------------------------------------
+
+
+def demo(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> str:
+    """Float32 and quantized tables compared on the same bags: a plain-text table and its caption."""
+    rng = np.random.default_rng(options.seed)
+    try:
+        if options.table is not None:
+            weights = load_table(options.table, options.tensor)
+        elif options.tensor is not None:
+            raise ValueError("--tensor must come with --table FILE")
+        else:
+            weights = make_table(rng)
+        contenders = [Contender("float32", weights.nbytes, lambda batch: look_up_floats(weights, batch))]
+        contenders += [quantized(weights, bits, options.threads) for bits in (8, 4, 2)]
+    except (ImportError, MemoryError, OSError, ValueError) as error:
+        place = "" if options.table is None else f"{options.table}: "
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        fail(f"{place}{reason}")
+
+    draw = traffic(rng, len(weights), options.bags, options.length)
+    try:
+        batch = draw()
+        exact, *pooled = (contender.look_up(batch) for contender in contenders)
+        rounds = time_rounds(contenders, draw, rng)
+    except (MemoryError, ValueError) as error:
+        fail(f"--bags {options.bags} of --length {options.length} are too many: {error}")
+
+    medians = np.median(rounds, axis=0)
+    lines = [["table", "bytes", "share", "relative error", "worst cosine", "us a batch"]]
+    for contender, vectors, seconds in zip(contenders, [exact, *pooled], medians, strict=True):
+        lines.append(
+            [
+                contender.name,
+                human_bytes(contender.nbytes),
+                f"{contender.nbytes / weights.nbytes:.1%}",
+                f"{relative_error(vectors, exact):.5f}",
+                f"{worst_cosine(vectors, exact):.6f}",
+                f"{seconds * 1e6:,.1f}",
+            ]
+        )
+    return "\n\n".join([aligned(lines), caption(options, weights, len(rounds))])
+
+
+def make_table(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Normal rows, most scales within a factor of three of each other."""
+    scales = np.exp(rng.normal(scale=0.5, size=(DEFAULT_SHAPE[0], 1))).astype(np.float32)
+    return rng.standard_normal(DEFAULT_SHAPE, dtype=np.float32) * scales
+
+
+def traffic(rng: np.random.Generator, num_rows: int, num_bags: int, mean_length: int) -> Callable[[], Batch]:
+    """A maker of batches: skewed over rows as words and clicks are, the popular ones scattered over the table.
+
+    The row of popularity rank r comes with a probability of ``log(1 + 1 / r) / log(num_rows + 1)``: Zipf's law.
+    """
+    row_of_rank = rng.permutation(num_rows)
+
+    def draw() -> Batch:
+        lengths = rng.integers(1, 2 * mean_length, num_bags)
+        ranks = (num_rows + 1) ** rng.random(lengths.sum())
+        # Rounding can take a power to its limit, num_rows + 1.
+        indices = row_of_rank[np.minimum(ranks.astype(np.int64), num_rows) - 1]
+        return Batch(indices, np.cumsum(lengths) - lengths)
+
+    return draw
+
+
+def look_up_floats(weights: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
+    """Plain NumPy's sums, bag by bag: 2 to 3 times as fast as one `np.add.reduceat` over all rows (50 a bag)."""
+    sums = np.empty((len(batch.offsets), weights.shape[1]), dtype=np.float32)
+    ends = [*batch.offsets[1:].tolist(), len(batch.indices)]
+    for bag, (start, end) in enumerate(zip(batch.offsets.tolist(), ends, strict=True)):
+        np.add.reduce(weights.take(batch.indices[start:end], axis=0), axis=0, out=sums[bag])
+    return sums
+
+
+def quantized(weights: NDArray[np.float32], bits: int, num_threads: int) -> Contender:
+    table = quantize(weights, bits, num_threads=num_threads)
+
+    def look_up(batch: Batch) -> NDArray[np.float32]:
+        return embedding_bag(table, batch.indices, batch.offsets, num_threads=num_threads)
+
+    return Contender(f"{bits}-bit", table.nbytes, look_up)
+
+
+def time_rounds(contenders: list[Contender], draw: Callable[[], Batch], rng: np.random.Generator) -> list[list[float]]:
+    """Seconds of each contender on a fresh batch, round by round."""
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + ENOUGH_SECONDS
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+        batch = draw()
+        seconds = [0.0] * len(contenders)
+        # In an order of its own, so that no one always finds the caches as the same other left them.
+        for number in rng.permutation(len(contenders)):
+            start = time.perf_counter()
+            contenders[number].look_up(batch)
+            seconds[number] = time.perf_counter() - start
+        rounds.append(seconds)
+    return rounds
+
+
+def relative_error(vectors: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """Root of the sum of squared errors over the sum of squares; nan where all is zero."""
+    size = np.linalg.norm(exact.astype(np.float64))
+    return float(np.linalg.norm(vectors.astype(np.float64) - exact) / size) if size else np.nan
+
+
+def worst_cosine(vectors: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """The least of a bag with its exact sum; nan where each exact sum is zero, which has no direction."""
+    kept = exact.any(axis=1)
+    a, b = vectors[kept].astype(np.float64), exact[kept].astype(np.float64)
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.divide((a * b).sum(axis=1), sizes, out=np.zeros(len(a)), where=sizes > 0)
+    return float(cosines.min()) if len(cosines) else np.nan
+
+
+def human_bytes(number: float) -> str:
+    if number < 1024:
+        return f"{number:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        if number < 1024:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:,.1f} TiB"
+
+
+def aligned(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def caption(options: argparse.Namespace, weights: NDArray[np.float32], num_rounds: int) -> str:
+    config = show_config()
+    source = "made here" if options.table is None else options.table.name
+    return (
+        f"{weights.shape[0]:,} x {weights.shape[1]} ({source}); {options.bags:,} bags a batch, "
+        f"{options.length:,} rows a bag on average (1 to {2 * options.length - 1:,}), Zipf-like traffic.\n"
+        f"Error and cosine: sums of one batch, against float32's. Time: median of {num_rounds} rounds, each a fresh batch.\n"
+        f"Quantized: qembag {config['version']}, {config['level']}, threads: {options.threads}. "
+        f"float32: NumPy {np.__version__}, bag by bag, threads: 1. Python {platform.python_version()}."
+    )
+
+
+# ---- A table from a file -------------------------------------------------------------------------------------------
+
+
+def load_table(path: Path, tensor: str | None) -> NDArray[np.float32]:
+    """The table of a .npy or a .safetensors file, in float32.
+
+    Raises
+    ------
+    ImportError, OSError, ValueError
+        If safetensors is missing; if the file cannot be read; if it holds no table of floats.
+    """
+    if path.suffix == ".safetensors":
+        array = load_safetensors(path, tensor)
+    elif path.suffix != ".npy":
+        raise ValueError("the table must be a .npy or a .safetensors file")
+    elif tensor is not None:
+        raise ValueError("--tensor must come with a .safetensors file")
+    else:
+        # Mapped, so that a float32 table larger than memory can be quantized and looked up.
+        array = np.lib.format.open_memmap(path, mode="r")
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise ValueError(f"the table must hold float16, float32 or float64, got {array.dtype}")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"the table must have 2 dimensions (rows, dim) and be not empty, got shape {array.shape}")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which `quantize` reports
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def load_safetensors(path: Path, name: str | None) -> NDArray[Any]:
+    try:
+        # By name, since type checkers should not need the extra either.
+        safetensors = importlib.import_module("safetensors")
+    except ImportError:
+        raise ImportError("reading it needs the safetensors package: pip install 'qembag[safetensors]'") from None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            shapes = {key: file.get_slice(key).get_shape() for key in kinds}
+            if name is None:
+                name = only_table([key for key in kinds if len(shapes[key]) == 2 and "F" in kinds[key]])
+            elif name not in kinds:
+                raise ValueError(f"there is no tensor {name!r}; there are: {', '.join(sorted(kinds))}")
+            if kinds[name] not in FLOAT_TENSORS:
+                raise ValueError(
+                    f"tensor {name!r} is {kinds[name]}: must be F16, F32 or F64 (BF16 and F8 are not types of NumPy's)"
+                )
+            array: NDArray[Any] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a readable .safetensors file: {error}") from None
+    return array
+
+
+def only_table(names: list[str]) -> str:
+    if len(names) != 1:
+        found = f"choose one with --tensor: {', '.join(sorted(names))}" if names else "there is none"
+        raise ValueError(f"the file must hold one 2-D float tensor; {found}")
+    return names[0]

@@ -235,15 +235,30 @@ static inline lanes unpack_8bit(const uint8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
+/* 8 bytes, for rows of fewer codes than a group whose tail does not fill it up; the other lanes do not matter. */
+static inline lanes unpack_8bit_short(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+
 /* 8 bytes. A permute reads the low four bits of each lane's number only, so it masks and converts in
  * one. Lane 2i is given element i and lane 2i + 1 element 8 + i: `lanes_in_order_4bit` puts that right,
  * once a bag. */
-static inline lanes unpack_4bit(const uint8_t *p)
+static inline lanes sixteen_of_4bit(__m128i bytes)
 {
     const __m512i shifts = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i codes = _mm512_broadcastq_epi64(_mm_loadl_epi64((const __m128i *)p));
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), values);
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_broadcastq_epi64(bytes), shifts), values);
+}
+
+static inline lanes unpack_4bit(const uint8_t *p)
+{
+    return sixteen_of_4bit(_mm_loadl_epi64((const __m128i *)p));
+}
+
+static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
+{
+    return sixteen_of_4bit(_mm_loadu_si32(p));
 }
 
 static inline lanes lanes_in_order_4bit(lanes x)
@@ -368,6 +383,12 @@ static inline lanes unpack_8bit(const uint8_t *p)
                     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))));
 }
 
+static inline lanes unpack_8bit_short(const uint8_t *p) /* 8 bytes */
+{
+    return lanes_of(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+                    _mm256_setzero_ps());
+}
+
 static inline __m256 eight_of_4bit(const uint8_t *p)
 {
     const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
@@ -381,6 +402,11 @@ static inline __m256 eight_of_4bit(const uint8_t *p)
 static inline lanes unpack_4bit(const uint8_t *p)
 {
     return lanes_of(eight_of_4bit(p), eight_of_4bit(p + 4));
+}
+
+static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
+{
+    return lanes_of(eight_of_4bit(p), _mm256_setzero_ps());
 }
 
 /* 4 bytes. A permute within four lanes reads the low two bits of each lane's number only, so it masks
@@ -672,12 +698,28 @@ static inline lanes unpack_8bit(const uint8_t *p)
     return lanes_of_bytes(_mm_loadu_si128((const __m128i *)p));
 }
 
+static inline lanes unpack_8bit_short(const uint8_t *p) /* 8 bytes */
+{
+    return lanes_of_bytes(_mm_loadl_epi64((const __m128i *)p));
+}
+
+static inline lanes sixteen_of_4bit(__m128i bytes)
+{
+    const __m128i mask = _mm_set1_epi8(15);
+    return lanes_of_bytes(_mm_unpacklo_epi8(_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16(bytes, 4), mask)));
+}
+
 /* 8 bytes */
 static inline lanes unpack_4bit(const uint8_t *p)
 {
-    const __m128i bytes = _mm_loadl_epi64((const __m128i *)p);
-    const __m128i mask = _mm_set1_epi8(15);
-    return lanes_of_bytes(_mm_unpacklo_epi8(_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16(bytes, 4), mask)));
+    return sixteen_of_4bit(_mm_loadl_epi64((const __m128i *)p));
+}
+
+static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
+{
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return sixteen_of_4bit(_mm_cvtsi32_si128(word));
 }
 
 /* 4 bytes: first the two halves of each byte, then the two codes of each half. */
@@ -839,6 +881,23 @@ static inline void read_tail_half(const uint8_t *p, lanes *scale, lanes *bias)
 }
 #endif
 
+#if !LANES_AVX512 && !LANES_AVX2 && !LANES_SSE2
+/* By way of a whole group. */
+static inline lanes unpack_8bit_short(const uint8_t *p) /* 8 bytes */
+{
+    uint8_t group[16] = {0};
+    memcpy(group, p, 8);
+    return unpack_8bit(group);
+}
+
+static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
+{
+    uint8_t group[8] = {0};
+    memcpy(group, p, 4);
+    return unpack_4bit(group);
+}
+#endif
+
 static inline lanes lanes_zero(void)
 {
     return lanes_broadcast(0.0f);
@@ -858,21 +917,6 @@ static inline void lanes_store_half_part(uint16_t *p, lanes x, ptrdiff_t count)
     uint16_t whole[16];
     lanes_store_half(whole, x);
     memcpy(p, whole, (size_t)count * sizeof *p);
-}
-
-/* Rows of fewer codes than a group whose tail does not fill it up: what is missing reads as zero. */
-static inline lanes unpack_8bit_short(const uint8_t *p) /* 8 bytes */
-{
-    uint8_t group[16] = {0};
-    memcpy(group, p, 8);
-    return unpack_8bit(group);
-}
-
-static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
-{
-    uint8_t group[8] = {0};
-    memcpy(group, p, 4);
-    return unpack_4bit(group);
 }
 
 /* ---- Packing: sixteen codes, a byte each, into the bytes of a group ---------------------------------- */
