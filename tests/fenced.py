@@ -1,0 +1,37 @@
+"""Arrays between two pages that nobody may touch: a read or a write outside the array kills the process."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+PAGE = mmap.PAGESIZE
+PROT_NONE = 0
+
+needs_fences = pytest.mark.skipif(sys.platform != "linux", reason="fences are made with Linux's mprotect")
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any, *, at: str = "end") -> np.ndarray:
+    """A new array whose last byte is the last before the closed page, or, `at` the start, its first the first after."""
+    dtype = np.dtype(dtype)
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    inner = max(-(-num_bytes // PAGE), 1) * PAGE
+    region = np.frombuffer(mmap.mmap(-1, inner + 2 * PAGE), dtype=np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for fence in (0, PAGE + inner):
+        address = ctypes.c_void_p(region.ctypes.data + fence)
+        if libc.mprotect(address, ctypes.c_size_t(PAGE), PROT_NONE) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    first = PAGE if at == "start" else PAGE + inner - num_bytes
+    return region[first : first + num_bytes].view(dtype).reshape(shape)
+
+
+def copy(array: np.ndarray, *, at: str = "end") -> np.ndarray:
+    fenced = empty(array.shape, array.dtype, at=at)
+    fenced[...] = array
+    return fenced
