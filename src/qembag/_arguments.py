@@ -123,7 +123,7 @@ def rows(data: object, name: str) -> NDArray[np.uint8]:
         raise TypeError(f"{name} must be an array of uint8, got {kind_of(array)}")
     if array.ndim != 2:
         raise ValueError(f"{name} must have 2 dimensions (rows, bytes of a row), got {kind_of(array)}")
-    if array.shape[1] > 1 and array.strides[1] != 1:
+    if array.shape[1] > 1 and array.strides[1] != 1 and array.size:
         raise ValueError(f"{name} must have the bytes of a row side by side, got strides {array.strides}")
     return array
 
@@ -243,6 +243,8 @@ def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str,
         raise ValueError(f"out must be a {dtype} array of shape {shape}, got {kind_of(out)}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
+    if out.size == 0:
+        return
     if out.shape[-1] > 1 and out.strides[-1] != dtype.itemsize:
         raise ValueError(f"out must have the elements of a row side by side, got strides {out.strides}")
     if _overlaps_itself(out):

@@ -581,7 +581,9 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
     job.dim = dim
     job.codes_bytes = (dim - 1) // (8 // bits) + 1
     job.row_bytes = cnp.PyArray_DIM(array, 1)
-    if job.row_bytes - job.codes_bytes != (8 if bits == 8 else 4) or cnp.PyArray_STRIDE(array, 1) != 1:
+    # The strides of an array without elements say nothing: NumPy may make them 0.
+    if (job.row_bytes - job.codes_bytes != (8 if bits == 8 else 4)
+            or (cnp.PyArray_STRIDE(array, 1) != 1 and cnp.PyArray_DIM(array, 0) > 0)):
         return False
     job.rows = data_of(array)
     job.num_rows = cnp.PyArray_DIM(array, 0)
@@ -690,7 +692,7 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
         return False
     job.out_size = cnp.PyArray_ITEMSIZE(array)
     job.out_stride = cnp.PyArray_STRIDE(array, 0)
-    if job.dim > 1 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
+    if job.dim > 1 and job.num_bags > 0 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
         return False
     if job.num_bags > 1 and abs(job.out_stride) < job.dim * job.out_size:
         return False
