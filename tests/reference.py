@@ -206,8 +206,8 @@ def _greedy_bounds(
         raised, lowered = loss(low + step, high), loss(low, high - step)
         if last < raised and last < lowered and last < best:
             best, found = last, (low, high)
-        if raised < lowered:
-            low, last = low + step, raised
-        else:
-            high, last = high - step, lowered
+        moved, loss_there = ((low + step, high), raised) if raised < lowered else ((low, high - step), lowered)
+        if moved == (low, high):
+            break  # the step is lost in rounding: the reference goes on for ever, and finds no better pair
+        (low, high), last = moved, loss_there
     return found

@@ -261,7 +261,7 @@ def _overlaps_itself(array: Array) -> bool:
         if length > 1:
             if stride < reach:
                 return True
-            reach = stride * length
+            reach += stride * (length - 1)
     return False
 
 
