@@ -250,7 +250,7 @@ def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str,
     if _overlaps_itself(out):
         raise ValueError(f"out must have rows that do not overlap, got strides {out.strides}")
     for name, value in inputs.items():
-        if isinstance(value, np.ndarray) and _share_memory(out, value):
+        if value is not None and _share_memory(out, np.asarray(value)):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
 
 
