@@ -158,6 +158,16 @@ static inline void prefetch(const uint8_t *p)
 #endif
 }
 
+#if LANES_AVX512 || LANES_AVX2 || LANES_SSE2
+/* _mm_loadu_si32 came late to gcc, and wrong to some versions of it. */
+static inline __m128i load_4_bytes(const uint8_t *p)
+{
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm_cvtsi32_si128(word);
+}
+#endif
+
 /* ================================================================================================ */
 #if LANES_AVX512
 
@@ -258,7 +268,7 @@ static inline lanes unpack_4bit(const uint8_t *p)
 
 static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
 {
-    return sixteen_of_4bit(_mm_loadu_si32(p));
+    return sixteen_of_4bit(load_4_bytes(p));
 }
 
 static inline lanes lanes_in_order_4bit(lanes x)
@@ -272,7 +282,7 @@ static inline lanes unpack_2bit(const uint8_t *p)
 {
     const __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    const __m512i codes = _mm512_broadcastd_epi32(_mm_loadu_si32(p));
+    const __m512i codes = _mm512_broadcastd_epi32(load_4_bytes(p));
     return _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), values);
 }
 
@@ -288,9 +298,7 @@ static inline void read_tail_float(const uint8_t *p, lanes *scale, lanes *bias)
 /* float16 scale and bias: 4 bytes */
 static inline void read_tail_half(const uint8_t *p, lanes *scale, lanes *bias)
 {
-    int32_t halves;
-    memcpy(&halves, p, sizeof halves);
-    const __m128 tail = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
+    const __m128 tail = _mm_cvtph_ps(load_4_bytes(p));
     *scale = _mm512_broadcastss_ps(tail);
     *bias = _mm512_broadcastss_ps(_mm_movehdup_ps(tail));
 }
@@ -392,10 +400,8 @@ static inline lanes unpack_8bit_short(const uint8_t *p) /* 8 bytes */
 static inline __m256 eight_of_4bit(const uint8_t *p)
 {
     const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    int32_t codes;
-    memcpy(&codes, p, sizeof codes);
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(codes), shifts), _mm256_set1_epi32(15)));
+    const __m256i codes = _mm256_broadcastd_epi32(load_4_bytes(p));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(codes, shifts), _mm256_set1_epi32(15)));
 }
 
 /* 8 bytes */
@@ -416,9 +422,7 @@ static inline lanes unpack_2bit(const uint8_t *p)
     const __m256i low_shifts = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i high_shifts = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
     const __m256 values = _mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3);
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    const __m256i codes = _mm256_set1_epi32(bytes);
+    const __m256i codes = _mm256_broadcastd_epi32(load_4_bytes(p));
     return lanes_of(_mm256_permutevar_ps(values, _mm256_srlv_epi32(codes, low_shifts)),
                     _mm256_permutevar_ps(values, _mm256_srlv_epi32(codes, high_shifts)));
 }
@@ -435,9 +439,7 @@ static inline void read_tail_float(const uint8_t *p, lanes *scale, lanes *bias)
 /* float16 scale and bias: 4 bytes */
 static inline void read_tail_half(const uint8_t *p, lanes *scale, lanes *bias)
 {
-    int32_t halves;
-    memcpy(&halves, p, sizeof halves);
-    const __m128 tail = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
+    const __m128 tail = _mm_cvtph_ps(load_4_bytes(p));
     const __m256 s = _mm256_broadcastss_ps(tail);
     const __m256 b = _mm256_broadcastss_ps(_mm_movehdup_ps(tail));
     *scale = lanes_of(s, s);
@@ -717,17 +719,13 @@ static inline lanes unpack_4bit(const uint8_t *p)
 
 static inline lanes unpack_4bit_short(const uint8_t *p) /* 4 bytes */
 {
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return sixteen_of_4bit(_mm_cvtsi32_si128(word));
+    return sixteen_of_4bit(load_4_bytes(p));
 }
 
 /* 4 bytes: first the two halves of each byte, then the two codes of each half. */
 static inline lanes unpack_2bit(const uint8_t *p)
 {
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    const __m128i bytes = _mm_cvtsi32_si128(word);
+    const __m128i bytes = load_4_bytes(p);
     const __m128i halves = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
     const __m128i codes = _mm_unpacklo_epi8(halves, _mm_srli_epi16(halves, 2));
     return lanes_of_bytes(_mm_and_si128(codes, _mm_set1_epi8(3)));
