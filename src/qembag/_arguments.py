@@ -40,20 +40,28 @@ def kind_of(value: object) -> str:
 
 
 def as_array(value: object, name: str) -> Array:
-    """What NumPy makes of it; an error names the argument."""
-    if isinstance(value, np.ndarray):
+    """What NumPy makes of it, without a subclass's ways; an error names the argument."""
+    if type(value) is np.ndarray:
         return value
     if value is None:
         raise TypeError(f"{name} must be an array, got None")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, got {type(value).__name__}")
     try:
         return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} must be an array, got {type(value).__name__}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 
 
 def is_plain_python(value: object) -> bool:
     """A list, a tuple or a number, whose type of element NumPy has chosen, not the caller."""
-    return not hasattr(value, "dtype") and not hasattr(value, "__array__") and not hasattr(value, "__array_interface__")
+    if any(hasattr(value, name) for name in ("dtype", "__array__", "__array_interface__", "__array_struct__")):
+        return False
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return True
+    return False
 
 
 def whole_number(value: object, name: str) -> int:
@@ -78,6 +86,15 @@ def bits(value: object) -> int:
     if number not in BITS:
         raise ValueError(f"bits must be 8, 4 or 2, got {number}")
     return number
+
+
+def share(value: object, name: str) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        if 0 <= value <= 1:
+            return float(value)
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    raise TypeError(f"{name} must be a number, got {kind_of(value)}")
 
 
 def mode(value: object) -> int:
@@ -167,7 +184,8 @@ def mapping(value: object, *, check_rows: int | None = None) -> NDArray[np.int32
         raise TypeError(f"{name} must be an array of int32, got {kind_of(array)}")
     if array.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got {kind_of(array)}")
-    array = np.require(array, np.int32, ["C", "A"])
+    # A view of our own, as of the rows: nobody can reshape it under the table's feet.
+    array = np.require(array, np.int32, ["C", "A"]).view()
     if array.size == 1 and array[0] == 0:
         return None
     if check_rows is not None:
@@ -340,6 +358,4 @@ def fault_error(
 
 
 def _as_it_came(array: object, place: tuple[int, ...], value: int) -> int:
-    if value == INT64_MAX and isinstance(array, np.ndarray) and array.dtype.kind == "u":
-        return int(array[place])
-    return value
+    return int(np.asarray(array)[place]) if value == INT64_MAX else value

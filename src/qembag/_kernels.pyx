@@ -550,8 +550,9 @@ cdef struct Span:
 
 
 cdef bint is_plain(object array) noexcept:
-    """C-contiguous, aligned, of the host's byte order: memory that a loop may run over."""
-    return cnp.PyArray_Check(array) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+    """C-contiguous, aligned, of the host's byte order: memory that a loop may run over. Subclasses have ways of their
+    own (a mask, a fixed number of dimensions) and take the slow road."""
+    return cnp.PyArray_CheckExact(array) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
 
 
 cdef int integer_size(object array) noexcept:

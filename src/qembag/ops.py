@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     _Meta: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
 
+# The search takes time in proportion: more is a mistake, or an attack.
+MAX_BINS = 1_000_000
 NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 
 Operator = TypeVar("Operator", bound="Callable[..., Any]")
@@ -220,15 +222,21 @@ def _pack(
     array = _floats_to_pack(weight, bits)
     rows = array.reshape(-1, array.shape[-1])
     num_bins = _arguments.whole_number(nbins, "nbins")
-    if num_bins < 1:
-        raise ValueError(f"nbins must be at least 1, got {num_bins}")
+    if not 1 <= num_bins <= MAX_BINS:
+        raise ValueError(f"nbins must be from 1 to {MAX_BINS}, got {num_bins}")
     bounds = None
     if has_bounds:
         bounds = _arguments.floats(rowwise_min_max, "rowwise_min_max", allow_double=False)
         if bounds.shape != (len(rows), 2):
             raise ValueError(f"rowwise_min_max must have shape ({len(rows)}, 2), got {_arguments.kind_of(bounds)}")
     packed = pack_rows(
-        rows, bits, "weight", bounds=bounds, greedy=bool(optimized_qparams), num_bins=num_bins, ratio=float(ratio)
+        rows,
+        bits,
+        "weight",
+        bounds=bounds,
+        greedy=bool(optimized_qparams),
+        num_bins=num_bins,
+        ratio=_arguments.share(ratio, "ratio"),
     )
     return packed.reshape(*array.shape[:-1], packed.shape[1])
 
@@ -257,9 +265,9 @@ _BOUNDS_DOC = """rowwise_min_max : array_like of float32 or float16, shape (num_
 _GREEDY_DOC = """optimized_qparams : bool
     Search for a narrower range with less error (``method="greedy"`` of `qembag.quantize`).
 nbins : int
-    Steps that the search divides the range into, at least 1.
+    Steps that the search divides the range into, from 1 to 1,000,000.
 ratio : float
-    Share of the range that the search may give up.
+    Share of the range that the search may give up, from 0 to 1.
 """
 
 

@@ -145,7 +145,7 @@ class QuantizedTable:
             return packed.copy()
         shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
         codes = (packed[:, :, None] >> shifts) & np.uint8(2**self._bits - 1)
-        return np.ascontiguousarray(codes.reshape(self.num_rows, -1)[:, : self._dim])
+        return np.ascontiguousarray(codes.reshape(self.num_rows, -1 if self.num_rows else self._dim)[:, : self._dim])
 
     def dequantize(
         self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None

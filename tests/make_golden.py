@@ -1,0 +1,137 @@
+"""Makes tests/golden/*.npz: inputs, and what PyTorch 2.13.0 answers. Run it with torch; `test_golden.py` reads without.
+
+Each file holds the bytes of all its arrays, one after the other and little-endian (``bytes``), and a JSON list of
+``[case, part, dtype, shape]`` in the same order (``index``); an archive member each would weigh more than the arrays.
+A case's name says what it holds. The same seeds give the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
+SMALL_DIMS = {
+    8: [*range(1, 34), 39, 40, 47, 48, 49],
+    4: [*range(2, 50, 2), 62, 64, 66],
+    2: [*range(4, 72, 4), 80, 92],
+}
+LARGE_DIMS = {
+    8: [63, 64, 65, 100, 127, 128, 129, 200, 256, 257, 300, 512],
+    4: [98, 100, 126, 128, 130, 200, 256, 258, 300, 512, 514],
+    2: [100, 124, 128, 132, 200, 256, 260, 300, 512, 516],
+}
+VARIANTS = ["plain", "weighted", "half", "pruned", "weighted-pruned", "square", "last"]
+
+
+def save(name: str, cases: dict[str, dict[str, np.ndarray]]) -> None:
+    index, parts = [], []
+    for case, arrays in cases.items():
+        for part, array in arrays.items():
+            kind = array.dtype.newbyteorder("<")
+            index.append([case, part, kind.str, list(array.shape)])
+            parts.append(array.astype(kind).tobytes())
+    members = {"index": json.dumps(index).encode(), "bytes": b"".join(parts)}
+    np.savez_compressed(GOLDEN / name, **{key: np.frombuffer(value, dtype=np.uint8) for key, value in members.items()})
+
+
+def packed_rows(rng: np.random.Generator, num_rows: int, dim: int, bits: int, extreme: bool) -> np.ndarray:
+    kind = np.float32 if bits == 8 else np.float16
+    tail = rng.normal(size=(num_rows, 2)).astype(kind)
+    if extreme:
+        tail[0] = [np.finfo(kind).smallest_subnormal * 5, -np.finfo(kind).tiny / 2]
+        tail[1] = [np.finfo(kind).max / 300, -0.0]
+        tail[2] = [-0.0, 0.0]
+        tail[3, 1] = np.inf
+    codes = rng.integers(0, 256, (num_rows, dim * bits // 8), dtype=np.uint8)
+    return np.concatenate([codes, tail.view(np.uint8)], axis=1)
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.quantized, name)
+
+
+def bags(bits: int) -> dict[str, dict[str, np.ndarray]]:
+    """Bags of every variant at small dims; at large ones each dim has one variant, in turn."""
+    made = {}
+    rng = np.random.default_rng(1000 + bits)
+    cases = [(dim, variant) for number, dim in enumerate(SMALL_DIMS[bits]) for variant in VARIANTS[number % 3 :: 3]]
+    cases += [(dim, VARIANTS[number % len(VARIANTS)]) for number, dim in enumerate(LARGE_DIMS[bits])]
+    for number, (dim, variant) in enumerate(cases):
+        if variant == "half" and bits == 8:
+            continue  # the reference refuses it
+        rows = packed_rows(rng, 6, dim, bits, extreme=number % 5 == 4)
+        index_type, offset_type = (np.int32, np.int64)[number & 1], (np.int32, np.int64)[number >> 1 & 1]
+        pruned = "pruned" in variant
+        num_embeddings = 10 if pruned else 6
+        case: dict[str, np.ndarray] = {"rows": rows}
+        if variant == "square":
+            case["indices"] = rng.integers(0, 6, (3, 5)).astype(index_type)
+        else:
+            ends = np.array([0, 4, 4, 15])
+            case["indices"] = rng.integers(0, num_embeddings, 15).astype(index_type)
+            case["offsets"] = (ends if variant == "last" else ends[:-1]).astype(offset_type)
+        if "weighted" in variant or variant == "half":
+            kind = np.float16 if variant == "half" else np.float32
+            case["weights"] = rng.normal(size=15).astype(kind)
+        if pruned:
+            case["mapping"] = rng.integers(-1, 6, 10).astype(np.int32)
+        given = {part: torch.from_numpy(array) for part, array in case.items()}
+        case["sums"] = operator(f"embedding_bag_{NAMES[bits]}_rowwise_offsets")(
+            given["rows"],
+            given["indices"],
+            given.get("offsets"),
+            pruned_weights=pruned,
+            per_sample_weights=given.get("weights"),
+            compressed_indices_mapping=given.get("mapping"),
+            include_last_offset=variant == "last",
+        ).numpy()
+        if variant == "plain":
+            case["unpacked"] = operator(f"embedding_bag_{NAMES[bits]}_unpack")(given["rows"]).numpy()
+        made[f"{number}-dim{dim}-{variant}"] = case
+    return made
+
+
+def quantized() -> dict[str, dict[str, np.ndarray]]:
+    cases = {}
+    rng = np.random.default_rng(77)
+    for bits in (8, 4, 2):
+        for number, dim in enumerate([4, 8, 12, 16, 20, 32, 36, 64, 100]):
+            kind = np.float16 if number % 3 == 1 else np.float32
+            weights = rng.normal(size=(6, dim)) * 10.0 ** rng.integers(-3, 3, (6, 1)) + rng.choice([0, 3], (6, 1))
+            weights[0], weights[1] = 0.1, rng.choice([-1.0, 2.0], dim)
+            weights = weights.astype(kind)
+            case = {"weights": weights}
+            given = torch.from_numpy(weights)
+            stem = f"embedding_bag_{NAMES[bits]}"
+            case["minmax"] = operator(f"{stem}_prepack")(given).numpy()
+            low, high = weights.min(axis=1), weights.max(axis=1)
+            margin = (high - low) * rng.random(6).astype(kind) / 4
+            case["bounds"] = np.stack([low - margin, high + margin], axis=1)
+            bounds = torch.from_numpy(case["bounds"])
+            case["bounded"] = operator(f"{stem}_prepack_with_rowwise_min_max")(given, bounds).numpy()
+            if bits != 8:
+                case["greedy"] = operator(f"{stem}_prepack")(given, True).numpy()
+                case["greedy-37-0.33"] = operator(f"{stem}_prepack")(given, True, 37, 0.33).numpy()
+                case["greedy-10-0.5"] = operator(f"{stem}_prepack")(given, True, 10, 0.5).numpy()
+            case["unpacked"] = operator(f"{stem}_unpack")(torch.from_numpy(case["minmax"])).numpy()
+            cases[f"{bits}-dim{dim}-{np.dtype(kind)}"] = case
+    return cases
+
+
+def main() -> None:
+    if not torch.__version__.startswith("2.13.0"):
+        raise SystemExit(f"the golden files are of torch 2.13.0, not {torch.__version__}")
+    GOLDEN.mkdir(exist_ok=True)
+    for bits in (8, 4, 2):
+        save(f"bags_{NAMES[bits]}.npz", bags(bits))
+    save("quantize.npz", quantized())
+
+
+if __name__ == "__main__":
+    main()

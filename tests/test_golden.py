@@ -1,0 +1,150 @@
+"""What PyTorch 2.13.0 answered, read from files: bits without PyTorch, on any machine. `make_golden.py` made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import qembag
+from qembag import ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
+# Enough elements in a call for the kernels to take a second thread.
+PARALLEL_WORK = 1 << 20
+
+
+def read_cases(name: str) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of each case, in the host's byte order."""
+    with np.load(GOLDEN / name) as file:
+        index = json.loads(file["index"].tobytes())
+        data = file["bytes"].tobytes()
+    cases: dict[str, dict[str, np.ndarray]] = {}
+    place = 0
+    for case, part, kind, shape in index:
+        dtype = np.dtype(kind)
+        size = dtype.itemsize * int(np.prod(shape))
+        array = np.frombuffer(data[place : place + size], dtype=dtype).reshape(shape)
+        cases.setdefault(case, {})[part] = array.astype(dtype.newbyteorder("="))
+        place += size
+    assert place == len(data)
+    return cases
+
+
+@pytest.fixture(scope="module", params=[8, 4, 2])
+def golden_bags(request: pytest.FixtureRequest) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
+    return request.param, read_cases(f"bags_{NAMES[request.param]}.npz")
+
+
+@pytest.fixture(scope="module")
+def golden_rows() -> dict[str, dict[str, np.ndarray]]:
+    return read_cases("quantize.npz")
+
+
+def test_the_files_hold_what_they_should(
+    golden_bags: tuple[int, dict[str, dict[str, np.ndarray]]], golden_rows: dict[str, dict[str, np.ndarray]]
+) -> None:
+    bits, cases = golden_bags
+    kinds = {name.split("-", 2)[2] for name in cases}
+    assert {"plain", "weighted", "pruned", "weighted-pruned", "square", "last"} <= kinds
+    assert ("half" in kinds) == (bits != 8)
+    assert len(cases) > 50
+    assert len(golden_rows) == 27
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 300_000
+
+
+def test_sums_are_those_that_torch_gave(
+    level: str, golden_bags: tuple[int, dict[str, dict[str, np.ndarray]]], same_bits: Callable[..., None]
+) -> None:
+    bits, cases = golden_bags
+    operator = getattr(ops, f"embedding_bag_{NAMES[bits]}_rowwise_offsets")
+    for name, case in cases.items():
+        options = {
+            "pruned_weights": "mapping" in case,
+            "per_sample_weights": case.get("weights"),
+            "compressed_indices_mapping": case.get("mapping"),
+            "include_last_offset": name.endswith("-last"),
+        }
+        same_bits(operator(case["rows"], case["indices"], case.get("offsets"), **options), case["sums"])
+        out = np.full(case["sums"].shape, np.float32(np.nan))
+        operator(case["rows"], case["indices"], case.get("offsets"), **options, out=out)
+        same_bits(out, case["sums"])
+
+
+def test_sums_of_many_bags_at_every_thread_count_are_those_that_torch_gave(
+    level: str, threads: int, golden_bags: tuple[int, dict[str, dict[str, np.ndarray]]], same_bits: Callable[..., None]
+) -> None:
+    """Each case's bags over and over, until the call is worth several threads."""
+    bits, cases = golden_bags
+    for case in list(cases.values())[::5]:
+        table = qembag.QuantizedTable(case["rows"], bits, compressed_indices_mapping=case.get("mapping"))
+        indices, sums = case["indices"], case["sums"]
+        times = PARALLEL_WORK // (indices.size * (table.dim + 64)) + 1
+        many = {"per_sample_weights": None, "offsets": None}
+        if "weights" in case:
+            many["per_sample_weights"] = np.concatenate([case["weights"]] * times)
+        if "offsets" in case:
+            starts = case["offsets"][: len(sums)]
+            many["offsets"] = (starts[None, :] + np.arange(times)[:, None] * indices.size).reshape(-1)
+        result = qembag.embedding_bag(table, np.concatenate([indices] * times), **many)
+        same_bits(result.reshape(times, *sums.shape), np.broadcast_to(sums, (times, *sums.shape)).copy())
+
+
+def test_values_are_those_that_torch_unpacked(
+    level: str, golden_bags: tuple[int, dict[str, dict[str, np.ndarray]]], same_bits: Callable[..., None]
+) -> None:
+    bits, cases = golden_bags
+    unpacked = 0
+    for case in cases.values():
+        if "unpacked" in case:
+            same_bits(getattr(ops, f"embedding_bag_{NAMES[bits]}_unpack")(case["rows"]), case["unpacked"])
+            same_bits(qembag.QuantizedTable(case["rows"], bits).dequantize(), case["unpacked"])
+            unpacked += 1
+    assert unpacked >= 5
+
+
+def same_rows(ours: np.ndarray, theirs: np.ndarray, bits: int) -> None:
+    """Equal packed rows; a bias of zero may carry either sign."""
+    kind, tail_bytes = ("<f4", 8) if bits == 8 else ("<f2", 4)
+    np.testing.assert_array_equal(ours[:, :-tail_bytes], theirs[:, :-tail_bytes])
+    tails = [np.ascontiguousarray(rows[:, -tail_bytes:]).view(kind) for rows in (ours, theirs)]
+    for tail in tails:
+        tail[tail == 0] = 0
+    np.testing.assert_array_equal(tails[0].view(np.uint8), tails[1].view(np.uint8))
+
+
+def test_rows_are_quantized_to_the_bytes_that_torch_gave(
+    level: str, threads: int, golden_rows: dict[str, dict[str, np.ndarray]], same_bits: Callable[..., None]
+) -> None:
+    for name, case in golden_rows.items():
+        bits = int(name[0])
+        stem = f"embedding_bag_{NAMES[bits]}"
+        prepack = getattr(ops, f"{stem}_prepack")
+        weights = case["weights"]
+        same_rows(prepack(weights), case["minmax"], bits)
+        same_rows(qembag.quantize(weights, bits).data, case["minmax"], bits)
+        bounded = getattr(ops, f"{stem}_prepack_with_rowwise_min_max")(weights, case["bounds"])
+        same_rows(bounded, case["bounded"], bits)
+        if bits != 8:
+            same_rows(prepack(weights, True), case["greedy"], bits)
+            same_rows(qembag.quantize(weights, bits, method="greedy").data, case["greedy"], bits)
+            same_rows(prepack(weights, optimized_qparams=True, nbins=37, ratio=0.33), case["greedy-37-0.33"], bits)
+            same_rows(prepack(weights, True, 10, 0.5), case["greedy-10-0.5"], bits)
+        same_bits(getattr(ops, f"{stem}_unpack")(case["minmax"]), case["unpacked"])
+
+
+def test_many_rows_at_every_thread_count_are_quantized_to_the_bytes_that_torch_gave(
+    level: str, threads: int, golden_rows: dict[str, dict[str, np.ndarray]]
+) -> None:
+    for name, case in golden_rows.items():
+        bits, weights = int(name[0]), case["weights"]
+        times = PARALLEL_WORK // weights.size + 1 if "dim100" in name else 3
+        ours = qembag.quantize(np.concatenate([weights] * times), bits).data
+        same_rows(ours, np.concatenate([case["minmax"]] * times), bits)

@@ -1,0 +1,143 @@
+"""While another thread writes to a lookup's arrays, nothing outside them is read or written: no crash, and no answer
+but a right one of some moment, or an error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qembag
+
+RACE = """
+import sys, threading, time
+import numpy as np
+import qembag
+from qembag import _dispatch, ops
+
+bits, seconds = {bits}, {seconds}
+name = {{8: "byte", 4: "4bit", 2: "2bit"}}[bits]
+rng = np.random.default_rng(5)
+num_rows, dim, size = 64, 40, 12_000
+table = qembag.quantize(rng.normal(size=(num_rows, dim)).astype(np.float32), bits)
+# The rows end where the memory does: a read beyond them is a fault. So do the arrays that change.
+import ctypes, mmap
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+
+def guarded(array):
+    pages = -(-array.nbytes // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    for place in (0, (pages + 1) * PAGE):
+        assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + place), ctypes.c_size_t(PAGE), 0) == 0
+    end = (pages + 1) * PAGE
+    inside = whole[end - array.nbytes : end].view(array.dtype).reshape(array.shape)
+    inside[...] = array
+    return inside
+
+rows = guarded(table.data)
+kinds = {{"index": np.int64, "offset": np.int32}} if bits != 4 else {{"index": np.int32, "offset": np.int64}}
+good = {{
+    "indices": rng.integers(0, num_rows, size).astype(kinds["index"]),
+    "offsets": np.arange(0, size + 1, 6).astype(kinds["offset"]),
+    "mapping": rng.permutation(num_rows).astype(np.int32),
+}}
+live = {{key: guarded(value) for key, value in good.items()}}
+stop = threading.Event()
+garbage = [-1, -2, num_rows, num_rows - 1, 2**31 - 1, -(2**31), 0, size, size + 1]
+
+def spoil():
+    own = np.random.default_rng(6)
+    while not stop.is_set():
+        for key, array in live.items():
+            places = own.integers(0, len(array), 50)
+            wide = array.dtype.itemsize == 8
+            values = own.choice(garbage + ([2**63 - 1, -(2**63), 2**32 + 2] if wide else []), 50)
+            array[places] = values.astype(array.dtype)
+            time.sleep(0)
+        # Whole again, all at once or in pieces: some lookups succeed.
+        for key, array in live.items():
+            array[:] = good[key]
+        time.sleep(own.random() * 1e-3)
+
+operator = getattr(ops, f"embedding_bag_{{name}}_rowwise_offsets")
+out = np.empty((len(good["offsets"]) - 1, dim), dtype=np.float32)
+pruned = qembag.QuantizedTable(rows, bits, compressed_indices_mapping=live["mapping"])
+plain = qembag.QuantizedTable(rows, bits)
+calls = [
+    lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True),
+    lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True, out=out),
+    lambda: operator(rows, live["indices"], live["offsets"], False, 0, True, None, live["mapping"], True),
+    lambda: operator(rows, live["indices"], live["offsets"], False, 0, True, None, live["mapping"], True, out=out),
+    lambda: qembag.embedding_bag(pruned, live["indices"], live["offsets"], include_last_offset=True, mode="max"),
+    lambda: qembag.embedding_bag(plain, live["indices"], live["offsets"], mode="mean", padding_idx=3),
+    lambda: qembag.embedding_bag(plain, live["indices"].reshape(-1, 6), out=out[: size // 6]),
+    lambda: qembag.embedding(pruned, live["indices"]),
+    lambda: qembag.embedding(plain, live["indices"]),
+    lambda: pruned.dequantize(),
+]
+expected = [call().copy() for call in calls]
+before = rows.tobytes()
+counts = {{"answers": 0, "right": 0, "errors": 0}}
+kinds_of_error = set()
+writer = threading.Thread(target=spoil)
+sys.setswitchinterval(1e-4)
+writer.start()
+levels = [_dispatch.load(level) for level in _dispatch.MODULES]
+end = time.monotonic() + seconds
+turn = 0
+try:
+    while time.monotonic() < end:
+        _dispatch.kernels = levels[turn % len(levels)]
+        qembag.set_num_threads(1 + turn // len(levels) % 3)
+        number = turn % len(calls) if turn % 2 else (turn // 7) % len(calls)
+        turn += 1
+        try:
+            result = calls[number]()
+        except (IndexError, ValueError) as error:
+            assert any(word in str(error) for word in ("indices", "offsets", "rows")), error
+            counts["errors"] += 1
+            kinds_of_error.add(type(error).__name__)
+        except RuntimeError as error:
+            assert "changed while they were being looked up" in str(error), error
+            counts["errors"] += 1
+            kinds_of_error.add("RuntimeError")
+        else:
+            assert result.shape == expected[number].shape and result.dtype == np.float32
+            # Each element is a sum of at most the rows there are: anything else came from outside.
+            assert np.isfinite(result).all() and np.abs(result).max() < 1e6
+            counts["answers"] += 1
+            counts["right"] += np.array_equal(result, expected[number])
+finally:
+    stop.set()
+    writer.join()
+for key, array in live.items():
+    array[:] = good[key]
+assert rows.tobytes() == before
+for number, call in enumerate(calls):
+    assert np.array_equal(call(), expected[number]), number
+print(counts, sorted(kinds_of_error))
+assert counts["errors"] and counts["answers"], counts
+"""
+
+
+@pytest.mark.parametrize("width", [8, 4, 2])
+def test_a_thread_that_spoils_the_arrays_of_a_lookup_makes_errors_and_never_a_crash(width: int) -> None:
+    if sys.platform == "win32":
+        pytest.skip("guard pages are made with mprotect")
+    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", RACE.format(bits=width, seconds=2.5)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
