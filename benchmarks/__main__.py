@@ -23,6 +23,8 @@ import numpy as np
 CASES = {"cached": (2_000, 256), "cache edge": (100_000, 512), "memory": (4_000_000, 1024)}
 NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 CALLS_A_ROUND = 10
+# Threads of a pool spin for a while after their work, and would take the next contender's core.
+IDLE = 0.05
 
 
 def make_table(num_rows: int, dim: int, bits: int) -> np.ndarray:
@@ -81,6 +83,7 @@ def measure(case: list[int], rounds: int) -> tuple[float, float, float]:
         for number in range(rounds + 1):
             answers = []
             for worker in workers:
+                time.sleep(IDLE)
                 worker.stdin.write(f"{number}\n")
                 worker.stdin.flush()
                 answers.append(json.loads(worker.stdout.readline()))
