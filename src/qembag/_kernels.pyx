@@ -415,9 +415,9 @@ cdef enum:
     CHUNKS_A_THREAD = 8
     MAX_CHUNKS = 2048
 
-# Rows times (dim + 64), the 64 for what a row costs whatever its dim. At this much, 14 us on one thread, two are 1.15 to
-# 1.4 times as fast, and 1.7 times at four times as much; at half of it they gain nothing. Opening a parallel region
-# takes 1 to 3 us when its threads are awake.
+# Rows times (dim + 64), the 64 for what a row costs whatever its dim. At this much, 14 us on one thread, two are
+# 1.15 to 1.4 times as fast, and 1.7 times at four times as much; at half of it they gain nothing. Opening a parallel
+# region takes 1 to 3 us when its threads are awake.
 cdef int64_t MIN_PARALLEL_WORK = 1 << 19
 
 
