@@ -644,13 +644,21 @@ def assert_fails_naming(
         assert out.tobytes() == before
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("argument", ["indices", "offsets", "per_sample_weights", "compressed_indices_mapping"])
+MAY_BE_NONE = ("per_sample_weights", "compressed_indices_mapping")
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"),
+    [
+        (argument, wrong)
+        for argument in ("indices", "offsets", *MAY_BE_NONE)
+        for wrong in WRONG
+        if wrong != "None" or argument not in MAY_BE_NONE
+    ],
+)
 def test_wrong_objects_as_arrays_of_a_lookup_are_refused_by_name(
     look_up: Callable[..., np.ndarray], argument: str, wrong: str
 ) -> None:
-    if wrong == "None" and argument in ("per_sample_weights", "compressed_indices_mapping"):
-        pytest.skip("may be None")
     given = {"indices": INDICES, "offsets": OFFSETS}
     short = {"per_sample_weights": "weights", "compressed_indices_mapping": "mapping"}
     given[short.get(argument, argument)] = WRONG[wrong]

@@ -67,7 +67,7 @@ def quantize(
            [0, 1, 2, 3]], dtype=uint8)
     """
     bits = _arguments.bits(bits)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be 'minmax' or 'greedy', got {method!r}")
     if method == "greedy" and bits == 8:
         raise ValueError("method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits")
