@@ -1075,7 +1075,7 @@ def test_outputs_that_rows_cannot_be_written_to_are_refused(level: str, look_up:
     read_only.flags.writeable = False
     base = np.ones(400, dtype=np.float32)
     side_by_side = "out must have the elements of a row side by side, got strides"
-    overlap = "out must have rows that do not overlap, got strides"
+    overlap = "out must have rows that lie apart, one after the other, got strides"
     strided = np.lib.stride_tricks.as_strided
     for out, text in [
         (read_only, "out must be writeable, got a read-only array"),
@@ -1312,3 +1312,33 @@ def test_what_crashes_torch_is_an_error_of_ours_in_the_same_process() -> None:
     for name, (theirs, ours) in report.items():
         print(f"{name}: torch {theirs}")
         assert ours == 7, (name, theirs, ours, done.stderr)
+
+
+# ---- Flags, codes, and numbers beyond float32 ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["no", 2, 1.0, None, np.array([0, 1])])
+def test_flags_are_true_or_false(look_up: Callable[..., np.ndarray], value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^include_last_offset must be True or False, got "):
+        look_up(INDICES, OFFSETS, include_last_offset=value)
+    with pytest.raises(TypeError, match=r"^optimized_qparams must be True or False, got "):
+        ops.embedding_bag_4bit_prepack(np.ones((2, 8), dtype=np.float32), value)
+
+
+def test_a_code_that_is_too_large_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^codes\[1, 1\] is 16: must be from 0 to 15 at 4 bits$"):
+        ops.embedding_bag_prepack(np.array([[1, 2], [3, 16]], dtype=np.uint8), [1, 2], [0, 1], 4)
+
+
+def test_numbers_beyond_float32_warn_nobody() -> None:
+    with pytest.raises(ValueError, match=r"^weights\[0\] must be finite"):
+        qembag.quantize([[1e300, 0]])
+    table = qembag.quantize(np.ones((2, 4), dtype=np.float32))
+    assert not np.isfinite(qembag.embedding_bag(table, [0], [0], per_sample_weights=[1e300])).any()
+
+
+def test_a_masked_output_is_refused(rows: np.ndarray, bits: int) -> None:
+    table = qembag.QuantizedTable(rows, bits)
+    out = np.ma.zeros((1, table.dim), dtype=np.float32)
+    with pytest.raises(TypeError, match=r"^out must be an array without a mask, got MaskedArray$"):
+        qembag.embedding_bag(table, [0], [0], out=out)

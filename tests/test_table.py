@@ -13,7 +13,7 @@ import pytest
 
 import qembag
 import reference
-from conftest import TAIL
+from conftest import TAIL, packed_rows
 from qembag import QuantizedTable
 
 MAPPING = np.array([2, -1, 0, 3, -1, 1, 1], dtype=np.int32)
@@ -559,3 +559,50 @@ def test_pruning_leaves_the_table_and_the_mask_as_they_were(table, values, same_
     table.prune(mask).prune(mask)
     assert mask.all()
     same_bits(table.dequantize(), values)
+
+
+# ---- What a caller does to the arrays of a table ---------------------------------------------------------------------
+
+
+def test_nobody_reshapes_a_table_through_its_attributes(rng):
+    rows = packed_rows(rng, 10, 8, 4)
+    table = qembag.QuantizedTable(rows, 4, compressed_indices_mapping=np.arange(10, dtype=np.int32))
+    table.data.shape = (20, 4)
+    table.data.dtype = np.int8
+    table.compressed_indices_mapping.shape = (2, 5)
+    assert table.shape == (10, 8)
+    assert table.scales.shape == (10,)
+    assert qembag.embedding(table, [1]).shape == (1, 8)
+
+
+def test_a_mapping_that_becomes_zero_later_still_prunes(rng, level, same_bits):
+    mapping = np.array([3], dtype=np.int32)
+    rows = packed_rows(rng, 10, 16, 8)
+    table = qembag.QuantizedTable(rows, 8, compressed_indices_mapping=mapping)
+    mapping[0] = 0
+    assert table.shape == np.asarray(table).shape == (1, 16)
+    same_bits(table[0], reference.dequantize(rows[:1], 8, 16)[0])
+    with pytest.raises(IndexError, match=r"^indices\[0\] is 5: out of range for a pruned table of 1 rows$"):
+        qembag.embedding(table, [5])
+
+
+@pytest.mark.parametrize("row", [99, -5])
+def test_pruning_checks_the_mapping_as_it_is_then(rng, row):
+    mapping = np.array([3, 4], dtype=np.int32)
+    table = qembag.QuantizedTable(packed_rows(rng, 10, 16, 8), 8, compressed_indices_mapping=mapping)
+    mapping[0] = row
+    message = rf"^compressed_indices_mapping\[0\] is {row}: must be -1 or the number of a row, in a table of 10 rows$"
+    with pytest.raises(IndexError, match=message):
+        table.prune([0])
+    with pytest.raises(IndexError, match=message):
+        table[0]
+
+
+def test_numpys_whole_numbers_choose_rows_too(rng, same_bits):
+    rows = packed_rows(rng, 10, 16, 8)
+    table = qembag.QuantizedTable(rows, 8)
+    for number in (np.int64(-1), np.uint8(9), 9, -1):
+        same_bits(table[number], reference.dequantize(rows[9:], 8, 16)[0])
+    for number in (10, -11, np.int64(10)):
+        with pytest.raises(IndexError, match=rf"^index {number} is out of range for a table of 10 rows$"):
+            table[number]

@@ -53,6 +53,12 @@ def as_array(value: object, name: str) -> Array:
         raise type(error)(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 
 
+def as_float32(array: Array) -> Array:
+    """In one piece; what is beyond float32 becomes an infinity, quietly: whoever minds looks for those."""
+    with np.errstate(over="ignore"):
+        return np.require(array, np.float32, ["C", "A"])
+
+
 def is_plain_python(value: object) -> bool:
     """A list, a tuple or a number, whose type of element NumPy has chosen, not the caller."""
     if any(hasattr(value, name) for name in ("dtype", "__array__", "__array_interface__", "__array_struct__")):
@@ -86,6 +92,13 @@ def bits(value: object) -> int:
     if number not in BITS:
         raise ValueError(f"bits must be 8, 4 or 2, got {number}")
     return number
+
+
+def flag(value: object, name: str) -> bool:
+    """True or False, also as NumPy's and as 1 or 0."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {kind_of(value)}")
 
 
 def share(value: object, name: str) -> float:
@@ -188,11 +201,15 @@ def mapping(value: object, *, check_rows: int | None = None) -> NDArray[np.int32
     array = np.require(array, np.int32, ["C", "A"]).view()
     if array.size == 1 and array[0] == 0:
         return None
-    if check_rows is not None:
-        wrong = np.flatnonzero((array < -1) | (array >= check_rows))
-        if wrong.size:
-            raise IndexError(_bad_mapping(int(wrong[0]), int(array[wrong[0]]), check_rows))
-    return array
+    return array if check_rows is None else checked_mapping(array, check_rows)
+
+
+def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int32]:
+    """The mapping, if each entry is -1 or the number of a row."""
+    wrong = np.flatnonzero((mapping < -1) | (mapping >= num_rows))
+    if wrong.size:
+        raise IndexError(_bad_mapping(int(wrong[0]), int(mapping[wrong[0]]), num_rows))
+    return mapping
 
 
 # ---- Bags ------------------------------------------------------------------------------------------------------
@@ -243,7 +260,7 @@ def weights(value: object, indices: Array, mode: int) -> Array | None:
         raise ValueError(f"{name} must be None in mode 'max', got {kind_of(value)}")
     array = as_array(value, name)
     if is_plain_python(value) and array.dtype.kind in "fiu":
-        array = array.astype(np.float32)
+        array = as_float32(array)
     if array.dtype.newbyteorder("=") not in (np.float32, np.float16):
         raise TypeError(f"{name} must be an array of float32 or float16, got {kind_of(array)}")
     if array.shape != indices.shape:
@@ -257,6 +274,8 @@ def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str,
     dtype = np.dtype(np.float16 if half else np.float32)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array of {dtype}, got {kind_of(out)}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out must be an array without a mask, got MaskedArray")
     if out.dtype != dtype or out.shape != shape:
         raise ValueError(f"out must be a {dtype} array of shape {shape}, got {kind_of(out)}")
     if not out.flags.writeable:
@@ -266,14 +285,14 @@ def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str,
     if out.shape[-1] > 1 and out.strides[-1] != dtype.itemsize:
         raise ValueError(f"out must have the elements of a row side by side, got strides {out.strides}")
     if _overlaps_itself(out):
-        raise ValueError(f"out must have rows that do not overlap, got strides {out.strides}")
+        raise ValueError(f"out must have rows that lie apart, one after the other, got strides {out.strides}")
     for name, value in inputs.items():
         if value is not None and _share_memory(out, np.asarray(value)):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
 
 
 def _overlaps_itself(array: Array) -> bool:
-    """Whether two rows of an output lie on the same memory, or might."""
+    """Whether two rows of an output lie on the same memory, or are too entangled to tell."""
     reach = array.shape[-1] * array.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides[:-1], array.shape[:-1], strict=True)):
         if length > 1:
@@ -297,7 +316,7 @@ def floats(value: object, name: str, *, allow_double: bool) -> Array:
     """An array of floats, at any stride; lists become float32."""
     array = as_array(value, name)
     if is_plain_python(value) and array.dtype.kind in "fiu":
-        array = array.astype(np.float32)
+        array = as_float32(array)
     allowed = (np.float32, np.float16, np.float64) if allow_double else (np.float32, np.float16)
     if array.dtype.newbyteorder("=") not in allowed:
         names = ", ".join(np.dtype(kind).name for kind in allowed[:-1]) + f" or {np.dtype(allowed[-1]).name}"
@@ -353,7 +372,8 @@ def fault_error(
         holder = f"table of {num_rows} rows" if num_embeddings == num_rows else f"pruned table of {num_embeddings} rows"
         return IndexError(f"{spot} is {value}{f' ({in_bag})' if in_bag else ''}: out of range for a {holder}")
     if where == "compressed_indices_mapping":
-        return IndexError(_bad_mapping(position, value, num_rows, f" ({spot}{', ' + in_bag if in_bag else ''})"))
+        source = ", ".join(filter(None, [spot if place else "", in_bag]))
+        return IndexError(_bad_mapping(position, value, num_rows, f" ({source})" if source else ""))
     return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
 
 

@@ -38,7 +38,8 @@ def look_up_bags(
     threads = _threads.resolve(num_threads)
     num_embeddings = len(rows) if mapping is None else len(mapping)
     padding = -1 if padding_idx is None else _arguments.padding_number(padding_idx, num_embeddings)
-    include_last_offset = bool(include_last_offset)
+    is_flag = isinstance(include_last_offset, bool)
+    last = include_last_offset if is_flag else _arguments.flag(include_last_offset, "include_last_offset")
 
     # The fast road: a kernel that knows all its arguments answers at once.
     result = kernel(
@@ -48,7 +49,7 @@ def look_up_bags(
         mapping,
         indices,
         offsets,
-        include_last_offset,
+        last,
         per_sample_weights,
         padding,
         mode,
@@ -61,9 +62,9 @@ def look_up_bags(
 
     # The slow one: convert, or say what is wrong.
     plain = _arguments.bag_indices(indices)
-    plain_offsets = _arguments.offsets(offsets, plain, include_last_offset)
+    plain_offsets = _arguments.offsets(offsets, plain, last)
     plain_weights = _arguments.weights(per_sample_weights, plain, mode)
-    num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - include_last_offset
+    num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - last
     inputs = {
         "the table": rows,
         "indices": indices,
@@ -74,7 +75,7 @@ def look_up_bags(
     _arguments.check_out(out, (num_bags, dim), half, inputs)
     if result is None:
         result = kernel(
-            rows, bits, dim, mapping, plain, plain_offsets, include_last_offset, plain_weights, padding, mode, out, half,
+            rows, bits, dim, mapping, plain, plain_offsets, last, plain_weights, padding, mode, out, half,
             threads, True,
         )  # fmt: skip
     if isinstance(result, np.ndarray):

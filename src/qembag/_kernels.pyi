@@ -23,7 +23,7 @@ def embedding_bag(
     out: object,
     half: bool,
     num_threads: int,
-    overlap_checked: bool = False,
+    out_checked: bool = False,
 ) -> NDArray[Any] | _Fault | None: ...
 def embedding(
     rows: object,
@@ -35,7 +35,7 @@ def embedding(
     out: object,
     half: bool,
     num_threads: int,
-    overlap_checked: bool = False,
+    out_checked: bool = False,
 ) -> NDArray[Any] | _Fault | None: ...
 def quantize(
     weights: NDArray[np.float32],

@@ -425,15 +425,16 @@ cdef void share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_chunks
     """Chunks of bags with about equally many rows each; an empty bag counts as one, for its output. The
     bounds are right even where another thread changes the offsets: they never decrease."""
     cdef Py_ssize_t chunk, low, high, middle
-    cdef int64_t first = read_offset(job, 0)
-    cdef double total = <double> (read_offset(job, job.num_bags) - first) + job.num_bags
+    # In double, where no difference of offsets overflows, whatever they hold.
+    cdef double first = read_offset(job, 0)
+    cdef double total = <double> read_offset(job, job.num_bags) - first + job.num_bags
     bounds[0] = 0
     for chunk in range(1, num_chunks):
         low = bounds[chunk - 1]
         high = job.num_bags
         while low < high:
             middle = low + (high - low) // 2
-            if <double> (read_offset(job, middle) - first) + middle < total * chunk / num_chunks:
+            if <double> read_offset(job, middle) - first + middle < total * chunk / num_chunks:
                 low = middle + 1
             else:
                 high = middle
@@ -598,10 +599,6 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
             return False
         job.num_embeddings = cnp.PyArray_DIM(<cnp.ndarray> mapping, 0)
         job.mapping = <const volatile int32_t *> data_of(mapping)
-        if job.num_embeddings == 1 and job.mapping[0] == 0:
-            # The reference's way to say that a table is not pruned.
-            job.mapping = NULL
-            job.num_embeddings = job.num_rows
     # How far ahead to prefetch, in rows.
     job.prefetch_distance = max(min(8192 // job.row_bytes, 64), 8)
     return True
@@ -722,7 +719,7 @@ cdef object run(Lookup *job, bint check_first, int num_threads, object result):
 
 def embedding_bag(object rows, int bits, Py_ssize_t dim, object mapping, object indices, object offsets,
                   bint include_last_offset, object per_sample_weights, int64_t padding_idx, int mode, object out,
-                  bint half, int num_threads, bint overlap_checked=False):
+                  bint half, int num_threads, bint out_checked=False):
     cdef Lookup job
     cdef cnp.npy_intp shape[2]
     cdef int type_number = cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32
@@ -733,10 +730,10 @@ def embedding_bag(object rows, int bits, Py_ssize_t dim, object mapping, object 
             and take_weights(&job, per_sample_weights, indices)):
         return None
     if out is not None:
-        if not take_out(&job, out, type_number):
+        if not (out_checked or cnp.PyArray_CheckExact(out)) or not take_out(&job, out, type_number):
             return None
-        if not overlap_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, offsets)
-                                    or may_overlap(out, per_sample_weights) or may_overlap(out, mapping)):
+        if not out_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, offsets)
+                                or may_overlap(out, per_sample_weights) or may_overlap(out, mapping)):
             return None
         return run(&job, True, num_threads, out)
     shape[0] = job.num_bags
@@ -748,7 +745,7 @@ def embedding_bag(object rows, int bits, Py_ssize_t dim, object mapping, object 
 
 
 def embedding(object rows, int bits, Py_ssize_t dim, object mapping, object indices, bint dequantize, object out,
-              bint half, int num_threads, bint overlap_checked=False):
+              bint half, int num_threads, bint out_checked=False):
     cdef Lookup job
     cdef cnp.npy_intp shape[2]
     cdef int type_number = cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32
@@ -767,9 +764,9 @@ def embedding(object rows, int bits, Py_ssize_t dim, object mapping, object indi
     job.bag_length = 1
     job.num_bags = job.num_indices
     if out is not None:
-        if not take_out(&job, out, type_number):
+        if not (out_checked or cnp.PyArray_CheckExact(out)) or not take_out(&job, out, type_number):
             return None
-        if not overlap_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, mapping)):
+        if not out_checked and (may_overlap(out, rows) or may_overlap(out, indices) or may_overlap(out, mapping)):
             return None
         return run(&job, True, num_threads, out)
     shape[0] = job.num_bags

@@ -257,6 +257,7 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
         job.bounds = <const float *> data_of(bounds)
     job.greedy = greedy
     job.num_bins = <float> num_bins
+    # Not cut to a whole number, and with the ratio in double: so torch 2.13.0 has it.
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))
     if num_threads == 0:
         num_threads = parallel_max_threads()

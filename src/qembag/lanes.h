@@ -15,6 +15,10 @@
 #ifndef QEMBAG_LANES_H
 #define QEMBAG_LANES_H
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#pragma fp_contract(off)
+#endif
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

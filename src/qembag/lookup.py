@@ -31,7 +31,7 @@ def embedding_bag(
     ----------
     table : QuantizedTable
     indices : array_like of integers, 1-D or 2-D
-        Row numbers, from 0 to ``table.num_embeddings - 1``. Each row of a 2-D array is a bag. int32 and int64 arrays in
+        Logical row numbers, from 0 to ``table.num_embeddings - 1``. Each row of a 2-D array is a bag. int32 and int64 arrays in
         one piece are used as they are.
     offsets : array_like of integers, 1-D, optional
         For 1-D indices: bag b is ``indices[offsets[b]:offsets[b + 1]]``. They must not decrease. Indices before the

@@ -51,7 +51,7 @@ def _mode(mode: object) -> int:
 
 
 def _pruning_map(pruned_weights: object, mapping: object) -> NDArray[np.int32] | None:
-    if not pruned_weights:
+    if pruned_weights is False or not _arguments.flag(pruned_weights, "pruned_weights"):
         return None
     if mapping is None:
         raise ValueError("compressed_indices_mapping must be given with pruned_weights=True, got None")
@@ -234,7 +234,7 @@ def _pack(
         bits,
         "weight",
         bounds=bounds,
-        greedy=bool(optimized_qparams),
+        greedy=_arguments.flag(optimized_qparams, "optimized_qparams"),
         num_bins=num_bins,
         ratio=_arguments.share(ratio, "ratio"),
     )
@@ -352,7 +352,7 @@ def _unpack(bits: int) -> Callable[[ArrayLike], NDArray[np.float32]]:
     )
 
 
-def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: ArrayLike, bits: int = 8) -> QuantizedTable:
+def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: ArrayLike, bits: int) -> QuantizedTable:
     """Pack a per-channel quantized tensor, given by its parts: ``quantized::embedding_bag_prepack``.
 
     Parameters
@@ -380,16 +380,19 @@ def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: Arra
         raise TypeError(f"codes must be an array of uint8, got {_arguments.kind_of(array)}")
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"codes must have 2 dimensions and a dim of 1 or more, got {_arguments.kind_of(array)}")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) < 2**bits:
-        raise ValueError(f"codes must be from 0 to {2**bits - 1} at {bits} bits, got up to {array.max()}")
+    too_large = np.argwhere((array < 0) | (array >= 2**bits))
+    if too_large.size:
+        row, place = too_large[0]
+        raise ValueError(
+            f"codes[{row}, {place}] is {array[row, place]}: must be from 0 to {2**bits - 1} at {bits} bits"
+        )
     num_rows, dim = array.shape
     parts = []
     for name, value in (("scales", scales), ("zero_points", zero_points)):
         part = _arguments.floats(value, name, allow_double=True)
         if part.shape != (num_rows,):
             raise ValueError(f"{name} must have shape ({num_rows},), got {_arguments.kind_of(part)}")
-        with np.errstate(over="ignore"):
-            parts.append(part.astype(np.float32))
+        parts.append(_arguments.as_float32(part).copy())
     tail_type = np.dtype("<f4") if bits == 8 else np.dtype("<f2")
     tail = np.empty((num_rows, 2), dtype=tail_type)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -452,8 +455,9 @@ def _rowwise_offsets_meta(bits: int) -> Callable[..., _Meta]:
     ) -> _Meta:
         rows = _checked_rows(weight)
         plain = _arguments.bag_indices(indices)
-        plain_offsets = _arguments.offsets(offsets, plain, include_last_offset)
-        num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - bool(include_last_offset)
+        last = _arguments.flag(include_last_offset, "include_last_offset")
+        plain_offsets = _arguments.offsets(offsets, plain, last)
+        num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - int(last)
         return (num_bags, _arguments.full_dim(rows.shape[1], bits, "weight")), np.dtype(np.float32)
 
     of = f"embedding_bag_{NAMES[bits]}_rowwise_offsets"
@@ -472,7 +476,7 @@ def _prepack_meta(bits: int) -> Callable[..., _Meta]:
 
 
 def embedding_bag_byte_prepack_meta(weight: ArrayLike) -> _Meta:
-    """Shape and dtype of what `embedding_bag_byte_prepack` would return: uint8, where the reference's says float32."""
+    """Shape and dtype of what `embedding_bag_byte_prepack` would return: uint8, where the reference's says `weight`'s."""
     return _byte_prepack_meta(weight)
 
 

@@ -12,10 +12,11 @@ static inline int parallel_max_threads(void)
 }
 
 /* A forked child has none of the threads that its parent's pool counts on, and its next parallel region would wait for
- * them for ever. Without a pool at the fork it makes one of its own. MSVC has neither the call nor fork. */
+ * them for ever. Without a pool at the fork it makes one of its own. That is libgomp's way; libomp, clang's, sees to
+ * forks itself, and MSVC has none. */
 static inline void parallel_pause(void)
 {
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9)
+#if defined(__GNUC__) && __GNUC__ >= 9 && !defined(__clang__)
     omp_pause_resource_all(omp_pause_hard);
 #endif
 }

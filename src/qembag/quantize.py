@@ -100,8 +100,7 @@ def pack_rows(
     at_once = max(num_rows if is_plain else CONVERTED_AT_ONCE // max(dim, 1), 1)
     for start in range(0, num_rows, at_once):
         part = slice(start, start + at_once)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which the kernel reports
-            rows = np.require(weights[part], np.float32, ["C", "A"])
+        rows = _arguments.as_float32(weights[part])
         part_bounds = None if bounds is None else np.require(bounds[part], np.float32, ["C", "A"])
         fault = _dispatch.kernels.quantize(rows, bits, packed[part], part_bounds, greedy, num_bins, ratio, threads)
         if fault is not None:

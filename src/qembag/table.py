@@ -36,8 +36,10 @@ class QuantizedTable:
 
     Attributes
     ----------
-    data, bits, dim, compressed_indices_mapping
-        As given.
+    data, bits, dim
+        As given; `data` is a new view at each access, of the same memory.
+    compressed_indices_mapping : ndarray of int32, or None
+        None where nothing is pruned.
     num_rows : int
         Stored rows.
     num_embeddings : int
@@ -88,7 +90,7 @@ class QuantizedTable:
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        return self._data
+        return self._data.view()
 
     @property
     def bits(self) -> int:
@@ -100,7 +102,7 @@ class QuantizedTable:
 
     @property
     def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
-        return self._mapping
+        return None if self._mapping is None else self._mapping.view()
 
     @property
     def num_rows(self) -> int:
@@ -130,12 +132,12 @@ class QuantizedTable:
 
     @property
     def scales(self) -> NDArray[np.float32]:
-        """The scale of each stored row: float32, shape (num_rows,), a copy."""
+        """The scale of each stored row: float32, shape (num_rows,), decoded at each access."""
         return self._tail()[:, 0].copy()
 
     @property
     def biases(self) -> NDArray[np.float32]:
-        """The bias of each stored row: float32, shape (num_rows,), a copy."""
+        """The bias of each stored row: float32, shape (num_rows,), decoded at each access."""
         return self._tail()[:, 1].copy()
 
     def codes(self) -> NDArray[np.uint8]:
@@ -195,7 +197,14 @@ class QuantizedTable:
         """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
         if isinstance(item, tuple):
             raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
-        return self._look_up(np.arange(self.num_embeddings)[item])
+        count = self.num_embeddings
+        if isinstance(item, slice):
+            return self._look_up(np.arange(*item.indices(count)))
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            if not -count <= item < count:
+                raise IndexError(f"index {item} is out of range for a table of {count} rows")
+            return self._look_up(int(item) % count)
+        return self._look_up(np.arange(count)[item])
 
     def __len__(self) -> int:
         return self.num_embeddings
@@ -266,11 +275,13 @@ class QuantizedTable:
         if self._mapping is None:
             rows = np.flatnonzero(kept)
         else:
-            kept &= self._mapping >= 0
-            rows = self._mapping[kept]
+            # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
+            stored = _arguments.checked_mapping(self._mapping.copy(), self.num_rows)
+            kept &= stored >= 0
+            rows = stored[kept]
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return type(self)(self._data[rows], self._bits, dim=self._dim, compressed_indices_mapping=mapping)
+        return _restore(type(self), self._data[rows], self._bits, self._dim, mapping, None)
 
 
 def _restore(
@@ -281,6 +292,9 @@ def _restore(
     mapping: NDArray[np.int32] | None,
     per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
 ) -> QuantizedTable:
-    table = kind(data, bits, dim=dim, compressed_indices_mapping=mapping)
-    table._per_channel = per_channel
+    """A table of its parts, whatever arguments a subclass takes."""
+    checked = QuantizedTable(data, bits, dim=dim, compressed_indices_mapping=mapping)
+    table = kind.__new__(kind)
+    table._data, table._bits, table._dim = checked._data, checked._bits, checked._dim
+    table._mapping, table._per_channel = checked._mapping, per_channel
     return table
