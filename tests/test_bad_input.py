@@ -1342,3 +1342,12 @@ def test_a_masked_output_is_refused(rows: np.ndarray, bits: int) -> None:
     out = np.ma.zeros((1, table.dim), dtype=np.float32)
     with pytest.raises(TypeError, match=r"^out must be an array without a mask, got MaskedArray$"):
         qembag.embedding_bag(table, [0], [0], out=out)
+
+
+@pytest.mark.parametrize("dim", [8, 300, 3000])
+@pytest.mark.parametrize("offset", [-1, 4])
+def test_the_end_of_no_bags_must_lie_within_the_indices_too(level: str, dim: int, offset: int) -> None:
+    table = qembag.quantize(np.ones((4, dim), dtype=np.float32))
+    with pytest.raises(ValueError, match=rf"^offsets\[0\] is {offset}: must be from 0 to 3, the number of indices$"):
+        qembag.embedding_bag(table, [0, 1, 2], [offset], include_last_offset=True)
+    assert qembag.embedding_bag(table, [0, 1, 2], [3], include_last_offset=True).shape == (0, dim)

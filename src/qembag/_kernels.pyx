@@ -380,6 +380,9 @@ cdef bint look_up_passes(const codes *unused, kind *unused_too, const Lookup *jo
     if num_groups <= LANES_MAX_BLOCK:
         return look_up_block[codes, kind](NULL, NULL, job, first_bag, end_bag, 0, num_groups, end, True)
     num_passes = (num_groups + LANES_MAX_BLOCK - 1) // LANES_MAX_BLOCK
+    # An offset is wrong also where no bag starts at it: the end of no bags.
+    if not 0 <= read_offset(job, first_bag) <= job.num_indices:
+        return False
     for bag in range(first_bag, end_bag):
         for number in range(num_passes):
             first_group = num_groups * number // num_passes
