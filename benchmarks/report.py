@@ -91,7 +91,7 @@ def targets(cases: dict[str, Any]) -> str:
 
 
 def slower(cases: dict[str, Any]) -> str:
-    found = [f"`{name}` ({case['ratio']:.2f})" for name, case in cases.items() if case["ratio"] < SLOWER]
+    found = [f"`{name}` ({case['ratio']:.3f})" for name, case in cases.items() if case["ratio"] < SLOWER]
     return f"Below {SLOWER}: {', '.join(found) if found else 'none'}."
 
 

@@ -189,7 +189,7 @@ def test_the_report_has_the_numbers(benchmarks, results):
     assert "| one thread, cached, dim 128 | 1.50 | 1.50 | 1.50 | 4.32 | 4.32 | 4.32 |" in text
     assert "| `cached/8bit/dim=100` | 6.54 | 4.32 | 1.50 (1.25 to 1.75) |" in text
     assert "| `memory/4bit` | 98.76 | 6.54 | 4.32 | 1.23 | 1.50 (1.25 to 1.75) |" in text
-    assert "Below 0.95: `cached/8bit/zipf` (0.91)." in text
+    assert "Below 0.95: `cached/8bit/zipf` (0.910)." in text
     assert "**Answers differ in: `cached/2bit/zipf`.**" in text
     assert "| 70.3 KiB | 1,000 | 4.04 | 6.06 | 1.01 |" in text
     assert "L1d 32 KiB, L2 1 MiB, L3 32 MiB" in text
