@@ -36,9 +36,10 @@ cdef extern from "lanes.h" nogil:
     lanes lanes_broadcast(float)
     lanes lanes_load(const float *)
     void lanes_store(float *, lanes)
-    void lanes_store_any(uint8_t *, int, Py_ssize_t, lanes)
+    void store_part(uint8_t *, const float *, Py_ssize_t, int)
     lanes lanes_add(lanes, lanes)
     lanes lanes_add_by_fma(lanes, lanes)
+    void lanes_accumulate(lanes *, lanes, lanes, lanes)
     lanes lanes_mul(lanes, lanes)
     lanes lanes_fma(lanes, lanes, lanes)
     lanes lanes_max(lanes, lanes)
@@ -269,41 +270,54 @@ cdef inline void unpack_quad(const codes *unused, const uint8_t *p, lanes *x, bi
         unpack_quad_2bit(p, x)
 
 
-cdef inline void unpack_row(const codes *unused, block *values, const uint8_t *row,
-                            const Columns *columns) noexcept nogil:
-    """The row's codes in a block of floats; a quad's not in order."""
+cdef inline Py_ssize_t byte_of_group(const codes *unused, block *unused_too, const Columns *columns,
+                                     Py_ssize_t k) noexcept nogil:
+    """Where a group of the block, or the quad that it starts, is found in a row."""
     cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
-    cdef Py_ssize_t num_quads = count_quads[codes, block](NULL, NULL)
-    cdef Py_ssize_t group_bytes = bytes_of_group[codes](NULL)
-    cdef Py_ssize_t k, byte
-    for k in range(num_quads):
-        byte = columns.last_byte if 4 * k == num_groups - 4 else columns.first_byte + 4 * k * group_bytes
-        unpack_quad[codes](NULL, row + byte, &values.group[4 * k], num_groups == 4)
-    for k in range(4 * num_quads, num_groups):
-        byte = columns.last_byte if k == num_groups - 1 else columns.first_byte + k * group_bytes
-        values.group[k] = unpack[codes](NULL, row + byte, num_groups == 1 and columns.is_short)
+    cdef Py_ssize_t last_start = num_groups - (4 if 4 * count_quads[codes, block](NULL, NULL) == num_groups else 1)
+    return columns.last_byte if k == last_start else columns.first_byte + k * bytes_of_group[codes](NULL)
 
 
 cdef inline void add_row(const codes *unused, block *acc, const uint8_t *row, const Columns *columns, lanes scale,
                          lanes bias) noexcept nogil:
-    cdef block values
-    cdef Py_ssize_t k
-    unpack_row[codes, block](NULL, &values, row, columns)
-    for k in range(<Py_ssize_t> (sizeof(block) // sizeof(lanes))):
+    cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
+    cdef Py_ssize_t num_quads = count_quads[codes, block](NULL, NULL)
+    cdef lanes four[4]
+    cdef lanes x
+    cdef Py_ssize_t k, j
+    for k in range(0, 4 * num_quads, 4):
+        unpack_quad[codes](NULL, row + byte_of_group[codes, block](NULL, NULL, columns, k), four, num_groups == 4)
+        for j in range(4):
+            if codes is codes_8bit and j % 2 == 0:
+                acc.group[k + j] = lanes_fma(scale, four[j], lanes_add_by_fma(acc.group[k + j], bias))
+            else:
+                lanes_accumulate(&acc.group[k + j], scale, four[j], bias)
+    # One by one, so that no more registers are needed than there are at AVX2.
+    for k in range(4 * num_quads, num_groups):
+        x = unpack[codes](NULL, row + byte_of_group[codes, block](NULL, NULL, columns, k),
+                          num_groups == 1 and columns.is_short)
         if codes is codes_8bit and block in quads and k % 2 == 0:
-            acc.group[k] = lanes_fma(scale, values.group[k], lanes_add_by_fma(acc.group[k], bias))
+            acc.group[k] = lanes_fma(scale, x, lanes_add_by_fma(acc.group[k], bias))
         else:
-            acc.group[k] = lanes_fma(scale, values.group[k], lanes_add(acc.group[k], bias))
+            lanes_accumulate(&acc.group[k], scale, x, bias)
 
 
 cdef inline void max_row(const codes *unused, block *acc, const uint8_t *row, const Columns *columns, lanes scale,
                          lanes bias, bint is_first) noexcept nogil:
-    cdef block values
+    cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
+    cdef Py_ssize_t num_quads = count_quads[codes, block](NULL, NULL)
+    cdef lanes four[4]
     cdef lanes x
-    cdef Py_ssize_t k
-    unpack_row[codes, block](NULL, &values, row, columns)
-    for k in range(<Py_ssize_t> (sizeof(block) // sizeof(lanes))):
-        x = lanes_fma(scale, values.group[k], bias)
+    cdef Py_ssize_t k, j
+    for k in range(0, 4 * num_quads, 4):
+        unpack_quad[codes](NULL, row + byte_of_group[codes, block](NULL, NULL, columns, k), four, num_groups == 4)
+        for j in range(4):
+            x = lanes_fma(scale, four[j], bias)
+            acc.group[k + j] = x if is_first else lanes_max(x, acc.group[k + j])
+    for k in range(4 * num_quads, num_groups):
+        x = unpack[codes](NULL, row + byte_of_group[codes, block](NULL, NULL, columns, k),
+                          num_groups == 1 and columns.is_short)
+        x = lanes_fma(scale, x, bias)
         acc.group[k] = x if is_first else lanes_max(x, acc.group[k])
 
 
@@ -314,31 +328,37 @@ cdef inline void read_tail(const codes *unused, const uint8_t *p, lanes *scale, 
         read_tail_half(p, scale, bias)
 
 
+cdef inline Py_ssize_t element_of_group(const codes *unused, block *unused_too, const Columns *columns,
+                                        Py_ssize_t k) noexcept nogil:
+    """The first element of a group in order."""
+    cdef Py_ssize_t group_bytes = bytes_of_group[codes](NULL)
+    if k < 4 * count_quads[codes, block](NULL, NULL):
+        return byte_of_group[codes, block](NULL, NULL, columns, k // 4 * 4) * (16 // group_bytes) + k % 4 * 16
+    return byte_of_group[codes, block](NULL, NULL, columns, k) * (16 // group_bytes)
+
+
 cdef inline void store_block(const codes *unused, block *acc, const Lookup *job, Py_ssize_t bag, const Columns *columns,
                              bint is_whole) noexcept nogil:
     """A bag's output, in order; `is_whole` where it is float32 and no group ends beyond it."""
     cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
-    cdef Py_ssize_t num_quads = count_quads[codes, block](NULL, NULL)
-    cdef Py_ssize_t group_bytes = bytes_of_group[codes](NULL)
-    cdef Py_ssize_t codes_per_byte = 16 // group_bytes
     cdef uint8_t *out = job.out + bag * job.out_stride
-    cdef Py_ssize_t k, byte, element
-    for k in range(num_quads):
-        lanes_in_order_quad(&acc.group[4 * k])
+    cdef float whole[16 * 8]
+    cdef Py_ssize_t k, element
+    for k in range(0, 4 * count_quads[codes, block](NULL, NULL), 4):
+        lanes_in_order_quad(&acc.group[k])
     if codes is codes_4bit:
         for k in range(num_groups):
             acc.group[k] = lanes_in_order_4bit(acc.group[k])
-    for k in range(num_groups):
-        if k < 4 * num_quads:
-            byte = columns.last_byte if k // 4 * 4 == num_groups - 4 else columns.first_byte + k // 4 * 4 * group_bytes
-            byte += k % 4 * group_bytes
-        else:
-            byte = columns.last_byte if k == num_groups - 1 else columns.first_byte + k * group_bytes
-        element = byte * codes_per_byte
-        if is_whole:
-            lanes_store(<float *> out + element, acc.group[k])
-        else:
-            lanes_store_any(out + element * job.out_size, job.out_size, job.dim - element, acc.group[k])
+    if is_whole:
+        for k in range(num_groups):
+            lanes_store(<float *> out + element_of_group[codes, block](NULL, NULL, columns, k), acc.group[k])
+    else:
+        # By way of memory: values that lived across a call would have no registers in the row loop either.
+        for k in range(num_groups):
+            lanes_store(whole + 16 * k, acc.group[k])
+        for k in range(num_groups):
+            element = element_of_group[codes, block](NULL, NULL, columns, k)
+            store_part(out + element * job.out_size, whole + 16 * k, job.dim - element, job.out_size)
 
 
 cdef inline void prefetch_row(const uint8_t *row, Py_ssize_t first_byte, Py_ssize_t num_bytes,

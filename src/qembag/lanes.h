@@ -442,6 +442,13 @@ static inline lanes lanes_fma(lanes a, lanes b, lanes c)
     return lanes_of(_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high));
 }
 
+/* *acc = scale * x + (*acc + bias), half by half: gcc 12 keeps halves in registers that it would not find as wholes. */
+static inline void lanes_accumulate(lanes *acc, lanes scale, lanes x, lanes bias)
+{
+    acc->low = _mm256_fmadd_ps(scale.low, x.low, _mm256_add_ps(acc->low, bias.low));
+    acc->high = _mm256_fmadd_ps(scale.high, x.high, _mm256_add_ps(acc->high, bias.high));
+}
+
 static inline lanes lanes_max(lanes a, lanes b)
 {
     return lanes_of(_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high));
@@ -937,6 +944,14 @@ static inline lanes unpack_2bit(const uint8_t *p)
 
 /* ---- The same for every level -------------------------------------------------------------------- */
 
+#if !LANES_AVX2
+/* *acc = scale * x + (*acc + bias): the sum rounded, then the fma. */
+static inline void lanes_accumulate(lanes *acc, lanes scale, lanes x, lanes bias)
+{
+    *acc = lanes_fma(scale, x, lanes_add(*acc, bias));
+}
+#endif
+
 #if !LANES_AVX512
 static inline lanes lanes_in_order_4bit(lanes x)
 {
@@ -1012,21 +1027,17 @@ static inline lanes lanes_zero(void)
     return lanes_broadcast(0.0f);
 }
 
-/* Up to sixteen floats, or halves where `size` is 2, and nothing after them. Out of the way of the loops: it is called
- * only where an output is not whole groups of float32, and inlined it would cost them registers. */
-static NOT_INLINE void lanes_store_any(uint8_t *p, int size, ptrdiff_t count, lanes x)
+/* Sixteen floats, or as many as `count` says if that is fewer, as floats or, where `size` is 2, halves; nothing after
+ * them. Out of the way of the loops: it is called only where an output is not whole groups of float32. */
+static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int size)
 {
-    if (count > 16)
-        count = 16;
-    if (size == 4) {
-        float whole[16];
-        lanes_store(whole, x);
-        memcpy(p, whole, (size_t)count * sizeof *whole);
-    } else {
-        uint16_t whole[16];
-        lanes_store_half(whole, x);
-        memcpy(p, whole, (size_t)count * sizeof *whole);
+    uint16_t halves[16];
+    const void *source = values;
+    if (size != 4) {
+        lanes_store_half(halves, lanes_load(values));
+        source = halves;
     }
+    memcpy(p, source, (size_t)((count < 16 ? count : 16) * size));
 }
 
 /* ---- Packing: sixteen codes, a byte each, into the bytes of a group ---------------------------------- */
