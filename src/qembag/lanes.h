@@ -56,6 +56,19 @@ static inline uint32_t read_u32(const uint8_t *p)
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
+/* Of single bytes gcc makes no whole store where it has vectorized them: an eighth of the time of quantizing rows of
+ * 64, a third of that of rows of 16. */
+#if defined(_MSC_VER) || (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+static inline void write_u16(uint8_t *p, uint16_t value)
+{
+    memcpy(p, &value, sizeof value);
+}
+
+static inline void write_u32(uint8_t *p, uint32_t value)
+{
+    memcpy(p, &value, sizeof value);
+}
+#else
 static inline void write_u16(uint8_t *p, uint16_t value)
 {
     p[0] = (uint8_t)value;
@@ -67,6 +80,7 @@ static inline void write_u32(uint8_t *p, uint32_t value)
     write_u16(p, (uint16_t)value);
     write_u16(p + 2, (uint16_t)(value >> 16));
 }
+#endif
 
 static inline float float_of_bits(uint32_t bits)
 {
@@ -194,17 +208,21 @@ static inline __m128i packed_2bit(__m128i codes)
     return _mm_packus_epi16(words, words);
 }
 
-/* The least of four: see `lanes_least`. */
-static inline float least_of_4(__m128 x)
+/* The least of each four: see `leasts_of_fours`. */
+static inline __m128 leasts_of_4(const float *p)
 {
-    const __m128 pair = _mm_min_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_min_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+    const __m128 a = _mm_loadu_ps(p), b = _mm_loadu_ps(p + 4), c = _mm_loadu_ps(p + 8), d = _mm_loadu_ps(p + 12);
+    const __m128 ab = _mm_min_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+    const __m128 cd = _mm_min_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+    return _mm_min_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd));
 }
 
-static inline float greatest_of_4(__m128 x)
+static inline __m128 greatests_of_4(const float *p)
 {
-    const __m128 pair = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+    const __m128 a = _mm_loadu_ps(p), b = _mm_loadu_ps(p + 4), c = _mm_loadu_ps(p + 8), d = _mm_loadu_ps(p + 12);
+    const __m128 ab = _mm_max_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+    const __m128 cd = _mm_max_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+    return _mm_max_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd));
 }
 #endif
 
@@ -295,16 +313,22 @@ static inline int lanes_all_finite(lanes x)
     return _mm512_fpclass_ps_mask(x, 0x99) == 0; /* NaN of either kind, infinity of either sign */
 }
 
-static inline float lanes_least(lanes x)
+static inline void four_leasts(float *p, lanes x)
 {
     const __m256 eight = _mm256_min_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    return least_of_4(_mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+    _mm_storeu_ps(p, _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
 }
 
-static inline float lanes_greatest(lanes x)
+static inline void four_greatests(float *p, lanes x)
 {
     const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    return greatest_of_4(_mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+    _mm_storeu_ps(p, _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+}
+
+static inline lanes lanes_of_fours(__m128 a, __m128 b, __m128 c, __m128 d)
+{
+    const __m512 ab = _mm512_insertf32x4(_mm512_castps128_ps512(a), b, 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(ab, c, 2), d, 3);
 }
 
 static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
@@ -527,16 +551,22 @@ static inline int lanes_all_finite(lanes x)
     return _mm256_movemask_ps(_mm256_cmp_ps(low, high, _CMP_UNORD_Q)) == 0;
 }
 
-static inline float lanes_least(lanes x)
+static inline void four_leasts(float *p, lanes x)
 {
     const __m256 eight = _mm256_min_ps(x.low, x.high);
-    return least_of_4(_mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+    _mm_storeu_ps(p, _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
 }
 
-static inline float lanes_greatest(lanes x)
+static inline void four_greatests(float *p, lanes x)
 {
     const __m256 eight = _mm256_max_ps(x.low, x.high);
-    return greatest_of_4(_mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+    _mm_storeu_ps(p, _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+}
+
+static inline lanes lanes_of_fours(__m128 a, __m128 b, __m128 c, __m128 d)
+{
+    return lanes_of(_mm256_insertf128_ps(_mm256_castps128_ps256(a), b, 1),
+                    _mm256_insertf128_ps(_mm256_castps128_ps256(c), d, 1));
 }
 
 static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
@@ -912,14 +942,20 @@ static inline lanes lanes_div(lanes a, lanes b)
     return a;
 }
 
-static inline float lanes_least(lanes x)
+static inline void four_leasts(float *p, lanes x)
 {
-    return least_of_4(_mm_min_ps(_mm_min_ps(x.part[0], x.part[2]), _mm_min_ps(x.part[1], x.part[3])));
+    _mm_storeu_ps(p, _mm_min_ps(_mm_min_ps(x.part[0], x.part[2]), _mm_min_ps(x.part[1], x.part[3])));
 }
 
-static inline float lanes_greatest(lanes x)
+static inline void four_greatests(float *p, lanes x)
 {
-    return greatest_of_4(_mm_max_ps(_mm_max_ps(x.part[0], x.part[2]), _mm_max_ps(x.part[1], x.part[3])));
+    _mm_storeu_ps(p, _mm_max_ps(_mm_max_ps(x.part[0], x.part[2]), _mm_max_ps(x.part[1], x.part[3])));
+}
+
+static inline lanes lanes_of_fours(__m128 a, __m128 b, __m128 c, __m128 d)
+{
+    const lanes result = {{a, b, c, d}};
+    return result;
 }
 
 static inline __m128i sixteen_codes(lanes x)
@@ -1227,30 +1263,66 @@ static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
 }
 #endif
 
+/* The least of a row, in two steps, so that the second can be done for sixteen rows at once. Which of two zeros of
+ * unlike sign is the least depends on the order in which they meet, so that is the same at every level: the lanes'
+ * halves first, then their quarters, and so on; of equals the second is kept. */
+#if LANES_AVX512 || LANES_AVX2 || LANES_SSE2
+static inline lanes leasts_of_fours(const float *p)
+{
+    return lanes_of_fours(leasts_of_4(p), leasts_of_4(p + 16), leasts_of_4(p + 32), leasts_of_4(p + 48));
+}
+
+static inline lanes greatests_of_fours(const float *p)
+{
+    return lanes_of_fours(greatests_of_4(p), greatests_of_4(p + 16), greatests_of_4(p + 32), greatests_of_4(p + 48));
+}
+#else
+static inline float lesser(float a, float b)
+{
+    return a < b ? a : b;
+}
+
+static inline float greater(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+/* Four floats, the least of which is the least of the lanes. */
+static inline void four_leasts(float *p, lanes x)
+{
+    float values[16];
+    lanes_store(values, x);
+    for (int i = 0; i < 4; i++)
+        p[i] = lesser(lesser(values[i], values[8 + i]), lesser(values[4 + i], values[12 + i]));
+}
+
+static inline void four_greatests(float *p, lanes x)
+{
+    float values[16];
+    lanes_store(values, x);
+    for (int i = 0; i < 4; i++)
+        p[i] = greater(greater(values[i], values[8 + i]), greater(values[4 + i], values[12 + i]));
+}
+
+/* Of sixteen times four floats, the least of each four. */
+static inline lanes leasts_of_fours(const float *p)
+{
+    float values[16];
+    for (int i = 0; i < 16; i++)
+        values[i] = lesser(lesser(p[4 * i], p[4 * i + 2]), lesser(p[4 * i + 1], p[4 * i + 3]));
+    return lanes_load(values);
+}
+
+static inline lanes greatests_of_fours(const float *p)
+{
+    float values[16];
+    for (int i = 0; i < 16; i++)
+        values[i] = greater(greater(p[4 * i], p[4 * i + 2]), greater(p[4 * i + 1], p[4 * i + 3]));
+    return lanes_load(values);
+}
+#endif
+
 #if !LANES_AVX512 && !LANES_AVX2 && !LANES_SSE2
-/* The least lane. Which of two zeros of unlike sign is the least depends on the order in which they meet, so that is
- * the same at every level: the lanes' halves first, then the quarters of what is left, and so on; of equals the
- * second is kept. */
-static inline float lanes_least(lanes x)
-{
-    float values[16];
-    lanes_store(values, x);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            values[i] = values[i] < values[half + i] ? values[i] : values[half + i];
-    return values[0];
-}
-
-static inline float lanes_greatest(lanes x)
-{
-    float values[16];
-    lanes_store(values, x);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            values[i] = values[i] > values[half + i] ? values[i] : values[half + i];
-    return values[0];
-}
-
 static inline uint64_t read_u64(const uint8_t *p)
 {
     return read_u32(p) | (uint64_t)read_u32(p + 4) << 32;
