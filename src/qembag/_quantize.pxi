@@ -62,11 +62,6 @@ cdef inline void pack_four(codes *p, lanes a, lanes b, lanes c, lanes d) noexcep
         pack_four_2bit(<uint8_t *> p, a, b, c, d)
 
 
-cdef inline lanes to_code(lanes x, lanes bias, lanes inverse, lanes top) noexcept nogil:
-    """Packing rounds it, and makes zero of what is below."""
-    return lanes_min(top, lanes_mul(lanes_sub(x, bias), inverse))
-
-
 cdef void squared_errors(const float *row, Py_ssize_t dim, float low, float high, float max_code,
                          float *squares) noexcept nogil:
     cdef float bias = float_of_half(half_of_float(low))
@@ -149,7 +144,7 @@ cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t fi
     cdef uint8_t short_codes[16]
     cdef lanes sums = lanes_zero()
     cdef lanes top = lanes_broadcast(max_code)
-    cdef lanes x, minima, maxima, low, high, width, scale, bias, inverse
+    cdef lanes x, y, z, w, minima, maxima, low, high, width, scale, bias, inverse
     cdef const float *row
     cdef uint8_t *out
     cdef Py_ssize_t number, i
@@ -230,7 +225,7 @@ cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t fi
         bias = lanes_broadcast(biases[number])
         inverse = lanes_broadcast(inverses[number])
         if dim < 16:
-            x = to_code(lanes_load_part(row, dim, bias), bias, inverse, top)
+            x = lanes_min(top, lanes_mul(lanes_sub(lanes_load_part(row, dim, bias), bias), inverse))
             if codes_bytes + tail_bytes >= group_bytes:
                 pack(<codes *> out, x)      # the tail will cover what lies behind the codes
             else:
@@ -238,17 +233,18 @@ cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t fi
                 memcpy(out, short_codes, codes_bytes)
         else:
             for i in range(0, dim - 63, 64):
-                pack_four(<codes *> (out + i // codes_per_byte),
-                          to_code(lanes_load(row + i), bias, inverse, top),
-                          to_code(lanes_load(row + i + 16), bias, inverse, top),
-                          to_code(lanes_load(row + i + 32), bias, inverse, top),
-                          to_code(lanes_load(row + i + 48), bias, inverse, top))
+                x = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i), bias), inverse))
+                y = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 16), bias), inverse))
+                z = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 32), bias), inverse))
+                w = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 48), bias), inverse))
+                pack_four(<codes *> (out + i // codes_per_byte), x, y, z, w)
             for i in range(dim // 64 * 64, dim - 15, 16):
-                pack(<codes *> (out + i // codes_per_byte), to_code(lanes_load(row + i), bias, inverse, top))
+                x = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i), bias), inverse))
+                pack(<codes *> (out + i // codes_per_byte), x)
             if dim % 16 != 0:
                 # The last group ends where the codes do. Elements that are not there have the bias: code zero.
                 i = codes_bytes * codes_per_byte - 16
-                x = to_code(load_part(row + i, dim - i, bias), bias, inverse, top)
+                x = lanes_min(top, lanes_mul(lanes_sub(load_part(row + i, dim - i, bias), bias), inverse))
                 pack(<codes *> (out + codes_bytes - group_bytes), x)
         out += codes_bytes
         if codes is codes_8bit:
