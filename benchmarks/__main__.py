@@ -1,143 +1,143 @@
-"""qembag against PyTorch, side by side: `python -m benchmarks` (needs torch 2.13.0 beside qembag).
+"""qembag against PyTorch, NumPy and the machine's floor: `python -m benchmarks` (needs torch 2.13.0 and matplotlib).
 
-Each contender works in a process of its own, so that no pool of threads disturbs another's. Rounds alternate between
-them; each round looks up fresh indices, because a repeated set would sit in the cache and measure nothing of memory.
-What is printed is the median of the rounds' ratios, torch's time over ours. Answers must agree bit for bit.
+Without options everything is measured (half an hour, 16 GB of memory) and written to docs/. `--only cached/4bit/dim`
+measures what has these words in its name and prints it; `--list` shows the names. To compare two builds of qembag,
+install the other one beside: `pip install --no-deps --target DIR .`, then `python -m benchmarks --against DIR --only ...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import platform
-import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from .cases import CASES
+from .footprint import measure_allocation, measure_import
+from .growth import measure_growth
+from .machine import describe
+from .measure import ROOT, measure
+from .report import compare, render
 
-# name: rows, bags a call. Bags of 40 rows; calls of a few hundred microseconds or more.
-CASES = {"cached": (2_000, 256), "cache edge": (100_000, 512), "memory": (4_000_000, 1024)}
-NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
-CALLS_A_ROUND = 10
-# Threads of a pool spin for a while after their work, and would take the next contender's core.
-IDLE = 0.05
-
-
-def make_table(num_rows: int, dim: int, bits: int) -> np.ndarray:
-    """Packed rows of full-range codes, made in pieces: the large ones would not fit twice."""
-    rng = np.random.default_rng(0)
-    codes_bytes, tail = dim * bits // 8, "<f4" if bits == 8 else "<f2"
-    rows = np.empty((num_rows, codes_bytes + 2 * np.dtype(tail).itemsize), dtype=np.uint8)
-    for start in range(0, num_rows, 1 << 18):
-        part = rows[start : start + (1 << 18)]
-        part[:, :codes_bytes] = rng.integers(0, 256, (len(part), codes_bytes), dtype=np.uint8)
-        part[:, codes_bytes:] = rng.normal(size=(len(part), 2)).astype(tail).view(np.uint8)
-    return rows
+DOCS = ROOT / "docs"
+EXTRAS: dict[str, Callable[[int], Any]] = {
+    "growth/8bit": lambda rounds: measure_growth(8, rounds),
+    "growth/4bit": lambda rounds: measure_growth(4, rounds),
+    "import": lambda rounds: measure_import(),
+    "allocation": lambda rounds: measure_allocation(),
+}
 
 
-def contender(name: str, rows: np.ndarray, bits: int, threads: int) -> Callable[[np.ndarray, np.ndarray], Any]:
-    operator = f"embedding_bag_{NAMES[bits]}_rowwise_offsets"
-    if name == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-        weight, look_up = torch.from_numpy(rows), getattr(torch.ops.quantized, operator)
-        return lambda indices, offsets: look_up(weight, torch.from_numpy(indices), torch.from_numpy(offsets))
-    import qembag
-
-    qembag.set_num_threads(threads)
-    look_up = getattr(qembag.ops, operator)
-    return lambda indices, offsets: look_up(rows, indices, offsets)
-
-
-def work(name: str, num_rows: int, dim: int, bits: int, bags: int, length: int, threads: int) -> None:
-    """One contender: for each seed that comes in, a line with its ns a row and a checksum of its last answer."""
-    look_up = contender(name, make_table(num_rows, dim, bits), bits, threads)
-    print("ready", flush=True)
-    offsets = np.arange(0, bags * length, length)
-    for line in sys.stdin:
-        rng = np.random.default_rng(int(line))
-        first, *calls = (rng.integers(0, num_rows, bags * length) for _ in range(CALLS_A_ROUND + 1))
-        look_up(first, offsets)  # wakes the threads
-        start = time.perf_counter()
-        for indices in calls:
-            answer = look_up(indices, offsets)
-        nanoseconds = (time.perf_counter() - start) / CALLS_A_ROUND / bags / length * 1e9
-        print(json.dumps([nanoseconds, zlib.crc32(np.ascontiguousarray(answer))]), flush=True)
-
-
-def measure(case: list[int], rounds: int) -> tuple[float, float, float]:
-    """Median ns a row of torch and of qembag, and the median ratio."""
-    command = [sys.executable, "-m", "benchmarks", "--work"]
-    workers = [
-        subprocess.Popen([*command, name, *map(str, case)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in ("torch", "qembag")
-    ]
-    try:
-        for worker in workers:
-            worker.stdout.readline()
-        times = []
-        for number in range(rounds + 1):
-            answers = []
-            for worker in workers:
-                time.sleep(IDLE)
-                worker.stdin.write(f"{number}\n")
-                worker.stdin.flush()
-                answers.append(json.loads(worker.stdout.readline()))
-            if answers[0][1] != answers[1][1]:
-                raise SystemExit(f"the answers differ: {case}, round {number}")
-            times.append([nanoseconds for nanoseconds, _ in answers])
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    counted = np.array(times[1:])  # the first round warms up
-    return (*np.median(counted, axis=0), float(np.median(counted[:, 0] / counted[:, 1])))
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def main() -> None:
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], *map(int, sys.argv[3:]))
-        return
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--length", type=int, default=40, help="rows a bag")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=25)
-    chosen = parser.parse_args()
-
-    import torch
-
-    import qembag
-
-    config = qembag.show_config()
-    print(
-        f"{processor()}, {config['level']}, {chosen.threads} thread(s) each, bags of {chosen.length}, fresh uniform "
-        f"indices; qembag {config['version']}, torch {torch.__version__}, numpy {np.__version__}; "
-        f"medians of {chosen.rounds} alternated rounds\n"
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print("| case | dim | bits | torch, ns a row | qembag, ns a row | ratio |\n| --- | --- | --- | --- | --- | --- |")
-    for name in chosen.cases:
-        num_rows, bags = CASES[name]
-        for dim in chosen.dims:
-            for bits in (8, 4, 2):
-                case = [num_rows, dim, bits, bags, chosen.length, chosen.threads]
-                theirs, ours, ratio = measure(case, chosen.rounds)
-                print(f"| {name} | {dim} | {bits} | {theirs:.2f} | {ours:.2f} | {ratio:.2f} |", flush=True)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="a name, or a part of names; printed, not written")
+    parser.add_argument("--write", action="store_true", help="with --only: write to docs/ too")
+    parser.add_argument("--rounds", type=int, default=25, help="that count, of each case (25)")
+    parser.add_argument("--list", action="store_true", help="the names, and nothing else")
+    parser.add_argument(
+        "--render", action="store_true", help="docs/ again from docs/benchmarks.json; nothing is measured"
+    )
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the qembag in DIR instead of torch")
+    chosen = parser.parse_args()
+    if chosen.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if chosen.against:
+        chosen.against = chosen.against.resolve()  # workers start elsewhere
+    if chosen.against and chosen.write:
+        parser.error("--against is for a change under way: it is not written")
+    if chosen.against and not (chosen.against / "qembag").is_dir():
+        parser.error(f"there is no qembag in {chosen.against}")
+    return chosen
+
+
+def select(only: list[str] | None, against: bool) -> list[str]:
+    """Names that contain a word; a word that is itself a name means that one alone."""
+    names = [*CASES, *([] if against else EXTRAS)]
+    if only is None:
+        return names
+    chosen = [name for name in names if any(name == word if word in names else word in name for word in only)]
+    if not chosen:
+        raise SystemExit(f"no case is named like {' or '.join(only)}; --list shows the names")
+    return chosen
+
+
+def stored() -> dict[str, Any]:
+    path = DOCS / "benchmarks.json"
+    if not path.exists():
+        raise SystemExit("there is no docs/benchmarks.json yet: measure everything first")
+    return json.loads(path.read_text())
+
+
+def write(results: dict[str, Any], plots: bool) -> None:
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
+    if plots:
+        from .plots import draw
+
+        draw(results, DOCS)
+        (DOCS / "benchmarks.md").write_text(render(results, plots=True))
+
+
+def require(*packages: str) -> None:
+    """Before the first case, not after the last."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise SystemExit(f"this needs {package}: pip install {package}")
+
+
+def put(results: dict[str, Any], name: str, result: Any) -> None:
+    group, _, part = name.partition("/")
+    if name in CASES:
+        results["cases"][name] = result
+    elif part:
+        results.setdefault(group, {})[part] = result
+    else:
+        results[group] = result
+
+
+def main() -> int:
+    chosen = parse()
+    names = select(chosen.only, chosen.against is not None)
+    if chosen.list:
+        print("\n".join(names))
+        return 0
+    writes = chosen.write or (chosen.only is None and not chosen.against)
+    require(*([] if chosen.against else ["torch"]), *(["matplotlib"] if writes or chosen.render else []))
+    if chosen.render:
+        write(stored(), plots=True)
+        return 0
+
+    machine = describe()
+    results: dict[str, Any] = {"machine": machine, "cases": {}}
+    if chosen.only and chosen.write:
+        results = stored()
+        # One caption speaks for all numbers.
+        if results["machine"] != machine:
+            raise SystemExit("docs/benchmarks.json is of another machine or of other versions: measure everything")
+    fresh: dict[str, Any] = {"machine": machine, "cases": {}}
+    began = time.monotonic()
+    for place, name in enumerate(names, 1):
+        if name in CASES and CASES[name].level not in (None, *machine["levels"]):
+            continue
+        result = measure(CASES[name], chosen.rounds, chosen.against) if name in CASES else EXTRAS[name](chosen.rounds)
+        put(fresh, name, result)
+        note = f" {result['ratio']:.3f}, equal: {result['equal']}" if name in CASES else ""
+        print(f"[{place}/{len(names)}, {time.monotonic() - began:.0f} s] {name}{note}", file=sys.stderr, flush=True)
+        if writes:
+            put(results, name, result)
+            write(results, plots=False)  # so that what is measured outlives an interruption
+    if writes:
+        write(results, plots=True)
+    if chosen.only or chosen.against:
+        print(compare(fresh["cases"]) if chosen.against else render(fresh), end="")
+    return 0 if all(result["equal"] for result in fresh["cases"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

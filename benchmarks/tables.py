@@ -1,0 +1,114 @@
+"""The tables and the traffic. Each contender makes its own from the same seeds, so that nothing large is sent."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+
+from .cases import Case
+
+PIECE_BYTES = 64 << 20
+# A table below this stays in the caches of most machines, so sets of indices may come again.
+CACHED_BYTES = 16 << 20
+CACHED_SETS = 64
+# Spreads the popular rows of Zipf traffic over the table. A prime above the number of rows: no two of them meet.
+SCATTER = 2_654_435_761
+ZIPF_EXPONENT = 1.05
+
+
+def reserve(num_bytes: int, pages: str = "numpy", path: str | None = None) -> np.ndarray:
+    """Bytes that start at a cache line in every process: where malloc happens to put a table changes its speed."""
+    if pages == "file":
+        # "c" is private and writeable: torch warns about arrays that are not. The pages are the page cache's.
+        return np.memmap(path, dtype=np.uint8, mode="c", shape=(num_bytes,))
+    if pages == "4k":
+        memory = mmap.mmap(-1, num_bytes)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(memory, dtype=np.uint8)
+    room = np.empty(num_bytes + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + num_bytes]
+
+
+def packed_table(case: Case, path: str | None = None) -> np.ndarray:
+    """Rows of full-range codes. Only one piece is drawn, the others are it with other codes: fast, and no two alike."""
+    table = reserve(case.rows * case.row_bytes, case.pages, path).reshape(case.rows, case.row_bytes)
+    if case.pages == "file":
+        np.add.reduce(table.reshape(-1)[::4096])  # maps every page now: a page fault is not a lookup
+    else:
+        fill(table, case)
+    return table
+
+
+def fill(table: np.ndarray, case: Case) -> None:
+    rng = np.random.default_rng(0)
+    tail = np.dtype("<f4" if case.bits == 8 else "<f2")
+    codes_bytes = case.row_bytes - 2 * tail.itemsize
+    piece_rows = min(case.rows, PIECE_BYTES // case.row_bytes)
+    piece = np.frombuffer(rng.bytes(piece_rows * case.row_bytes), dtype=np.uint8).reshape(piece_rows, -1).copy()
+    piece[:, codes_bytes:] = (0.1 * rng.standard_normal((piece_rows, 2))).astype(tail).view(np.uint8)
+    for number, start in enumerate(range(0, case.rows, piece_rows)):
+        part = table[start : start + piece_rows]
+        np.bitwise_xor(piece[: len(part)], np.uint8(number % 256), out=part)
+        part[:, codes_bytes:] = piece[: len(part), codes_bytes:]
+
+
+def write_file(case: Case, path: str) -> None:
+    """The table of a case on mapped pages, for all its contenders."""
+    fill(np.memmap(path, dtype=np.uint8, mode="w+", shape=(case.rows, case.row_bytes)), case)
+
+
+def float_table(case: Case) -> np.ndarray:
+    """float32 rows, for NumPy's lookups and for quantizing."""
+    table = reserve(4 * case.rows * case.dim).view(np.float32)
+    piece = np.random.default_rng(0).standard_normal(min(table.size, PIECE_BYTES // 4), dtype=np.float32)
+    for start in range(0, table.size, piece.size):
+        part = table[start : start + piece.size]
+        part[:] = piece[: part.size]
+    return table.reshape(case.rows, case.dim)
+
+
+def mapping_of(case: Case) -> np.ndarray | None:
+    """Every other logical row is pruned."""
+    if not case.pruned:
+        return None
+    mapping = np.full(2 * case.rows, -1, dtype=np.int32)
+    mapping[::2] = np.arange(case.rows)
+    return mapping
+
+
+def number_of_sets(case: Case, rows: int, calls: int) -> int:
+    """A fresh set for each call from memory, because a repeated one sits in the cache and measures nothing of memory.
+
+    In cache a set may come again, and thousands of small ones would only measure how far away Python's objects are.
+    """
+    if case.work != "lookup":
+        return 1
+    return min(calls, CACHED_SETS) if rows * case.row_bytes <= CACHED_BYTES else calls
+
+
+@functools.lru_cache(maxsize=1)
+def zipf_sums(rows: int) -> np.ndarray:
+    return np.cumsum(np.arange(1, rows + 1) ** -ZIPF_EXPONENT)
+
+
+def sets(case: Case, rows: int, seed: tuple[int, ...], count: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Indices and offsets of `count` calls, and weights where the case has them."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        if case.length == "mixed":
+            lengths = rng.integers(0, 81, case.bags)
+        else:
+            lengths = np.full(case.bags, case.length)
+        ends = np.cumsum(lengths)
+        if case.traffic == "zipf":
+            sums = zipf_sums(rows)
+            indices = np.searchsorted(sums, rng.random(ends[-1]) * sums[-1]) * SCATTER % rows
+        else:
+            indices = rng.integers(0, 2 * rows if case.pruned else rows, ends[-1])
+        traffic = indices.astype(case.index_dtype, copy=False), (ends - lengths).astype(case.offsets_dtype, copy=False)
+        yield (*traffic, rng.standard_normal(ends[-1], dtype=np.float32)) if case.weighted else traffic

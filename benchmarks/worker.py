@@ -1,0 +1,85 @@
+"""A process of one contender: makes its table, then takes a turn for each line that comes in.
+
+A line is ``[seed, calls, rows]``: so many calls, on the first `rows` rows of the table. The answer is
+``[seconds, indices, checksums]`` of the timed calls.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+
+from .cases import Case
+from .contenders import Contender, build
+from .tables import float_table, mapping_of, number_of_sets, packed_table, sets
+
+# Threads of a pool spin for a while after their work, and would take the next contender's core.
+IDLE = 0.05
+# Of the calls of a turn, how many go before the clock starts: they wake threads and bring a cached table in.
+WARM_UP_SHARE = 8
+
+
+def traffic_of(case: Case, rows: int, seed: tuple[int, ...], count: int) -> list[tuple[np.ndarray, ...]]:
+    """What each call is given beside the table; to quantize or unpack, nothing."""
+    return list(sets(case, rows, seed, count)) if case.work == "lookup" else [()] * count
+
+
+def checksum(answers: Any) -> int:
+    total = 0
+    for answer in answers:
+        total = zlib.crc32(np.ascontiguousarray(answer), total)
+    return total
+
+
+def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, checked: bool) -> list[Any]:
+    call, arguments = contender
+    count = number_of_sets(case, rows, calls)
+    traffic = traffic_of(case, rows, (seed, 0), count)
+    prepared = [arguments(*arrays) for arrays in traffic]
+    timed = list(itertools.islice(itertools.cycle(prepared), calls))
+    first = traffic_of(case, rows, (seed, 1), -(-count // WARM_UP_SHARE))
+    for arrays in first:
+        call(*arguments(*arrays))
+
+    start = time.perf_counter()
+    for some in timed:
+        answer = call(*some)
+    seconds = time.perf_counter() - start
+
+    # The answers are not kept while the clock runs: that would measure fresh pages. Each set is looked up again.
+    again = prepared if case.work == "lookup" else []
+    checksums = [checksum([answer]), checksum(call(*some) for some in again)] if checked else None
+    per_call = [len(arrays[0]) if arrays else rows for arrays in traffic]
+    indices = sum(itertools.islice(itertools.cycle(per_call), calls))
+    return [seconds, indices, checksums]
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    case, name = Case(**job["case"]), job["contender"]
+    if name == "numpy" or case.work in ("prepack", "greedy"):
+        table = float_table(case)
+    else:
+        table = packed_table(case, job["path"])
+    mapping = mapping_of(case)
+    contender, built_for = build(name, case, table, mapping), case.rows
+    gc.disable()
+    modules = {module: sys.modules[module].__file__ for module in ("qembag", "torch") if module in sys.modules}
+    print(json.dumps(modules), flush=True)
+    for line in sys.stdin:
+        seed, calls, rows = json.loads(line)
+        if rows != built_for:
+            contender, built_for = build(name, case, table[:rows], mapping), rows
+        time.sleep(IDLE)
+        print(json.dumps(turn(case, rows, contender, seed, calls, name not in ("numpy", "floor"))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
