@@ -14,9 +14,9 @@ otherwise read again after the check.
 cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.math cimport INFINITY, isfinite, sqrtf
+from libc.math cimport isfinite, sqrtf
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cnp.import_array()
 
@@ -57,10 +57,23 @@ cdef extern from "lanes.h" nogil:
     void read_tail_half(const uint8_t *, lanes *, lanes *)
     lanes lanes_min(lanes, lanes)
     lanes lanes_sub(lanes, lanes)
+    lanes lanes_div(lanes, lanes)
     lanes lanes_round(lanes)
-    void lanes_round_to_bytes(uint8_t *, lanes)
-    void pack_4bit(uint8_t *, const uint8_t *)
-    void pack_2bit(uint8_t *, const uint8_t *)
+    lanes lanes_nonzero(lanes)
+    lanes lanes_through_half(lanes)
+    void lanes_store_half(uint16_t *, lanes)
+    bint lanes_all_finite(lanes)
+    void four_leasts(float *, lanes)
+    void four_greatests(float *, lanes)
+    lanes leasts_of_fours(const float *)
+    lanes greatests_of_fours(const float *)
+    lanes lanes_load_part(const float *, Py_ssize_t, lanes)
+    void pack_8bit(uint8_t *, lanes)
+    void pack_4bit(uint8_t *, lanes)
+    void pack_2bit(uint8_t *, lanes)
+    void pack_four_8bit(uint8_t *, lanes, lanes, lanes, lanes)
+    void pack_four_4bit(uint8_t *, lanes, lanes, lanes, lanes)
+    void pack_four_2bit(uint8_t *, lanes, lanes, lanes, lanes)
     float float_of_half(uint16_t)
     uint16_t half_of_float(float)
     uint32_t bits_of_float(float)

@@ -22,74 +22,44 @@ cdef struct Quantize:
     float num_bins
     float kept_bins             # the search stops at this many of the bins
 
-# How a row is mapped to codes: code = clamp(rint((x - bias) * inverse)), x ~ code * scale + bias.
-cdef struct Mapping:
-    float scale
-    float bias
-    float inverse
+# Rows are quantized in blocks: first the bounds of each, then scales and biases of all at once, a lane each, then the
+# codes of each, while its elements are still in the first-level cache.
+cdef enum:
+    BLOCK_ROWS = 16             # the lanes
+    # Of these and twice and four times as many, rows of 1024 are 1.0, 1.2 and 1.3 times as slow. The processor finds
+    # the next rows by itself: to prefetch them made it slower by up to a third.
+    BLOCK_ELEMENTS = 2048
 
 
-cdef inline lanes load_part(const float *p, Py_ssize_t count, float fill) noexcept nogil:
+cdef inline lanes load_part(const float *p, Py_ssize_t count, lanes fill) noexcept nogil:
     """Sixteen floats of which `count` are there."""
-    cdef float values[16]
-    cdef int i
-    if count >= 16:
-        return lanes_load(p)
-    for i in range(16):
-        values[i] = p[i] if i < count else fill
-    return lanes_load(values)
+    return lanes_load(p) if count >= 16 else lanes_load_part(p, count, fill)
 
 
-cdef RowFault find_bounds(const float *row, Py_ssize_t dim, float *low, float *high) noexcept nogil:
-    cdef lanes minima = lanes_broadcast(row[0])
-    cdef lanes maxima = minima
-    cdef lanes zeros = lanes_zero()
-    cdef lanes nothing = lanes_zero()
-    cdef lanes x
-    cdef float values[16]
+cdef bint is_finite(const float *row, Py_ssize_t dim) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(0, dim, 16):
-        x = load_part(row + i, dim - i, row[0])
-        minima = lanes_min(minima, x)
-        maxima = lanes_max(maxima, x)
-        # Stays zero while all is finite; infinity and NaN times zero are NaN.
-        zeros = lanes_add(zeros, lanes_mul(x, nothing))
-    lanes_store(values, zeros)
-    for i in range(16):
-        if values[i] != 0:
-            return NOT_FINITE
-    lanes_store(values, minima)
-    low[0] = values[0]
-    for i in range(1, 16):
-        low[0] = min(low[0], values[i])
-    lanes_store(values, maxima)
-    high[0] = values[0]
-    for i in range(1, 16):
-        high[0] = max(high[0], values[i])
-    return FINE
+    for i in range(dim):
+        if not isfinite(row[i]):
+            return False
+    return True
 
 
-cdef Mapping map_8bit(float low, float high) noexcept nogil:
-    cdef Mapping m
-    cdef float width = high - low
-    m.scale = width / <float> 255
-    m.bias = low
-    m.inverse = <float> 255 / (width + <float> 1e-8)
-    return m
+cdef inline void pack(codes *p, lanes x) noexcept nogil:
+    if codes is codes_8bit:
+        pack_8bit(<uint8_t *> p, x)
+    elif codes is codes_4bit:
+        pack_4bit(<uint8_t *> p, x)
+    else:
+        pack_2bit(<uint8_t *> p, x)
 
 
-cdef Mapping map_few_bits(float low, float high, float max_code) noexcept nogil:
-    cdef Mapping m
-    cdef float width
-    m.bias = float_of_half(half_of_float(low))
-    width = high - m.bias
-    m.scale = float_of_half(half_of_float(1 if width == 0 else width / max_code))
-    if m.scale == 0:
-        m.scale = 1
-    m.inverse = 1 / m.scale
-    if m.inverse == INFINITY or m.inverse == -INFINITY:
-        m.scale = m.inverse = 1
-    return m
+cdef inline void pack_four(codes *p, lanes a, lanes b, lanes c, lanes d) noexcept nogil:
+    if codes is codes_8bit:
+        pack_four_8bit(<uint8_t *> p, a, b, c, d)
+    elif codes is codes_4bit:
+        pack_four_4bit(<uint8_t *> p, a, b, c, d)
+    else:
+        pack_four_2bit(<uint8_t *> p, a, b, c, d)
 
 
 cdef void squared_errors(const float *row, Py_ssize_t dim, float low, float high, float max_code,
@@ -104,7 +74,7 @@ cdef void squared_errors(const float *row, Py_ssize_t dim, float low, float high
     cdef lanes x, code, error
     cdef Py_ssize_t i
     for i in range(0, dim, 16):
-        x = load_part(row + i, dim - i, 0)
+        x = load_part(row + i, dim - i, lanes_zero())
         code = lanes_mul(lanes_sub(x, biases), inverses)
         code = lanes_round(lanes_max(lanes_min(top, code), lanes_zero()))
         error = lanes_sub(x, lanes_add(lanes_mul(code, scales), biases))
@@ -153,62 +123,152 @@ cdef void search(const Quantize *job, const float *row, float *scratch, float *l
             loss = lowered
 
 
-cdef RowFault quantize_row(const Quantize *job, Py_ssize_t number, float *scratch) noexcept nogil:
-    cdef const float *row = job.weights + number * job.dim
-    cdef uint8_t *out = job.out + number * job.out_stride
-    cdef uint8_t codes[16]
-    cdef uint8_t packed[16]
-    cdef int codes_per_byte = 8 // job.bits
-    cdef Py_ssize_t codes_bytes = (job.dim - 1) // codes_per_byte + 1
-    cdef float max_code = <float> ((1 << job.bits) - 1)
-    cdef float low = 0, high = 0
-    cdef Mapping m
-    cdef lanes biases, inverses, top, x
-    cdef Py_ssize_t i, count, byte, bytes_here
-    cdef RowFault fault = find_bounds(row, job.dim, &low, &high)
-    if fault != FINE:
-        return fault
-    if job.greedy:
-        search(job, row, scratch, &low, &high)
-    elif job.bounds != NULL:
-        low = job.bounds[2 * number]
-        high = job.bounds[2 * number + 1]
-    m = map_8bit(low, high) if job.bits == 8 else map_few_bits(low, high, max_code)
-    if not (isfinite(m.scale) and isfinite(m.bias)):
-        return TOO_WIDE
-    biases = lanes_broadcast(m.bias)
-    inverses = lanes_broadcast(m.inverse)
-    top = lanes_broadcast(max_code)
-    for i in range(0, job.dim, 16):
-        count = min(job.dim - i, 16)
-        x = load_part(row + i, count, 0)
-        x = lanes_mul(lanes_sub(x, biases), inverses)
-        lanes_round_to_bytes(codes, lanes_max(lanes_min(top, x), lanes_zero()))
-        if count < 16:
-            memset(codes + count, 0, 16 - count)
-        byte = i // codes_per_byte
-        bytes_here = min(codes_bytes - byte, 16 // codes_per_byte)
-        if job.bits == 8:
-            memcpy(out + byte, codes, bytes_here)
+cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t first, Py_ssize_t count, float *scratch,
+                               RowFault *fault) noexcept nogil:
+    """The first row that could not be quantized, with its fault; -1 where all were. At most BLOCK_ROWS rows."""
+    cdef int codes_per_byte = 1 if codes is codes_8bit else 2 if codes is codes_4bit else 4
+    cdef Py_ssize_t group_bytes = 16 // codes_per_byte
+    cdef Py_ssize_t tail_bytes = 8 if codes is codes_8bit else 4
+    cdef float max_code = 255 if codes is codes_8bit else 15 if codes is codes_4bit else 3
+    cdef Py_ssize_t dim = job.dim
+    cdef Py_ssize_t codes_bytes = (dim - 1) // codes_per_byte + 1
+    cdef Py_ssize_t bad = -1
+    # Of each row four floats with the least among them, and four with the greatest.
+    cdef float lows[4 * BLOCK_ROWS]
+    cdef float highs[4 * BLOCK_ROWS]
+    cdef float scales[BLOCK_ROWS]
+    cdef float biases[BLOCK_ROWS]
+    cdef float inverses[BLOCK_ROWS]
+    cdef uint16_t half_scales[BLOCK_ROWS]
+    cdef uint16_t half_biases[BLOCK_ROWS]
+    cdef uint8_t short_codes[16]
+    cdef lanes sums = lanes_zero()
+    cdef lanes top = lanes_broadcast(max_code)
+    cdef lanes x, y, z, w, minima, maxima, low, high, width, scale, bias, inverse
+    cdef const float *row
+    cdef uint8_t *out
+    cdef Py_ssize_t number, i
+
+    for number in range(count):
+        row = job.weights + (first + number) * dim
+        if dim < 16:
+            minima = maxima = lanes_load_part(row, dim, lanes_broadcast(row[0]))
+            sums = lanes_add(sums, minima)
         else:
-            if job.bits == 4:
-                pack_4bit(packed, codes)
+            minima = maxima = lanes_load(row)
+            sums = lanes_add(sums, minima)
+            for i in range(16, dim - 15, 16):
+                x = lanes_load(row + i)
+                minima = lanes_min(minima, x)
+                maxima = lanes_max(maxima, x)
+                sums = lanes_add(sums, x)
+            if dim % 16 != 0:
+                # The last group ends where the row does; what it shares with the one before it counts twice.
+                x = lanes_load(row + dim - 16)
+                minima = lanes_min(minima, x)
+                maxima = lanes_max(maxima, x)
+                sums = lanes_add(sums, x)
+        four_leasts(lows + 4 * number, minima)
+        four_greatests(highs + 4 * number, maxima)
+    for i in range(4 * count, 4 * BLOCK_ROWS):
+        lows[i] = highs[i] = 0
+    low = leasts_of_fours(lows)
+    high = greatests_of_fours(highs)
+    # No sum with an infinity or a NaN in it is finite. One of large numbers may not be either.
+    if not lanes_all_finite(sums):
+        for number in range(count):
+            if not is_finite(job.weights + (first + number) * dim, dim):
+                bad = first + number
+                fault[0] = NOT_FINITE
+                count = number      # what is wrong with a row before this one comes first
+                break
+    if job.greedy or job.bounds != NULL:
+        lanes_store(lows, low)
+        lanes_store(highs, high)
+        for number in range(count):
+            if job.greedy:
+                search(job, job.weights + (first + number) * dim, scratch, &lows[number], &highs[number])
             else:
-                pack_2bit(packed, codes)
-            memcpy(out + byte, packed, bytes_here)
-    out += codes_bytes
-    if job.bits == 8:
-        write_u32(out, bits_of_float(m.scale))
-        write_u32(out + 4, bits_of_float(m.bias))
+                lows[number] = job.bounds[2 * (first + number)]
+                highs[number] = job.bounds[2 * (first + number) + 1]
+        low = lanes_load(lows)
+        high = lanes_load(highs)
+
+    # code = clamp(rint((x - bias) * inverse)), x ~ code * scale + bias
+    if codes is codes_8bit:
+        bias = low
+        width = lanes_sub(high, bias)
+        scale = lanes_div(width, top)
+        inverse = lanes_div(top, lanes_add(width, lanes_broadcast(<float> 1e-8)))
     else:
-        write_u16(out, half_of_float(m.scale))
-        write_u16(out + 2, half_of_float(m.bias))
-    return FINE
+        bias = lanes_through_half(low)
+        width = lanes_sub(high, bias)
+        # 1 where the width is zero or too small for a half; so no inverse is infinite.
+        scale = lanes_nonzero(lanes_through_half(lanes_div(width, top)))
+        inverse = lanes_div(lanes_broadcast(1), scale)
+        lanes_store_half(half_scales, scale)
+        lanes_store_half(half_biases, bias)
+    lanes_store(scales, scale)
+    lanes_store(biases, bias)
+    lanes_store(inverses, inverse)
+    if not (lanes_all_finite(scale) and lanes_all_finite(bias)):
+        for number in range(count):
+            if not (isfinite(scales[number]) and isfinite(biases[number])):
+                fault[0] = TOO_WIDE
+                return first + number
+    if bad >= 0:
+        return bad
+
+    for number in range(count):
+        row = job.weights + (first + number) * dim
+        out = job.out + (first + number) * job.out_stride
+        bias = lanes_broadcast(biases[number])
+        inverse = lanes_broadcast(inverses[number])
+        if dim < 16:
+            x = lanes_min(top, lanes_mul(lanes_sub(lanes_load_part(row, dim, bias), bias), inverse))
+            if codes_bytes + tail_bytes >= group_bytes:
+                pack(<codes *> out, x)      # the tail will cover what lies behind the codes
+            else:
+                pack(<codes *> short_codes, x)
+                memcpy(out, short_codes, codes_bytes)
+        else:
+            for i in range(0, dim - 63, 64):
+                x = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i), bias), inverse))
+                y = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 16), bias), inverse))
+                z = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 32), bias), inverse))
+                w = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i + 48), bias), inverse))
+                pack_four(<codes *> (out + i // codes_per_byte), x, y, z, w)
+            for i in range(dim // 64 * 64, dim - 15, 16):
+                x = lanes_min(top, lanes_mul(lanes_sub(lanes_load(row + i), bias), inverse))
+                pack(<codes *> (out + i // codes_per_byte), x)
+            if dim % 16 != 0:
+                # The last group ends where the codes do. Elements that are not there have the bias: code zero.
+                i = codes_bytes * codes_per_byte - 16
+                x = lanes_min(top, lanes_mul(lanes_sub(load_part(row + i, dim - i, bias), bias), inverse))
+                pack(<codes *> (out + codes_bytes - group_bytes), x)
+        out += codes_bytes
+        if codes is codes_8bit:
+            write_u32(out, bits_of_float(scales[number]))
+            write_u32(out + 4, bits_of_float(biases[number]))
+        else:
+            write_u16(out, half_scales[number])
+            write_u16(out + 2, half_biases[number])
+    return -1
+
+
+cdef Py_ssize_t quantize_rows(codes *unused, const Quantize *job, Py_ssize_t first, Py_ssize_t end, float *scratch,
+                              RowFault *fault) noexcept nogil:
+    cdef Py_ssize_t at_once = max(min(BLOCK_ELEMENTS // job.dim, <Py_ssize_t> BLOCK_ROWS), 1)
+    cdef Py_ssize_t bad = -1
+    while first < end and bad < 0:
+        bad = quantize_block[codes](NULL, job, first, min(at_once, end - first), scratch, fault)
+        first += at_once
+    return bad
 
 
 cdef Py_ssize_t quantize_chunk(const Quantize *job, Py_ssize_t first, Py_ssize_t end, RowFault *fault) noexcept nogil:
     """The first row that could not be quantized, with its fault; -1 where all were."""
-    cdef Py_ssize_t number
+    cdef Py_ssize_t bad
     cdef float *scratch = NULL
     fault[0] = FINE
     if job.greedy:
@@ -216,14 +276,14 @@ cdef Py_ssize_t quantize_chunk(const Quantize *job, Py_ssize_t first, Py_ssize_t
         if scratch == NULL:
             fault[0] = NO_MEMORY
             return first
-    for number in range(first, end):
-        fault[0] = quantize_row(job, number, scratch)
-        if fault[0] != FINE:
-            break
+    if job.bits == 8:
+        bad = quantize_rows[codes_8bit](NULL, job, first, end, scratch, fault)
+    elif job.bits == 4:
+        bad = quantize_rows[codes_4bit](NULL, job, first, end, scratch, fault)
     else:
-        number = -1
+        bad = quantize_rows[codes_2bit](NULL, job, first, end, scratch, fault)
     free(scratch)
-    return number
+    return bad
 
 
 def quantize(object weights, int bits, object out, object bounds, bint greedy, int64_t num_bins, double ratio,
