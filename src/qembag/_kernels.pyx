@@ -112,6 +112,10 @@ cdef extern from "lanes.h" nogil:
         lanes *group
     ctypedef struct block_8:
         lanes *group
+    ctypedef struct block_12:
+        lanes *group
+    ctypedef struct block_16:
+        lanes *group
     ctypedef struct quads_4:
         lanes *group
     ctypedef struct quads_5:
@@ -144,6 +148,8 @@ ctypedef fused block:
     block_6
     block_7
     block_8
+    block_12
+    block_16
     quads_4
     quads_5
     quads_6
@@ -355,7 +361,7 @@ cdef inline void store_block(const codes *unused, block *acc, const Lookup *job,
     """A bag's output, in order; `is_whole` where it is float32 and no group ends beyond it."""
     cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
     cdef uint8_t *out = job.out + bag * job.out_stride
-    cdef float whole[16 * 8]
+    cdef float whole[16 * 16]
     cdef Py_ssize_t k, element
     for k in range(0, 4 * count_quads[codes, block](NULL, NULL), 4):
         lanes_in_order_quad(&acc.group[k])
@@ -564,7 +570,16 @@ cdef bint look_up_block(const codes *rows, kind *unused, const Lookup *job, Py_s
         return look_up[codes, kind, block_6](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
     if num_groups == 7:
         return look_up[codes, kind, block_7](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
-    return look_up[codes, kind, block_8](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 8:
+        return look_up[codes, kind, block_8](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    if num_groups == 12:
+        return look_up[codes, kind, block_12](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+    return look_up[codes, kind, block_16](NULL, NULL, NULL, job, first_bag, end_bag, first_group, end, warm_up)
+
+
+cdef inline Py_ssize_t smallest_block(Py_ssize_t num_groups) noexcept nogil:
+    """The least block that holds so many groups."""
+    return num_groups if num_groups <= 8 else 12 if num_groups <= 12 else 16
 
 
 cdef bint look_up_passes(const codes *unused, kind *unused_too, const Lookup *job, Py_ssize_t first_bag,
@@ -574,20 +589,28 @@ cdef bint look_up_passes(const codes *unused, kind *unused_too, const Lookup *jo
     cdef Py_ssize_t group_bytes = 16 if codes is codes_8bit else 8 if codes is codes_4bit else 4
     cdef Py_ssize_t num_groups = (job.codes_bytes + group_bytes - 1) // group_bytes
     cdef Py_ssize_t end = read_offset(job, end_bag)
-    cdef Py_ssize_t num_passes, first_group, end_group, number, bag
-    if num_groups <= LANES_MAX_BLOCK:
+    cdef Py_ssize_t max_groups = LANES_MAX_BLOCK
+    cdef Py_ssize_t num_passes, first_group, width, number, bag
+    if codes is codes_2bit:
+        if job.use_quads:
+            max_groups = 8      # as quads: 5 to 10 % faster than 16 one by one
+    num_passes = (num_groups + max_groups - 1) // max_groups
+    if num_passes == 1 and smallest_block(num_groups) > num_groups:
+        num_passes = 2
+    if num_passes == 1:
         return look_up_block[codes, kind](NULL, NULL, job, first_bag, end_bag, 0, num_groups, end, True)
-    num_passes = (num_groups + LANES_MAX_BLOCK - 1) // LANES_MAX_BLOCK
     # An offset is wrong also where no bag starts at it: the end of no bags.
     if not 0 <= read_offset(job, first_bag) <= job.num_indices:
         return False
     for bag in range(first_bag, end_bag):
+        first_group = 0
         for number in range(num_passes):
-            first_group = num_groups * number // num_passes
-            end_group = num_groups * (number + 1) // num_passes
-            if not look_up_block[codes, kind](NULL, NULL, job, bag, bag + 1, first_group, end_group - first_group,
-                                              end, bag == first_bag):
+            # An equal share of what is left. Where no block is as wide, the next wider one starts further back.
+            width = smallest_block((num_groups - first_group + num_passes - number - 1) // (num_passes - number))
+            first_group = min(first_group, num_groups - width)
+            if not look_up_block[codes, kind](NULL, NULL, job, bag, bag + 1, first_group, width, end, bag == first_bag):
                 return False
+            first_group += width
     return True
 
 
