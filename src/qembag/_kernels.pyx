@@ -356,11 +356,10 @@ cdef inline Py_ssize_t element_of_group(const codes *unused, block *unused_too, 
     return byte_of_group[codes, block](NULL, NULL, columns, k) * (16 // group_bytes)
 
 
-cdef inline void store_block(const codes *unused, block *acc, const Lookup *job, Py_ssize_t bag, const Columns *columns,
+cdef inline void store_block(const codes *unused, block *acc, const Lookup *job, uint8_t *out, const Columns *columns,
                              bint is_whole) noexcept nogil:
     """A bag's output, in order; `is_whole` where it is float32 and no group ends beyond it."""
     cdef Py_ssize_t num_groups = sizeof(block) // sizeof(lanes)
-    cdef uint8_t *out = job.out + bag * job.out_stride
     cdef float whole[16 * 16]
     cdef Py_ssize_t k, element
     for k in range(0, 4 * count_quads[codes, block](NULL, NULL), 4):
@@ -480,6 +479,11 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
     cdef block acc
     cdef Gathered gathered
     cdef bint is_first
+    cdef bint is_mean = job.mode == MEAN
+    cdef Py_ssize_t num_indices = job.num_indices
+    cdef Py_ssize_t last_prefetched = end - distance
+    cdef Py_ssize_t out_stride = job.out_stride
+    cdef uint8_t *out = job.out + first_bag * out_stride
 
     start = read_offset(job, first_bag)
     if not (0 <= start <= job.num_indices and end <= job.num_indices):
@@ -488,9 +492,10 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
         for position in range(start, min(end, start + distance)):
             prefetch_position(job, position, end, columns.first_byte, num_bytes)
 
+    position = start
     for bag in range(first_bag, end_bag):
         stop = read_offset(job, bag + 1)
-        if not start <= stop <= job.num_indices:
+        if unlikely(not start <= stop <= num_indices):
             return False
         for k in range(num_groups):
             acc.group[k] = lanes_zero()
@@ -513,8 +518,8 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
                                               lanes_mul(bias, weight))
                 start = min(start + GATHERED, stop)
         else:
-            for position in range(start, stop):
-                if not unlikely(position + distance >= end):
+            while position < stop:
+                if not unlikely(position >= last_prefetched):
                     row_number = plain_index[kind](job, NULL, position + distance)
                     if not unlikely(<uint64_t> row_number >= num_rows):
                         prefetch_row(rows + row_number * row_stride, columns.first_byte, num_bytes, tail_byte)
@@ -528,11 +533,13 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
                     scale = lanes_mul(scale, weight)
                     bias = lanes_mul(bias, weight)
                 add_row[codes, block](NULL, &acc, row, &columns, scale, bias)
-        if job.mode == MEAN and count > 0:
+                position += 1
+        if unlikely(is_mean) and count > 0:
             weight = lanes_broadcast(<float> 1.0 / <float> count)
             for k in range(num_groups):
                 acc.group[k] = lanes_mul(acc.group[k], weight)
-        store_block[codes, block](NULL, &acc, job, bag, &columns, is_whole)
+        store_block[codes, block](NULL, &acc, job, out, &columns, is_whole)
+        out += out_stride
         start = stop
     return True
 
