@@ -41,18 +41,23 @@ def table_of(rows: np.ndarray, bits: int, dim: int, mapping: np.ndarray | None =
 # ---- Every dim ---------------------------------------------------------------------------------------------------
 
 
+# Kernels unpack otherwise where bags are long.
+LENGTHS = {"short": [0, 0, 1, 3, 3, 10], "long": [0, 0, 30]}
+
+
 @functools.cache
-def bags_of_dim(bits: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def bags_of_dim(bits: int, dim: int, length: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng([bits, dim])
     rows = packed_rows(rng, 7, dim, bits)
-    offsets = np.array([0, 0, 1, 3, 3, 10])
-    indices = rng.integers(0, 7, 12)
-    return rows, indices, offsets, rng.normal(size=12).astype(np.float32)
+    offsets = np.array(LENGTHS[length])
+    count = offsets[-1] + 2
+    indices = rng.integers(0, 7, count)
+    return rows, indices, offsets, rng.normal(size=count).astype(np.float32)
 
 
 @functools.cache
-def expected_of_dim(bits: int, dim: int, variant: str) -> np.ndarray:
-    rows, indices, offsets, weights = bags_of_dim(bits, dim)
+def expected_of_dim(bits: int, dim: int, length: str, variant: str) -> np.ndarray:
+    rows, indices, offsets, weights = bags_of_dim(bits, dim, length)
     options = VARIANTS[variant]
     return reference.embedding_bag(
         rows,
@@ -66,9 +71,10 @@ def expected_of_dim(bits: int, dim: int, variant: str) -> np.ndarray:
     )
 
 
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("dim", DIMS)
-def test_every_level_gives_the_oracles_bits_at_every_dim(level, bits, dim, same_bits):
-    rows, indices, offsets, weights = bags_of_dim(bits, dim)
+def test_every_level_gives_the_oracles_bits_at_every_dim(level, bits, dim, length, same_bits):
+    rows, indices, offsets, weights = bags_of_dim(bits, dim, length)
     table = table_of(rows, bits, dim)
     for variant, options in VARIANTS.items():
         ours = qembag.embedding_bag(
@@ -79,9 +85,42 @@ def test_every_level_gives_the_oracles_bits_at_every_dim(level, bits, dim, same_
             per_sample_weights=weights if options.get("weighted") else None,
             dtype=np.float16 if options.get("half") else None,
         )
-        same_bits(ours, expected_of_dim(bits, dim, variant))
+        same_bits(ours, expected_of_dim(bits, dim, length, variant))
     same_bits(qembag.embedding(table, np.arange(7)), reference.embedding_bag(rows, bits, dim, np.arange(7)[:, None]))
     same_bits(table.dequantize(), reference.dequantize(rows, bits, dim))
+
+
+@pytest.mark.parametrize("dim", [63, 64, 65, 130, 200, 300])
+def test_rows_of_small_and_of_large_tables_are_the_same(level, bits, dim, rng, same_bits):
+    """Kernels unpack otherwise where a table is small enough to be near."""
+    rows = packed_rows(rng, (2 << 20) // (dim * bits // 8), dim, bits)
+    indices, offsets = rng.integers(0, 100, 200), np.arange(0, 200, 20)
+    large = qembag.embedding_bag(table_of(rows, bits, dim), indices, offsets)
+    same_bits(qembag.embedding_bag(table_of(rows[:100], bits, dim), indices, offsets), large)
+    same_bits(large, reference.embedding_bag(rows[:100], bits, dim, indices, offsets))
+
+
+@pytest.mark.parametrize("length", ["short", "long"])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_bags_of_pruned_rows_and_padding_of_any_length(level, bits, length, share, rng, same_bits):
+    """Rows are gathered in batches: bags end within, at and beyond their ends."""
+    rows = packed_rows(rng, 50, 80, bits)
+    mapping = np.where(rng.random(90) < share, -1, rng.integers(0, 50, 90)).astype(np.int32)
+    lengths = np.array([0, 31, 32, 33, 1, 64, 65, 0, 200, 0])
+    if length == "short":
+        lengths = np.concatenate([lengths, np.zeros(100, int)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    indices = rng.integers(0, 90, offsets[-1])
+    weights = rng.normal(size=len(indices)).astype(np.float32)
+    for options in ({}, {"mode": "mean", "padding_idx": 3}, {"mode": "max", "padding_idx": 3}, {"weights": weights}):
+        given = {("per_sample_weights" if name == "weights" else name): value for name, value in options.items()}
+        ours = qembag.embedding_bag(
+            table_of(rows, bits, 80, mapping), indices, offsets, include_last_offset=True, **given
+        )
+        expected = reference.embedding_bag(
+            rows, bits, 80, indices, offsets, include_last_offset=True, mapping=mapping, **options
+        )
+        same_bits(ours, expected)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 129])
@@ -789,9 +828,10 @@ print("outside", flush=True)
 @fenced.needs_fences
 @pytest.mark.parametrize("at", ["start", "end"])
 @pytest.mark.parametrize("dim", [*range(1, 41), 63, 64, 65, 127, 128, 129, 143, 257])
-def test_nothing_outside_a_callers_arrays_is_touched(level, bits, dim, at, same_bits):
+@pytest.mark.parametrize("length", LENGTHS)
+def test_nothing_outside_a_callers_arrays_is_touched(level, bits, dim, length, at, same_bits):
     """Each array lies beside a page that may not be touched. Prefetches may go there: they never fault."""
-    rows, indices, offsets, weights = bags_of_dim(bits, dim)
+    rows, indices, offsets, weights = bags_of_dim(bits, dim, length)
     table = table_of(fenced.copy(rows, at=at), bits, dim)
     for variant, options in VARIANTS.items():
         dtype = np.float16 if options.get("half") else np.float32
@@ -804,7 +844,7 @@ def test_nothing_outside_a_callers_arrays_is_touched(level, bits, dim, at, same_
             per_sample_weights=fenced.copy(weights, at=at) if options.get("weighted") else None,
             out=out,
         )
-        same_bits(out, expected_of_dim(bits, dim, variant))
+        same_bits(out, expected_of_dim(bits, dim, length, variant))
     single = fenced.empty((7, dim), np.float32, at=at)
     qembag.embedding(table, fenced.copy(np.arange(7)), out=single)
     same_bits(single, reference.embedding_bag(rows, bits, dim, np.arange(7)[:, None]))

@@ -1546,5 +1546,7 @@ typedef struct { lanes group[5]; } quads_5;
 typedef struct { lanes group[6]; } quads_6;
 typedef struct { lanes group[7]; } quads_7;
 typedef struct { lanes group[8]; } quads_8;
+typedef struct { lanes group[12]; } quads_12;
+typedef struct { lanes group[16]; } quads_16;
 
 #endif
