@@ -13,9 +13,9 @@ HOW = """\
 Each contender works in a process of its own, and they take turns, round by round, in changing order; a turn is about
 10 ms of calls after an idle pause and untimed calls that wake it up. The first rounds are thrown away. Indices are drawn
 outside the timed part, the same for all contenders of a round; from tables that do not fit in a cache each call looks up
-fresh ones. A ratio is PyTorch's time over qembag's, above 1 where qembag is faster: the median of the rounds' own ratios,
-in brackets their quartiles. Times are medians of nanoseconds a row. Answers are compared bit for bit in the same turns.
-Both are called through their operators (`qembag.ops`, `torch.ops.quantized`) on arguments made before the clock starts."""
+fresh ones. With one thread, all contenders of a round run on one core, and those of the next round on the next. A ratio is
+PyTorch's time over qembag's, above 1 where qembag is faster: the median of the rounds' own ratios, in brackets their
+quartiles. Times are medians of nanoseconds a row. Answers are compared bit for bit in the same turns. Both are called through their operators (`qembag.ops`, `torch.ops.quantized`) on arguments made before the clock starts."""
 FLOOR_NOTE = """\
 NumPy: `np.add.reduceat(weights[indices], offsets)` on a float32 table. Floor: a C loop that prefetches the quantized
 rows as qembag does, loads from each of their cache lines once, adds that up and does nothing else."""
@@ -23,8 +23,8 @@ AVX2_NOTE = """\
 `level=avx2`: qembag's AVX2 kernels against PyTorch with `FBGEMM_ENABLE_INSTRUCTIONS=AVX2`; at 4 and 2 bits that variable
 makes no measurable difference to PyTorch. `level=baseline`: kernels for any x86-64 against PyTorch unrestricted."""
 GROWTH_NOTE = """\
-Rows of 64, bags of 40, one thread, fresh uniform indices. The contenders ran one after another, since three of the largest
-tables do not fit, so there are no ratios; each table is the first rows of the largest."""
+Rows of 64, bags of 40, one thread, fresh uniform indices. The contenders take turns in one process on one table, of which
+the smaller ones are the first rows: three of the largest would not fit. Why the curve bends: [speed.md](speed.md)."""
 PAGES_NOTE = """\
 One table of 2 GiB, 8 bits, rows of 64, one thread. `numpy`: what NumPy's allocator asks for (huge pages, with madvise).
 `4k`: an anonymous mapping with huge pages refused. `file`: a memory-mapped file that is in the page cache."""

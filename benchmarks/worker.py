@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import sys
 import time
 import zlib
@@ -22,6 +23,7 @@ from .tables import float_table, mapping_of, number_of_sets, packed_table, sets
 
 # Threads of a pool spin for a while after their work, and would take the next contender's core.
 IDLE = 0.05
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 # Of the calls of a turn, how many go before the clock starts: they wake threads and bring a cached table in.
 WARM_UP_SHARE = 8
 
@@ -38,7 +40,16 @@ def checksum(answers: Any) -> int:
     return total
 
 
+def take_core(number: int) -> None:
+    """One core for all contenders of a round, another one in the next. Left alone, each contender stays on a core of its
+    own, and where one core is slower than the other (a neighbour on a shared machine), so is its contender."""
+    if CORES:
+        os.sched_setaffinity(0, {CORES[number % len(CORES)]})
+
+
 def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, checked: bool) -> list[Any]:
+    if case.threads == 1:
+        take_core(seed)
     call, arguments = contender
     count = number_of_sets(case, rows, calls)
     traffic = traffic_of(case, rows, (seed, 0), count)
