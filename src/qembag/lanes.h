@@ -275,7 +275,9 @@ static inline lanes lanes_add(lanes a, lanes b)
 static inline lanes lanes_add_by_fma(lanes a, lanes b)
 {
     __m512 one = _mm512_set1_ps(1.0f);
+#if defined(__GNUC__) || defined(__clang__)
     __asm__("" : "+v"(one));
+#endif
     return _mm512_fmadd_ps(one, b, a);
 }
 
