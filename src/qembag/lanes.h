@@ -363,21 +363,6 @@ static inline __m128i sixteen_codes(lanes x)
     return _mm512_cvtepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512()));
 }
 
-static inline void pack_8bit(uint8_t *p, lanes x)
-{
-    _mm_storeu_si128((__m128i *)p, sixteen_codes(x));
-}
-
-static inline void pack_4bit(uint8_t *p, lanes x)
-{
-    _mm_storel_epi64((__m128i *)p, packed_4bit(sixteen_codes(x)));
-}
-
-static inline void pack_2bit(uint8_t *p, lanes x)
-{
-    store_4_bytes(p, packed_2bit(sixteen_codes(x)));
-}
-
 /* A byte each, in order: packing works within a quarter of the register, where it leaves four of a's codes, then
  * four of b's, c's and d's. */
 static inline __m512i sixty_four_codes(lanes a, lanes b, lanes c, lanes d)
@@ -670,21 +655,6 @@ static inline __m128i sixteen_codes(lanes x)
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
     const __m256i in_order = _mm256_permute4x64_epi64(words, 0xd8);
     return _mm_packus_epi16(_mm256_castsi256_si128(in_order), _mm256_extracti128_si256(in_order, 1));
-}
-
-static inline void pack_8bit(uint8_t *p, lanes x)
-{
-    _mm_storeu_si128((__m128i *)p, sixteen_codes(x));
-}
-
-static inline void pack_4bit(uint8_t *p, lanes x)
-{
-    _mm_storel_epi64((__m128i *)p, packed_4bit(sixteen_codes(x)));
-}
-
-static inline void pack_2bit(uint8_t *p, lanes x)
-{
-    store_4_bytes(p, packed_2bit(sixteen_codes(x)));
 }
 
 /* A byte each, in order: packing works within half a register, where it leaves four codes of each eight. */
@@ -1052,21 +1022,6 @@ static inline __m128i sixteen_codes(lanes x)
     return _mm_packus_epi16(low, high);
 }
 
-static inline void pack_8bit(uint8_t *p, lanes x)
-{
-    _mm_storeu_si128((__m128i *)p, sixteen_codes(x));
-}
-
-static inline void pack_4bit(uint8_t *p, lanes x)
-{
-    _mm_storel_epi64((__m128i *)p, packed_4bit(sixteen_codes(x)));
-}
-
-static inline void pack_2bit(uint8_t *p, lanes x)
-{
-    store_4_bytes(p, packed_2bit(sixteen_codes(x)));
-}
-
 static inline lanes lanes_of_bytes(__m128i codes)
 {
     const __m128i zero = _mm_setzero_si128();
@@ -1382,6 +1337,24 @@ static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
     lanes_store(values, fill);
     memcpy(values, p, (size_t)count * sizeof *p);
     return lanes_load(values);
+}
+#endif
+
+#if LANES_AVX512 || LANES_AVX2 || LANES_SSE2
+/* A group's codes, rounded and not below zero, into the bytes of a group */
+static inline void pack_8bit(uint8_t *p, lanes x)
+{
+    _mm_storeu_si128((__m128i *)p, sixteen_codes(x));
+}
+
+static inline void pack_4bit(uint8_t *p, lanes x)
+{
+    _mm_storel_epi64((__m128i *)p, packed_4bit(sixteen_codes(x)));
+}
+
+static inline void pack_2bit(uint8_t *p, lanes x)
+{
+    store_4_bytes(p, packed_2bit(sixteen_codes(x)));
 }
 #endif
 
