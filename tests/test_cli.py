@@ -111,8 +111,8 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments, unbuffered):
     finally:
         os.close(write)
     assert done.stderr == ""
-    # argparse takes no notice when its help has no reader, if nothing buffers it.
-    assert done.returncode == (0 if arguments == ["--help"] and unbuffered else 1)
+    # Where nothing buffers it, argparse takes no notice that its help has no reader, or does: Pythons differ.
+    assert done.returncode in ([0, 1] if arguments == ["--help"] and unbuffered else [1])
 
 
 # ---- What the demo prints ------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_plain_numpy_sums_the_same_bags(rng):
     weights = rng.normal(size=(30, 5)).astype(np.float32)
     batch = cli.traffic(rng, 30, 12, 6)()
     sums = cli.look_up_floats(weights, batch)
-    expected = np.add.reduceat(weights[batch.indices].astype(np.float64), batch.offsets)
+    expected = np.add.reduceat(weights[batch.indices].astype(np.float64), batch.offsets.astype(np.intp))
     np.testing.assert_allclose(sums, expected, rtol=0, atol=1e-5)
 
 

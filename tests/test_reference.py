@@ -21,7 +21,7 @@ def any_float32(rng: np.random.Generator, count: int) -> np.ndarray:
     values[: count // 8] = rng.choice(special, count // 8)
     denormals = rng.integers(1, 2**23, count // 8, dtype=np.uint32).view(np.float32)
     values[count // 8 : 2 * (count // 8)] = denormals
-    powers = np.ldexp(np.float32(1), rng.integers(-149, 128, count // 8)).astype(np.float32)
+    powers = np.ldexp(np.float32(1), rng.integers(-149, 128, count // 8, dtype=np.int32)).astype(np.float32)
     values[2 * (count // 8) : 3 * (count // 8)] = powers
     return rng.permutation(values)
 
@@ -40,7 +40,7 @@ def test_fma_rounds_once_where_product_and_addend_are_of_one_size(rng, same_bits
     """Random exponents seldom let the two meet; here they overlap by 0 to 60 bits, and often nearly cancel."""
     a, b = (any_float32(rng, 4000) for _ in range(2))
     product = a.astype(np.float64) * b.astype(np.float64)
-    away = np.ldexp(1 + rng.random(4000), rng.integers(-30, 31, 4000)) * rng.choice([-1, 1], 4000)
+    away = np.ldexp(1 + rng.random(4000), rng.integers(-30, 31, 4000, dtype=np.int32)) * rng.choice([-1, 1], 4000)
     away[:1000] = -1
     with np.errstate(all="ignore"):
         c = (product * away).astype(np.float32)

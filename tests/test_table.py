@@ -271,7 +271,11 @@ def test_a_plain_mapping_is_not_copied_and_others_are_converted(rows, bits, same
             r"^compressed_indices_mapping\[1\] is -2: must be -1 or the number",
         ),
         ([0, 1, 2**40], IndexError, r"^compressed_indices_mapping\[2\] is 1099511627776: "),
-        (np.array([0, 1]), TypeError, "^compressed_indices_mapping must be an array of int32, got a int64 array"),
+        (
+            np.array([0, 1], np.int64),
+            TypeError,
+            "^compressed_indices_mapping must be an array of int32, got a int64 array",
+        ),
         (np.array([0, 1], np.uint32), TypeError, "^compressed_indices_mapping must be an array of int32"),
         (np.array([0.0, 1]), TypeError, "^compressed_indices_mapping must be an array of int32"),
         ([True, False], TypeError, "^compressed_indices_mapping must be an array of int32"),

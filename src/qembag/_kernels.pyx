@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.math cimport isfinite, sqrtf
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 cnp.import_array()
@@ -77,8 +77,8 @@ cdef extern from "lanes.h" nogil:
     float float_of_half(uint16_t)
     uint16_t half_of_float(float)
     uint32_t bits_of_float(float)
-    void write_u16(uint8_t *, uint16_t)
-    void write_u32(uint8_t *, uint32_t)
+    void write_le16(uint8_t *, uint16_t)
+    void write_le32(uint8_t *, uint32_t)
     void prefetch(const uint8_t *)
     bint unlikely(bint)
 
@@ -476,7 +476,7 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
     job.out_stride = cnp.PyArray_STRIDE(array, 0)
     if job.dim > 1 and job.num_bags > 0 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
         return False
-    if job.num_bags > 1 and abs(job.out_stride) < job.dim * job.out_size:
+    if job.num_bags > 1 and <double> abs(job.out_stride) < <double> job.dim * job.out_size:
         return False
     job.out = <uint8_t *> cnp.PyArray_DATA(array)
     return True

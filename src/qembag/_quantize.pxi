@@ -248,11 +248,11 @@ cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t fi
                 pack(<codes *> (out + codes_bytes - group_bytes), x)
         out += codes_bytes
         if codes is codes_8bit:
-            write_u32(out, bits_of_float(scales[number]))
-            write_u32(out + 4, bits_of_float(biases[number]))
+            write_le32(out, bits_of_float(scales[number]))
+            write_le32(out + 4, bits_of_float(biases[number]))
         else:
-            write_u16(out, half_scales[number])
-            write_u16(out + 2, half_biases[number])
+            write_le16(out, half_scales[number])
+            write_le16(out + 2, half_biases[number])
     return -1
 
 

@@ -52,14 +52,15 @@
 #define unlikely(condition) (condition)
 #endif
 
-/* ---- Little-endian numbers at any address ---------------------------------------------------- */
+/* ---- Little-endian numbers at any address ------------------------------------------------------
+ * Named so because read_u16 and its like are CPython's: outside the limited API, Cython includes its internal headers. */
 
-static inline uint16_t read_u16(const uint8_t *p)
+static inline uint16_t read_le16(const uint8_t *p)
 {
     return (uint16_t)(p[0] | p[1] << 8);
 }
 
-static inline uint32_t read_u32(const uint8_t *p)
+static inline uint32_t read_le32(const uint8_t *p)
 {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
@@ -67,26 +68,26 @@ static inline uint32_t read_u32(const uint8_t *p)
 /* Of single bytes gcc makes no whole store where it has vectorized them: an eighth of the time of quantizing rows of
  * 64, a third of that of rows of 16. */
 #if defined(_MSC_VER) || (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
-static inline void write_u16(uint8_t *p, uint16_t value)
+static inline void write_le16(uint8_t *p, uint16_t value)
 {
     memcpy(p, &value, sizeof value);
 }
 
-static inline void write_u32(uint8_t *p, uint32_t value)
+static inline void write_le32(uint8_t *p, uint32_t value)
 {
     memcpy(p, &value, sizeof value);
 }
 #else
-static inline void write_u16(uint8_t *p, uint16_t value)
+static inline void write_le16(uint8_t *p, uint16_t value)
 {
     p[0] = (uint8_t)value;
     p[1] = (uint8_t)(value >> 8);
 }
 
-static inline void write_u32(uint8_t *p, uint32_t value)
+static inline void write_le32(uint8_t *p, uint32_t value)
 {
-    write_u16(p, (uint16_t)value);
-    write_u16(p + 2, (uint16_t)(value >> 16));
+    write_le16(p, (uint16_t)value);
+    write_le16(p + 2, (uint16_t)(value >> 16));
 }
 #endif
 
@@ -881,7 +882,7 @@ static inline lanes unpack_2bit(const uint8_t *p)
 {
     static const uint8_t repeat[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
     static const int8_t shifts[16] = {0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6};
-    const uint8x16_t bytes = vreinterpretq_u8_u32(vdupq_n_u32(read_u32(p)));
+    const uint8x16_t bytes = vreinterpretq_u8_u32(vdupq_n_u32(read_le32(p)));
     const uint8x16_t codes = vshlq_u8(vqtbl1q_u8(bytes, vld1q_u8(repeat)), vld1q_s8(shifts));
     return lanes_of_bytes(vandq_u8(codes, vdupq_n_u8(3)));
 }
@@ -1250,15 +1251,15 @@ static inline void lanes_in_order_quad(lanes x[4])
 /* float32 scale and bias: 8 bytes */
 static inline void read_tail_float(const uint8_t *p, lanes *scale, lanes *bias)
 {
-    *scale = lanes_broadcast(float_of_bits(read_u32(p)));
-    *bias = lanes_broadcast(float_of_bits(read_u32(p + 4)));
+    *scale = lanes_broadcast(float_of_bits(read_le32(p)));
+    *bias = lanes_broadcast(float_of_bits(read_le32(p + 4)));
 }
 
 /* float16 scale and bias: 4 bytes */
 static inline void read_tail_half(const uint8_t *p, lanes *scale, lanes *bias)
 {
-    *scale = lanes_broadcast(float_of_half(read_u16(p)));
-    *bias = lanes_broadcast(float_of_half(read_u16(p + 2)));
+    *scale = lanes_broadcast(float_of_half(read_le16(p)));
+    *bias = lanes_broadcast(float_of_half(read_le16(p + 2)));
 }
 #endif
 
@@ -1418,9 +1419,9 @@ static inline lanes greatests_of_fours(const float *p)
 #endif
 
 #if !LANES_AVX512 && !LANES_AVX2 && !LANES_SSE2
-static inline uint64_t read_u64(const uint8_t *p)
+static inline uint64_t read_le64(const uint8_t *p)
 {
-    return read_u32(p) | (uint64_t)read_u32(p + 4) << 32;
+    return read_le32(p) | (uint64_t)read_le32(p + 4) << 32;
 }
 
 /* Eight codes of 4 bits in 4 bytes: neighbours are drawn together, then pairs, then fours. */
@@ -1450,16 +1451,16 @@ static inline void pack_4bit(uint8_t *p, lanes x)
 {
     uint8_t codes[16];
     lanes_round_to_bytes(codes, x);
-    write_u32(p, eight_packed_4bit(read_u64(codes)));
-    write_u32(p + 4, eight_packed_4bit(read_u64(codes + 8)));
+    write_le32(p, eight_packed_4bit(read_le64(codes)));
+    write_le32(p + 4, eight_packed_4bit(read_le64(codes + 8)));
 }
 
 static inline void pack_2bit(uint8_t *p, lanes x)
 {
     uint8_t codes[16];
     lanes_round_to_bytes(codes, x);
-    write_u16(p, eight_packed_2bit(read_u64(codes)));
-    write_u16(p + 2, eight_packed_2bit(read_u64(codes + 8)));
+    write_le16(p, eight_packed_2bit(read_le64(codes)));
+    write_le16(p + 2, eight_packed_2bit(read_le64(codes + 8)));
 }
 #endif
 
