@@ -272,7 +272,8 @@ cdef Py_ssize_t quantize_chunk(const Quantize *job, Py_ssize_t first, Py_ssize_t
     cdef float *scratch = NULL
     fault[0] = FINE
     if job.greedy:
-        scratch = <float *> malloc(2 * ((job.dim + 15) // 16 * 16) * sizeof(float))
+        # calloc sees to it that the product fits an address of 32 bits.
+        scratch = <float *> calloc(2 * ((job.dim + 15) // 16), 16 * sizeof(float))
         if scratch == NULL:
             fault[0] = NO_MEMORY
             return first
@@ -284,6 +285,10 @@ cdef Py_ssize_t quantize_chunk(const Quantize *job, Py_ssize_t first, Py_ssize_t
         bad = quantize_rows[codes_2bit](NULL, job, first, end, scratch, fault)
     free(scratch)
     return bad
+
+
+cdef inline Py_ssize_t chunk_start(Py_ssize_t num_rows, Py_ssize_t chunk, Py_ssize_t num_chunks) noexcept nogil:
+    return <Py_ssize_t> (<int64_t> chunk * num_rows // num_chunks)
 
 
 def quantize(object weights, int bits, object out, object bounds, bint greedy, int64_t num_bins, double ratio,
@@ -300,7 +305,7 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
             and cnp.PyArray_NDIM(<cnp.ndarray> out) == 2
             and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == cnp.PyArray_DIM(<cnp.ndarray> weights, 0)
             and cnp.PyArray_DIM(<cnp.ndarray> out, 1)
-            == (cnp.PyArray_DIM(<cnp.ndarray> weights, 1) * bits + 7) // 8 + (8 if bits == 8 else 4)):
+            == (cnp.PyArray_DIM(<cnp.ndarray> weights, 1) - 1) // (8 // bits) + 1 + (8 if bits == 8 else 4)):
         raise TypeError("out must be uint8 rows as long as the packed ones")
     if bounds is not None and not (
             is_plain(bounds) and cnp.PyArray_TYPE(<cnp.ndarray> bounds) == cnp.NPY_FLOAT32
@@ -330,8 +335,8 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
             num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), job.num_rows)
             num_threads = min(<Py_ssize_t> num_threads, num_chunks)
             for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-                rows_at_fault[chunk] = quantize_chunk(&job, chunk * job.num_rows // num_chunks,
-                                                      (chunk + 1) * job.num_rows // num_chunks, &faults[chunk])
+                rows_at_fault[chunk] = quantize_chunk(&job, chunk_start(job.num_rows, chunk, num_chunks),
+                                                      chunk_start(job.num_rows, chunk + 1, num_chunks), &faults[chunk])
     for chunk in range(num_chunks):
         if faults[chunk] == NO_MEMORY:
             raise MemoryError
