@@ -210,10 +210,10 @@ cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t e
         index = row = read_index(job, position)
         is_padding = (index == job.padding_idx) & (index >= 0)
         if job.mapping != NULL:
-            if unlikely(not 0 <= index < job.num_embeddings):
+            if rarely(not 0 <= index < job.num_embeddings):
                 return False
             row = job.mapping[index]
-        if unlikely(not (-1 if job.mapping != NULL else 0) <= row < job.num_rows) and not is_padding:
+        if rarely(not (-1 if job.mapping != NULL else 0) <= row < job.num_rows) and not is_padding:
             return False
         gathered.row[num_rows] = job.rows + row * job.row_stride
         gathered.weight[num_rows] = read_weight(job, position) if job.weight_size != 0 else 1
@@ -229,13 +229,13 @@ cdef inline bint take_row(const codes *unused, kind *unused_too, block *acc, con
     cdef int64_t number
     cdef const uint8_t *row
     cdef lanes scale, bias, weight
-    if not unlikely(position >= part.last_prefetched):
+    if not rarely(position >= part.last_prefetched):
         number = plain_index[kind](job, NULL, position + part.prefetch_distance)
-        if not unlikely(<uint64_t> number >= part.num_rows):
+        if not rarely(<uint64_t> number >= part.num_rows):
             prefetch_row(part.rows + number * part.row_stride, part.first_byte, part.num_bytes,
                          part.tail_byte)
     number = plain_index[kind](job, NULL, position)
-    if unlikely(<uint64_t> number >= part.num_rows):
+    if rarely(<uint64_t> number >= part.num_rows):
         return False
     row = part.rows + number * part.row_stride
     read_tail[codes](NULL, row + part.codes_bytes, &scale, &bias)
@@ -257,7 +257,7 @@ cdef inline void finish_bag(const codes *unused, block *acc, const Lookup *job, 
                             bint is_mean, Py_ssize_t count) noexcept nogil:
     cdef lanes share
     cdef Py_ssize_t k
-    if unlikely(is_mean) and count > 0:
+    if rarely(is_mean) and count > 0:
         share = lanes_broadcast(<float> 1.0 / <float> count)
         for k in range(<Py_ssize_t> (sizeof(block) // sizeof(lanes))):
             acc.group[k] = lanes_mul(acc.group[k], share)
@@ -317,21 +317,21 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
         while bag + 2 <= end_bag:
             middle = read_offset(job, bag + 1)
             stop = read_offset(job, bag + 2)
-            if unlikely(not start <= middle <= stop <= num_indices):
+            if rarely(not start <= middle <= stop <= num_indices):
                 return False
             set_zero[block](&acc)
             set_zero[block](&other)
             count = min(middle - start, stop - middle)
             for k in range(count):
-                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, start + k)):
+                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, start + k)):
                     return False
-                if unlikely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, middle + k)):
+                if rarely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, middle + k)):
                     return False
             for position in range(start + count, middle):
-                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
+                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
                     return False
             for position in range(middle + count, stop):
-                if unlikely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, position)):
+                if rarely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, position)):
                     return False
             finish_bag[codes, block](NULL, &acc, job, &part, out, is_mean, middle - start)
             finish_bag[codes, block](NULL, &other, job, &part, out + out_stride, is_mean, stop - middle)
@@ -342,7 +342,7 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
     position = start
     while bag < end_bag:
         stop = read_offset(job, bag + 1)
-        if unlikely(not start <= stop <= num_indices):
+        if rarely(not start <= stop <= num_indices):
             return False
         set_zero[block](&acc)
         count = stop - start
@@ -365,7 +365,7 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
                 start = min(start + GATHERED, stop)
         else:
             while position < stop:
-                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
+                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
                     return False
                 position += 1
         finish_bag[codes, block](NULL, &acc, job, &part, out, is_mean, count)

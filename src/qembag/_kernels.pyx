@@ -80,7 +80,7 @@ cdef extern from "lanes.h" nogil:
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
     void prefetch(const uint8_t *)
-    bint unlikely(bint)
+    bint rarely(bint)
 
     ctypedef struct codes_8bit:
         pass

@@ -46,10 +46,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define NOT_INLINE __attribute__((noinline))
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
+#define rarely(condition) __builtin_expect(!!(condition), 0)
 #else
 #define NOT_INLINE __declspec(noinline)
-#define unlikely(condition) (condition)
+#define rarely(condition) (condition)
 #endif
 
 /* ---- Little-endian numbers at any address ------------------------------------------------------
