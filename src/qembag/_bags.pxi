@@ -491,25 +491,44 @@ cdef enum:
 cdef int64_t MIN_PARALLEL_WORK = 1 << 19
 
 
-cdef void share_out(const Lookup *job, Py_ssize_t *bounds, Py_ssize_t num_chunks) noexcept nogil:
+cdef void share_out(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, Py_ssize_t *bounds,
+                    Py_ssize_t num_chunks) noexcept nogil:
     """Chunks of bags with about equally many rows each; an empty bag counts as one, for its output. The
     bounds are right even where another thread changes the offsets: they never decrease."""
     cdef Py_ssize_t chunk, low, high, middle
     # In double, where no difference of offsets overflows, whatever they hold.
-    cdef double first = read_offset(job, 0)
-    cdef double total = <double> read_offset(job, job.num_bags) - first + job.num_bags
-    bounds[0] = 0
+    cdef double first = <double> read_offset(job, first_bag) + first_bag
+    cdef double total = <double> read_offset(job, end_bag) + end_bag - first
+    bounds[0] = first_bag
     for chunk in range(1, num_chunks):
         low = bounds[chunk - 1]
-        high = job.num_bags
+        high = end_bag
         while low < high:
             middle = low + (high - low) // 2
-            if <double> read_offset(job, middle) - first + middle < total * chunk / num_chunks:
+            if <double> read_offset(job, middle) + middle - first < total * chunk / num_chunks:
                 low = middle + 1
             else:
                 high = middle
         bounds[chunk] = low
-    bounds[num_chunks] = job.num_bags
+    bounds[num_chunks] = end_bag
+
+
+cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    """What bags cost, by the measure of MIN_PARALLEL_WORK."""
+    cdef double rows = <double> read_offset(job, end_bag) - read_offset(job, first_bag) + (end_bag - first_bag)
+    return rows * (job.dim + 64)
+
+
+cdef Py_ssize_t end_of_piece(const Lookup *job, Py_ssize_t first_bag, double work) noexcept nogil:
+    """As many bags as cost no more; one at least."""
+    cdef Py_ssize_t low = first_bag + 1, high = job.num_bags, middle
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        if work_of(job, first_bag, middle) <= work:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 # With fewer rows a bag, its output counted as one, putting a quad in order costs more than it saves.
@@ -519,21 +538,25 @@ cdef int QUADS_MIN_LENGTH = 8
 cdef int64_t QUADS_8BIT_MAX_TABLE = 1 << 20
 
 
-cdef bint look_up_all(Lookup *job, int num_threads) noexcept nogil:
-    cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
-    cdef Py_ssize_t chunk, num_chunks
-    cdef int failures = 0
+cdef void choose_quads(Lookup *job) noexcept nogil:
     cdef double rows = <double> read_offset(job, job.num_bags) - read_offset(job, 0) + job.num_bags
     job.use_quads = (rows >= QUADS_MIN_LENGTH * <double> job.num_bags and job.codes_bytes >= 8 * job.bits
                      and (job.bits == 2 or <double> job.num_rows * job.row_bytes <= QUADS_8BIT_MAX_TABLE))
+
+
+cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, int num_threads) noexcept nogil:
+    """Bags, shared out among threads where that pays."""
+    cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
+    cdef Py_ssize_t chunk, num_chunks
+    cdef int failures = 0
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
-    if num_threads == 1 or job.num_bags < 2 or rows * (job.dim + 64) < MIN_PARALLEL_WORK:
-        return look_up_bags(job, 0, job.num_bags)
-    num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), job.num_bags)
+    if num_threads == 1 or end_bag - first_bag < 2 or work_of(job, first_bag, end_bag) < MIN_PARALLEL_WORK:
+        return look_up_bags(job, first_bag, end_bag)
+    num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
     num_threads = min(<Py_ssize_t> num_threads, num_chunks)
-    share_out(job, bounds, num_chunks)
+    share_out(job, first_bag, end_bag, bounds, num_chunks)
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
         failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
     return failures == 0

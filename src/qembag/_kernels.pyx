@@ -11,7 +11,11 @@ outside the arrays is touched even while another thread writes to them. Such rea
 otherwise read again after the check.
 """
 
+import threading
+import time
+
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.math cimport isfinite, sqrtf
@@ -23,7 +27,7 @@ cnp.import_array()
 cdef extern from "parallel.h" nogil:
     int PARALLEL_OPENMP
     int parallel_max_threads()
-    void parallel_pause()
+    int parallel_watch_forks()
 
 cdef extern from "lanes.h" nogil:
     const char *LANES_LEVEL
@@ -482,15 +486,51 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
     return True
 
 
+# A long call in the main thread is done in pieces, and between two of them Python sees to its signals: Ctrl-C is answered
+# within a fraction of a second. The first piece is of this much work (see MIN_PARALLEL_WORK), 1 to 50 ms; the next are of
+# as much as takes PIECE_SECONDS.
+cdef double FIRST_PIECE = 1 << 25
+cdef double PIECE_SECONDS = 0.05
+
+
+cdef bint is_main_thread():
+    return threading.get_ident() == threading.main_thread().ident
+
+
+cdef int end_piece(double *work, double *started) except -1:
+    """Raises what a signal's handler raises; sets the work of the next piece by the time that this one took."""
+    PyErr_CheckSignals()
+    cdef double now = time.perf_counter()
+    work[0] *= min(max(PIECE_SECONDS / max(now - started[0], 1e-9), 0.125), 8.0)
+    started[0] = now
+    return 0
+
+
 cdef object run(Lookup *job, bint check_first, int num_threads, object result):
     """The lookup; `result`, or what is wrong as (argument, position, bag, value, position in indices)."""
     cdef Fault fault
     cdef bint succeeded
+    cdef Py_ssize_t first = 0, end = job.num_bags
+    cdef double work = FIRST_PIECE, started = 0
+    cdef bint in_pieces = work_of(job, 0, job.num_bags) > FIRST_PIECE and is_main_thread()
+    if in_pieces:
+        started = time.perf_counter()
     with nogil:
         fault.where = NOWHERE
         if check_first and not is_in_range(job):
             fault = find_fault(job)
-        succeeded = fault.where == NOWHERE and look_up_all(job, num_threads)
+        succeeded = fault.where == NOWHERE
+        if succeeded:
+            choose_quads(job)
+            while True:
+                if in_pieces:
+                    end = end_of_piece(job, first, work)
+                succeeded = look_up_shared(job, first, end, num_threads)
+                if not succeeded or end == job.num_bags:
+                    break
+                first = end
+                with gil:
+                    end_piece(&work, &started)
         if not succeeded and fault.where == NOWHERE:
             fault = find_fault(job)
     if succeeded:
@@ -560,10 +600,8 @@ def max_threads():
     return parallel_max_threads()
 
 
-def pause_threads():
-    """Ends the threads that wait for this one's next parallel region; they are started anew when needed."""
-    with nogil:
-        parallel_pause()
+if parallel_watch_forks() != 0:
+    raise MemoryError("qembag: no memory to watch for forks")
 
 
 include "_quantize.pxi"

@@ -287,8 +287,9 @@ cdef Py_ssize_t quantize_chunk(const Quantize *job, Py_ssize_t first, Py_ssize_t
     return bad
 
 
-cdef inline Py_ssize_t chunk_start(Py_ssize_t num_rows, Py_ssize_t chunk, Py_ssize_t num_chunks) noexcept nogil:
-    return <Py_ssize_t> (<int64_t> chunk * num_rows // num_chunks)
+cdef inline Py_ssize_t chunk_start(Py_ssize_t first, Py_ssize_t end, Py_ssize_t chunk,
+                                   Py_ssize_t num_chunks) noexcept nogil:
+    return first + <Py_ssize_t> (<int64_t> chunk * (end - first) // num_chunks)
 
 
 def quantize(object weights, int bits, object out, object bounds, bint greedy, int64_t num_bins, double ratio,
@@ -297,7 +298,10 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     cdef Quantize job
     cdef RowFault faults[MAX_CHUNKS]
     cdef Py_ssize_t rows_at_fault[MAX_CHUNKS]
-    cdef Py_ssize_t chunk, num_chunks
+    cdef Py_ssize_t chunk, num_chunks, first = 0, end
+    cdef double work = FIRST_PIECE, started = 0, row_work
+    cdef bint in_pieces
+    cdef int chunk_threads
     if not (is_plain(weights) and cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32
             and cnp.PyArray_NDIM(<cnp.ndarray> weights) == 2 and cnp.PyArray_DIM(<cnp.ndarray> weights, 1) > 0):
         raise TypeError("weights must be float32 rows in one piece")
@@ -327,19 +331,32 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
-    with nogil:
-        if num_threads == 1 or <double> job.num_rows * job.dim < MIN_PARALLEL_WORK:
-            num_chunks = 1
-            rows_at_fault[0] = quantize_chunk(&job, 0, job.num_rows, &faults[0])
-        else:
-            num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), job.num_rows)
-            num_threads = min(<Py_ssize_t> num_threads, num_chunks)
-            for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-                rows_at_fault[chunk] = quantize_chunk(&job, chunk_start(job.num_rows, chunk, num_chunks),
-                                                      chunk_start(job.num_rows, chunk + 1, num_chunks), &faults[chunk])
-    for chunk in range(num_chunks):
-        if faults[chunk] == NO_MEMORY:
-            raise MemoryError
-        if faults[chunk] != FINE:
-            return ("not finite" if faults[chunk] == NOT_FINITE else "too wide", rows_at_fault[chunk])
+    # Work as of a lookup's rows; the greedy search goes over a row twice for each bin.
+    row_work = (job.dim + 64) * (2.0 * num_bins if greedy else 1.0)
+    in_pieces = job.num_rows * row_work > FIRST_PIECE and is_main_thread()
+    if in_pieces:
+        started = time.perf_counter()
+    while first < job.num_rows:
+        end = job.num_rows
+        if in_pieces:
+            end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (job.num_rows - first))
+        with nogil:
+            if num_threads == 1 or <double> (end - first) * job.dim < MIN_PARALLEL_WORK:
+                num_chunks = 1
+                rows_at_fault[0] = quantize_chunk(&job, first, end, &faults[0])
+            else:
+                num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end - first)
+                chunk_threads = min(<Py_ssize_t> num_threads, num_chunks)
+                for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=chunk_threads):
+                    rows_at_fault[chunk] = quantize_chunk(
+                        &job, chunk_start(first, end, chunk, num_chunks),
+                        chunk_start(first, end, chunk + 1, num_chunks), &faults[chunk])
+        for chunk in range(num_chunks):
+            if faults[chunk] == NO_MEMORY:
+                raise MemoryError
+            if faults[chunk] != FINE:
+                return ("not finite" if faults[chunk] == NOT_FINITE else "too wide", rows_at_fault[chunk])
+        first = end
+        if first < job.num_rows:
+            end_piece(&work, &started)
     return None

@@ -1,8 +1,6 @@
-"""How many threads a call may use, and what becomes of them at a fork."""
+"""How many threads a call may use."""
 
 from __future__ import annotations
-
-import os
 
 from . import _arguments, _dispatch
 
@@ -54,12 +52,3 @@ def resolve(num_threads: int | None) -> int:
     if num_threads is None:
         return _limit or 0
     return _arguments.num_threads(num_threads, "num_threads")
-
-
-def _before_fork() -> None:
-    _dispatch.kernels.pause_threads()
-
-
-# A child whose parent has run a parallel region would hang in its own first one.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork)

@@ -12,19 +12,34 @@ static inline int parallel_max_threads(void)
 }
 
 /* A forked child has none of the threads that its parent's pool counts on, and its next parallel region would wait for
- * them for ever. Without a pool at the fork it makes one of its own. That is libgomp's way; libomp, clang's, sees to
- * forks itself, and MSVC has none. */
-static inline void parallel_pause(void)
+ * them for ever. Without a pool at the fork it makes one of its own. A handler of the C library's, so that forks that
+ * Python does not know of are seen to as well. That is libgomp's way; libomp, clang's, sees to forks itself, and MSVC has
+ * none. */
+#if defined(__GNUC__) && __GNUC__ >= 9 && !defined(__clang__) && !defined(_WIN32)
+#include <pthread.h>
+
+static void parallel_pause(void)
 {
-#if defined(__GNUC__) && __GNUC__ >= 9 && !defined(__clang__)
     omp_pause_resource_all(omp_pause_hard);
-#endif
 }
+
+/* 0, or why it cannot be done. */
+static inline int parallel_watch_forks(void)
+{
+    return pthread_atfork(parallel_pause, NULL, NULL);
+}
+#else
+static inline int parallel_watch_forks(void)
+{
+    return 0;
+}
+#endif
 #else
 #define PARALLEL_OPENMP 0
 
-static inline void parallel_pause(void)
+static inline int parallel_watch_forks(void)
 {
+    return 0;
 }
 
 static inline int parallel_max_threads(void)

@@ -1,0 +1,213 @@
+"""Forks, signals and the threads of others: what a server does to a library while it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qembag
+from qembag import _dispatch
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="for systems with fork and timers")
+
+# Each child works in several threads, where its parent's pool has none left; one that waits for them hangs.
+SETUP = """
+import ctypes, os, signal, sys, threading, warnings
+import numpy as np, qembag
+warnings.simplefilter("ignore")  # of forks in a process with threads
+rng = np.random.default_rng(0)
+table = qembag.quantize(rng.normal(size=(1000, 64)).astype(np.float32))
+indices = rng.integers(0, 1000, (10_000, 10))
+expected = qembag.embedding_bag(table, indices, num_threads=1)
+
+def look_up(num_threads=3):
+    assert np.array_equal(qembag.embedding_bag(table, indices, num_threads=num_threads), expected)
+
+def ended_well(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+def in_child(fork=os.fork):
+    child = fork()
+    if child == 0:
+        signal.alarm(30)
+        look_up()
+        os._exit(42)
+    return child
+"""
+
+
+def said(code: str, timeout: float = 300) -> str:
+    script = SETUP + textwrap.dedent(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(qembag.__file__).parents[1]), *sys.path[1:]])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+FORKS_UNDER_LOAD = """
+stop = threading.Event()
+def load():
+    while not stop.is_set():
+        look_up(2)
+threads = [threading.Thread(target=load) for _ in range(3)]
+for thread in threads:
+    thread.start()
+good = 0
+for number in range({count}):
+    look_up()
+    good += ended_well(in_child())
+stop.set()
+for thread in threads:
+    thread.join()
+print(good)
+"""
+
+
+def test_children_and_parent_work_on_after_forks_under_load():
+    assert said(FORKS_UNDER_LOAD.format(count=30)) == "30"
+
+
+@pytest.mark.slow
+def test_a_thousand_forks_under_load():
+    assert said(FORKS_UNDER_LOAD.format(count=1000), timeout=900) == "1000"
+
+
+def test_a_fork_that_python_does_not_know_of_is_seen_to():
+    """A server written in C forks with Python inside it."""
+    code = """
+    look_up()
+    print(ended_well(in_child(ctypes.PyDLL(None).fork)))
+    look_up()
+    """
+    assert said(code) == "True"
+
+
+def test_workers_of_a_preforking_server_answer():
+    """The table and a first call in the parent, before the forks; each worker takes requests by a pipe."""
+    code = """
+    look_up()
+    workers = []
+    for _ in range(3):
+        requests, answers = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            while True:
+                first = int.from_bytes(os.read(requests[0], 4), "little")
+                if first == 10_000:
+                    os._exit(42)
+                bags = qembag.embedding_bag(table, indices[first:], num_threads=2)
+                os.write(answers[1], bytes([np.array_equal(bags, expected[first:])]))
+        workers.append((child, requests[1], answers[0]))
+    good = 0
+    for number in range(20):
+        for child, request, answer in workers:
+            os.write(request, (number * 100).to_bytes(4, "little"))
+        look_up()
+        good += sum(os.read(answer, 1)[0] for child, request, answer in workers)
+    for child, request, answer in workers:
+        os.write(request, (10_000).to_bytes(4, "little"))
+    print(good, all(ended_well(child) for child, request, answer in workers))
+    """
+    assert said(code) == "60 True"
+
+
+def test_a_fork_pool_of_multiprocessing_works_after_a_parallel_call():
+    code = """
+    import multiprocessing
+    look_up()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.starmap(qembag.embedding_bag, [(table, indices)] * 4)
+        look_up()
+    print(all(np.array_equal(bags, expected) for bags in results))
+    """
+    assert said(code) == "True"
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupt():
+    """A signal after so many seconds, whose handler raises, as Ctrl-C's does."""
+
+    def raise_it(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_long_lookup_answers_a_signal(level, interrupt, num_threads, rng):
+    """What is left of `out` says that the call ended early: seconds of work, and its last rows untouched."""
+    table = qembag.quantize(rng.normal(size=(2000, 256)).astype(np.float32), 4)
+    indices = np.broadcast_to(rng.integers(0, 2000, 40_000, dtype=np.int32), (2000, 40_000)).reshape(400_000, 200)
+    out = np.full((len(indices), table.dim), np.float32(np.nan))
+    started = time.perf_counter()
+    interrupt(0.2)
+    with pytest.raises(Interrupted):
+        qembag.embedding_bag(table, indices, out=out, num_threads=num_threads)
+    took = time.perf_counter() - started
+    assert not np.isnan(out[0]).any()
+    assert np.isnan(out[-1]).all(), f"the call had ended after {took} s"
+    again = qembag.embedding_bag(table, indices[:100], num_threads=num_threads)
+    np.testing.assert_array_equal(again, qembag.embedding_bag(table, indices[:100], num_threads=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_long_quantization_answers_a_signal(interrupt, num_threads, rng):
+    weights = rng.normal(size=(50_000, 64)).astype(np.float32)
+    whole = time.perf_counter()
+    expected = qembag.quantize(weights, 4, method="greedy", num_threads=num_threads)
+    whole = time.perf_counter() - whole
+    many = np.concatenate([weights] * (int(3 / whole) + 1))
+    interrupt(0.2)
+    started = time.perf_counter()
+    with pytest.raises(Interrupted):
+        qembag.quantize(many, 4, method="greedy", num_threads=num_threads)
+    assert time.perf_counter() - started < 2
+    np.testing.assert_array_equal(qembag.quantize(weights, 4, method="greedy").data, expected.data)
+
+
+def test_a_long_call_in_pieces_gives_the_same_bits(level, bits, rng, same_bits):
+    """In another thread it is done in one piece, whatever its length."""
+    table = qembag.quantize(rng.normal(size=(500, 64)).astype(np.float32), bits)
+    offsets = np.sort(rng.integers(0, 3_000_000, 40_000))
+    indices = rng.integers(0, 500, 3_000_000, dtype=np.int32)
+    whole = []
+    thread = threading.Thread(target=lambda: whole.append(qembag.embedding_bag(table, indices, offsets)))
+    thread.start()
+    thread.join()
+    for num_threads in (1, 2, 3):
+        same_bits(qembag.embedding_bag(table, indices, offsets, num_threads=num_threads), whole[0])
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_a_waiting_policy_of_the_users_is_left_alone(monkeypatch, name):
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    with _dispatch._bounded_spin():
+        assert os.environ["GOMP_SPINCOUNT"] == _dispatch.SPIN_COUNT
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv(name, "7")
+    with _dispatch._bounded_spin():
+        assert os.environ[name] == "7"
+        assert ("GOMP_SPINCOUNT" in os.environ) == (name == "GOMP_SPINCOUNT")
+    assert os.environ[name] == "7"
