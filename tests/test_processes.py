@@ -1,4 +1,4 @@
-"""Forks, signals and the threads of others: what a server does to a library while it works."""
+"""Forks and signals: what a server does to a library while it works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import qembag
-from qembag import _dispatch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="for systems with fork and timers")
 
@@ -156,18 +155,18 @@ def interrupt():
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_long_lookup_answers_a_signal(level, interrupt, num_threads, rng):
     """What is left of `out` says that the call ended early: seconds of work, and its last rows untouched."""
-    table = qembag.quantize(rng.normal(size=(2000, 256)).astype(np.float32), 4)
-    indices = np.broadcast_to(rng.integers(0, 2000, 40_000, dtype=np.int32), (2000, 40_000)).reshape(400_000, 200)
+    table = qembag.quantize(rng.normal(size=(2000, 1024)).astype(np.float32), 4)
+    indices = np.broadcast_to(rng.integers(0, 2000, 40_000, dtype=np.int32), (2000, 40_000)).reshape(40_000, 2000)
     out = np.full((len(indices), table.dim), np.float32(np.nan))
     started = time.perf_counter()
-    interrupt(0.2)
+    interrupt(0.1)
     with pytest.raises(Interrupted):
         qembag.embedding_bag(table, indices, out=out, num_threads=num_threads)
     took = time.perf_counter() - started
     assert not np.isnan(out[0]).any()
     assert np.isnan(out[-1]).all(), f"the call had ended after {took} s"
-    again = qembag.embedding_bag(table, indices[:100], num_threads=num_threads)
-    np.testing.assert_array_equal(again, qembag.embedding_bag(table, indices[:100], num_threads=1))
+    again = qembag.embedding_bag(table, indices[:10], num_threads=num_threads)
+    np.testing.assert_array_equal(again, qembag.embedding_bag(table, indices[:10], num_threads=1))
 
 
 @pytest.mark.slow
@@ -197,17 +196,3 @@ def test_a_long_call_in_pieces_gives_the_same_bits(level, bits, rng, same_bits):
     thread.join()
     for num_threads in (1, 2, 3):
         same_bits(qembag.embedding_bag(table, indices, offsets, num_threads=num_threads), whole[0])
-
-
-@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_a_waiting_policy_of_the_users_is_left_alone(monkeypatch, name):
-    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(variable, raising=False)
-    with _dispatch._bounded_spin():
-        assert os.environ["GOMP_SPINCOUNT"] == _dispatch.SPIN_COUNT
-    assert "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.setenv(name, "7")
-    with _dispatch._bounded_spin():
-        assert os.environ[name] == "7"
-        assert ("GOMP_SPINCOUNT" in os.environ) == (name == "GOMP_SPINCOUNT")
-    assert os.environ[name] == "7"

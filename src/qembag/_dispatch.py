@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, cast
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 from . import _cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, Protocol
 
     from numpy.typing import NDArray
@@ -52,27 +50,5 @@ def load(level: str) -> _Kernels:
     return _load(MODULES[level])
 
 
-@contextlib.contextmanager
-def _bounded_spin() -> Iterator[None]:
-    """How long the waiting threads of an OpenMP runtime that is loaded meanwhile look for work before they sleep.
-
-    libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and those of
-    NumPy's matrix product, or another runtime's, take the processors from each other at each change from one to the other.
-    Whoever has set a policy is left alone.
-    """
-    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
-
-
-# A few microseconds. Regions that follow each other at once still meet threads awake.
-SPIN_COUNT = "1000"
-
-with _bounded_spin():
-    MODULES = _available()
+MODULES = _available()
 kernels = load(os.environ.get("QEMBAG_KERNELS") or list(MODULES)[-1])
