@@ -486,9 +486,9 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
     return True
 
 
-# A long call in the main thread is done in pieces, and between two of them Python sees to its signals: Ctrl-C is answered
-# within a fraction of a second. The first piece is of this much work (see MIN_PARALLEL_WORK), 1 to 50 ms; the next are of
-# as much as takes PIECE_SECONDS.
+# A long call in the main thread is done in pieces, and between two of them Python sees to its signals: Ctrl-C is
+# answered within a fraction of a second. The first piece is of this much work (see MIN_PARALLEL_WORK), 1 to 50 ms; the
+# next are of as much as takes PIECE_SECONDS.
 cdef double FIRST_PIECE = 1 << 25
 cdef double PIECE_SECONDS = 0.05
 

@@ -331,8 +331,8 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
-    # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a lookup's
-    # row from memory, and pieces of a few milliseconds cost 8 % of 500,000 rows on two threads.
+    # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
+    # lookup's row from memory.
     row_work = (job.dim + 64) * (2.0 * num_bins if greedy else 0.25)
     in_pieces = job.num_rows * row_work > FIRST_PIECE and is_main_thread()
     if in_pieces:
