@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import fenced
 import qembag
 import reference
 from qembag import ops
@@ -1354,3 +1355,15 @@ def test_the_end_of_no_bags_must_lie_within_the_indices_too(level: str, dim: int
     with pytest.raises(ValueError, match=rf"^offsets\[0\] is {offset}: must be from 0 to 3, the number of indices$"):
         qembag.embedding_bag(table, [0, 1, 2], [offset], include_last_offset=True)
     assert qembag.embedding_bag(table, [0, 1, 2], [3], include_last_offset=True).shape == (0, dim)
+
+
+@fenced.needs_fences
+@pytest.mark.parametrize("end", [-(2**63), -(2**63) + 1, -(2**63) + 7, -1])
+def test_no_end_makes_a_lookup_read_beyond_its_indices(level: str, bits: int, rows: np.ndarray, end: int) -> None:
+    """So far below zero that a distance subtracted from it comes out above: found by UndefinedBehaviorSanitizer."""
+    indices = fenced.empty(200, "i8", at="end")
+    indices[:] = np.arange(200) % NUM_ROWS
+    table = qembag.QuantizedTable(rows, bits)
+    for options in ({}, {"per_sample_weights": np.ones(200, np.float32)}, {"padding_idx": 0}, {"mode": "max"}):
+        with pytest.raises(ValueError, match=rf"^offsets\[4\] is {end}: "):
+            qembag.embedding_bag(table, indices, np.array([0, 100, 200, 200, end]), include_last_offset=True, **options)
