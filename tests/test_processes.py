@@ -1,4 +1,4 @@
-"""Forks and signals: what a server does to a library while it works."""
+"""Forks, signals and the threads of others: what a server does to a library while it works."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import qembag
+from qembag import _dispatch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="for systems with fork and timers")
 
@@ -44,14 +45,22 @@ def in_child(fork=os.fork):
 """
 
 
-def said(code: str, timeout: float = 300) -> str:
-    script = SETUP + textwrap.dedent(code)
+def run(script: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(qembag.__file__).parents[1]), *sys.path[1:]])}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=False, env=environment
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment | variables,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done
+
+
+def said(code: str, timeout: float = 300) -> str:
+    return run(SETUP + textwrap.dedent(code), timeout).stdout.strip()
 
 
 FORKS_UNDER_LOAD = """
@@ -132,6 +141,67 @@ def test_a_fork_pool_of_multiprocessing_works_after_a_parallel_call():
     print(all(np.array_equal(bags, expected) for bags in results))
     """
     assert said(code) == "True"
+
+
+def spin_of_libgomp(**variables: str) -> str | None:
+    """What libgomp itself says about its spin when qembag loads it."""
+    if not _dispatch.kernels.OPENMP:
+        pytest.skip("built without OpenMP")
+    script = "import os, qembag; assert 'GOMP_SPINCOUNT' not in os.environ or os.environ['GOMP_SPINCOUNT'] == '77'"
+    for line in run(script, OMP_DISPLAY_ENV="VERBOSE", **variables).stderr.splitlines():
+        if "GOMP_SPINCOUNT" in line:
+            return line.split("'")[1]
+    pytest.skip("another OpenMP runtime")
+
+
+@pytest.fixture
+def no_policy(monkeypatch):
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_waiting_threads_spin_no_longer_than_microseconds(no_policy):
+    assert spin_of_libgomp() == _dispatch.SPIN_COUNT
+
+
+def test_a_waiting_policy_of_the_users_is_left_alone(no_policy):
+    assert spin_of_libgomp(GOMP_SPINCOUNT="77") == "77"
+    assert int(spin_of_libgomp(OMP_WAIT_POLICY="active") or 0) > 10**9
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="for systems with affinities")
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_affinity_of_threads_is_what_it_was(cores):
+    """Workers that are woken on their caller's processor move away, and then may use what they could before."""
+    code = f"""
+    others = set(os.listdir("/proc/self/task"))  # the main thread and NumPy's
+    allowed = set(sorted(os.sched_getaffinity(0))[:{cores}])
+    os.sched_setaffinity(0, allowed)
+    import time
+    for _ in range(300):
+        look_up()
+        time.sleep(0.001)
+    threads = set(os.listdir("/proc/self/task")) - others
+    print(len(threads), all(os.sched_getaffinity(int(thread)) == allowed for thread in threads))
+    """
+    assert said(code) == f"{2 if _dispatch.kernels.OPENMP else 0} True"
+
+
+def test_threadpoolctl_sees_the_pool_and_limits_it():
+    pytest.importorskip("threadpoolctl")
+    if not _dispatch.kernels.OPENMP:
+        pytest.skip("built without OpenMP")
+    code = """
+    import threadpoolctl
+    look_up()
+    before = qembag.get_num_threads()
+    with threadpoolctl.threadpool_limits(3, user_api="openmp"):
+        limited = qembag.get_num_threads()
+        look_up(None)
+    print(any(pool["user_api"] == "openmp" for pool in threadpoolctl.threadpool_info()), limited)
+    print(qembag.get_num_threads() == before)
+    """
+    assert said(code) == "True 3\nTrue"
 
 
 class Interrupted(Exception):

@@ -553,6 +553,7 @@ cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end
     cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
     cdef Py_ssize_t chunk, num_chunks
     cdef int failures = 0
+    cdef parallel_crew crew
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
@@ -561,6 +562,8 @@ cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end
     num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
     num_threads = min(<Py_ssize_t> num_threads, num_chunks)
     share_out(job, first_bag, end_bag, bounds, num_chunks)
+    parallel_prepare(&crew, num_threads)
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        parallel_spread(&crew)
         failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
     return failures == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from . import _cpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Protocol
 
     from numpy.typing import NDArray
@@ -50,5 +52,28 @@ def load(level: str) -> _Kernels:
     return _load(MODULES[level])
 
 
-MODULES = _available()
+@contextlib.contextmanager
+def _bounded_spin() -> Iterator[None]:
+    """How long the waiting threads of an OpenMP runtime that is loaded meanwhile look for work before they sleep.
+
+    libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and those of
+    NumPy's matrix product, or another runtime's, take the processors from each other at each change from one to the other.
+    Whoever has set a policy is left alone.
+    """
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+# About 10 us. Calls that follow each other at once still meet threads awake; `parallel_spread` sees to those that meet
+# them asleep.
+SPIN_COUNT = "1000"
+
+with _bounded_spin():
+    MODULES = _available()
 kernels = load(os.environ.get("QEMBAG_KERNELS") or list(MODULES)[-1])

@@ -28,6 +28,10 @@ cdef extern from "parallel.h" nogil:
     int PARALLEL_OPENMP
     int parallel_max_threads()
     int parallel_watch_forks()
+    ctypedef struct parallel_crew:
+        pass
+    void parallel_prepare(parallel_crew *, int)
+    void parallel_spread(parallel_crew *)
 
 cdef extern from "lanes.h" nogil:
     const char *LANES_LEVEL

@@ -302,6 +302,7 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     cdef double work = FIRST_PIECE, started = 0, row_work
     cdef bint in_pieces
     cdef int chunk_threads
+    cdef parallel_crew crew
     if not (is_plain(weights) and cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32
             and cnp.PyArray_NDIM(<cnp.ndarray> weights) == 2 and cnp.PyArray_DIM(<cnp.ndarray> weights, 1) > 0):
         raise TypeError("weights must be float32 rows in one piece")
@@ -342,13 +343,15 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
         if in_pieces:
             end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (job.num_rows - first))
         with nogil:
-            if num_threads == 1 or <double> (end - first) * job.dim < MIN_PARALLEL_WORK:
+            if num_threads == 1 or (end - first) * row_work < MIN_PARALLEL_WORK * (1 if greedy else 0.25):
                 num_chunks = 1
                 rows_at_fault[0] = quantize_chunk(&job, first, end, &faults[0])
             else:
                 num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end - first)
                 chunk_threads = min(<Py_ssize_t> num_threads, num_chunks)
+                parallel_prepare(&crew, chunk_threads)
                 for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=chunk_threads):
+                    parallel_spread(&crew)
                     rows_at_fault[chunk] = quantize_chunk(
                         &job, chunk_start(first, end, chunk, num_chunks),
                         chunk_start(first, end, chunk + 1, num_chunks), &faults[chunk])

@@ -48,4 +48,64 @@ static inline int parallel_max_threads(void)
 }
 #endif
 
+/* The threads of one parallel region, and what keeps them apart.
+ *
+ * A thread that has slept may be woken on the processor of the thread that wakes it: Linux looks for an idle one only
+ * among those that share a cache, and virtual machines often say that none do. The two then take turns on one processor,
+ * a time slice of some milliseconds each, call after call until the system spreads them. So a worker that finds itself on
+ * its caller's processor moves to another one that it may use, and then may use what it could before; and a caller that
+ * has done a share before any worker came lets others run for once, for it would have to wait for them at the end
+ * anyway. */
+typedef struct {
+    int processor;      /* where the caller was when it last took a share */
+    int moves_left;
+    int callers_shares;
+    int workers_shares;
+} parallel_crew;
+
+#if defined(_OPENMP) && defined(__linux__)
+#include <sched.h>
+
+static inline void parallel_prepare(parallel_crew *crew, int num_threads)
+{
+    crew->processor = sched_getcpu();
+    crew->moves_left = 2 * num_threads;     /* a thread of another program's may chase us */
+    crew->callers_shares = 0;
+    crew->workers_shares = 0;
+}
+
+/* By each thread before each share of the work that it does. */
+static inline void parallel_spread(parallel_crew *crew)
+{
+    cpu_set_t allowed, others;
+    int processor = sched_getcpu();
+    if (omp_get_thread_num() == 0) {
+        __atomic_store_n(&crew->processor, processor, __ATOMIC_RELAXED);
+        if (++crew->callers_shares == 2 && __atomic_load_n(&crew->workers_shares, __ATOMIC_RELAXED) == 0)
+            sched_yield();
+        return;
+    }
+    __atomic_fetch_add(&crew->workers_shares, 1, __ATOMIC_RELAXED);
+    if (processor >= 0 && processor == __atomic_load_n(&crew->processor, __ATOMIC_RELAXED)
+        && __atomic_fetch_sub(&crew->moves_left, 1, __ATOMIC_RELAXED) > 0
+        && sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+        others = allowed;
+        CPU_CLR(processor, &others);
+        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof(others), &others) == 0)
+            sched_setaffinity(0, sizeof(allowed), &allowed);
+    }
+}
+#else
+static inline void parallel_prepare(parallel_crew *crew, int num_threads)
+{
+    (void)crew;
+    (void)num_threads;
+}
+
+static inline void parallel_spread(parallel_crew *crew)
+{
+    (void)crew;
+}
+#endif
+
 #endif
