@@ -3,6 +3,8 @@
 cdef enum:
     # Rows that a bag of any kind gathers before it adds them.
     GATHERED = 32
+    # Positions between two looks for signals: some milliseconds, whatever the dim.
+    ROWS_A_LOOK = 1 << 16
     # Rows of so many groups are added to two bags in turn: an addition and an fma of one bag wait for each other, 7
     # cycles a row whatever its width, and those of two do not.
     PAIRED_GROUPS = 2
@@ -199,10 +201,13 @@ cdef inline void prefetch_position(const Lookup *job, Py_ssize_t position, int64
 cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t end, const Part *part,
                  Gathered *gathered) noexcept nogil:
     """The rows at positions `start` to `stop` that take part, with their weights: not those pruned, nor padding.
-    Without a branch on either, so that none is mispredicted. False where an index or a mapped row is out of range."""
+    Without a branch on either, so that none is mispredicted. False where an index or a mapped row is out of range, or
+    where a signal ends the call."""
     cdef Py_ssize_t position, num_rows = 0
     cdef int64_t index, row
     cdef bint is_padding
+    if rarely(start % ROWS_A_LOOK < GATHERED) and not may_go_on(job):
+        return False
     gathered.num_absent = 0
     for position in range(start, stop):
         if position + job.prefetch_distance < end:
@@ -465,7 +470,9 @@ cdef bint look_up_passes(const codes *unused, kind *unused_too, const Lookup *jo
 
 cdef bint look_up_kind(const codes *unused, const Lookup *job, Py_ssize_t first_bag,
                        Py_ssize_t end_bag) noexcept nogil:
-    if job.mapping == NULL and job.padding_idx < 0 and job.mode != MAX and job.index_size != 0:
+    # One bag as long as a piece of a long call looks for signals on its way, which only the loop for anything does.
+    cdef bint is_giant = job.signals != NULL and end_bag == first_bag + 1
+    if job.mapping == NULL and job.padding_idx < 0 and job.mode != MAX and job.index_size != 0 and not is_giant:
         if job.weight_size != 0:
             return look_up_passes[codes, weighted](NULL, NULL, job, first_bag, end_bag)
         if job.index_size == 4:

@@ -24,9 +24,15 @@ from libc.string cimport memcpy
 
 cnp.import_array()
 
+cdef extern from "Python.h":
+    # That of cpython.exc raises at once.
+    int check_signals "PyErr_CheckSignals"() noexcept
+
 cdef extern from "parallel.h" nogil:
     int PARALLEL_OPENMP
     int parallel_max_threads()
+    bint parallel_is_caller()
+    double parallel_clock()
     int parallel_watch_forks()
     ctypedef struct parallel_crew:
         pass
@@ -189,7 +195,14 @@ LEVEL = (<bytes> LANES_LEVEL).decode()
 OPENMP = PARALLEL_OPENMP
 
 
+# What a long call in the main thread shares with its workers.
+cdef struct Signals:
+    bint has_raised         # a handler: all stop at the next look
+    double next_look        # in seconds of parallel_clock
+
+
 cdef struct Lookup:
+    volatile Signals *signals           # NULL: nobody looks for them
     # The table. `codes_bytes` of a row are codes, its tail follows.
     const uint8_t *rows
     Py_ssize_t num_rows
@@ -247,6 +260,29 @@ cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept n
     return float_of_half((<const uint16_t *> job.weights)[position])
 
 
+# A long call in the main thread sees to signals so often: Ctrl-C is answered within a fraction of a second.
+cdef double PIECE_SECONDS = 0.05
+
+
+cdef bint handle_signals() noexcept with gil:
+    """False where a handler has raised."""
+    return check_signals() == 0
+
+
+cdef bint may_go_on(const Lookup *job) noexcept nogil:
+    """Asked by each thread of a long call from time to time. The main thread sees to signals."""
+    cdef double now
+    if job.signals == NULL:
+        return True
+    if not job.signals.has_raised and parallel_is_caller():
+        now = parallel_clock()
+        # Not at each look: another thread may keep the GIL for milliseconds.
+        if now >= job.signals.next_look:
+            job.signals.next_look = now + PIECE_SECONDS
+            job.signals.has_raised = not handle_signals()
+    return not job.signals.has_raised
+
+
 include "_bags.pxi"
 
 
@@ -266,10 +302,16 @@ cdef struct Fault:
     Py_ssize_t index_position   # IN_MAPPING: the index that led there
 
 
+cdef enum:
+    # Offsets or indices that are checked before the next look for signals: some 10 ms at most.
+    CHECKED_AT_A_TIME = 1 << 22
+
+
 cdef Fault find_fault(const Lookup *job) noexcept nogil:
-    """The first bad offset; where all are right, the first bad index or mapped row of the bags, in order."""
+    """The first bad offset; where all are right, the first bad index or mapped row of the bags, in order. Nothing where
+    a signal's handler has raised."""
     cdef Fault fault
-    cdef Py_ssize_t bag, position
+    cdef Py_ssize_t bag, position, num_checked = 0
     cdef int64_t start, stop, index, row
     fault.where = NOWHERE
     fault.position = fault.bag = fault.index_position = 0
@@ -282,11 +324,16 @@ cdef Fault find_fault(const Lookup *job) noexcept nogil:
             fault.position = bag
             fault.value = stop
             return fault
+        if bag % CHECKED_AT_A_TIME == CHECKED_AT_A_TIME - 1 and not may_go_on(job):
+            return fault
         start = stop
     start = read_offset(job, 0)
     for bag in range(job.num_bags):
         stop = min(read_offset(job, bag + 1), job.num_indices)
         for position in range(max(start, 0), stop):
+            num_checked += 1
+            if num_checked % CHECKED_AT_A_TIME == 0 and not may_go_on(job):
+                return fault
             index = read_index(job, position)
             if index == job.padding_idx and index >= 0:
                 continue
@@ -310,7 +357,7 @@ cdef Fault find_fault(const Lookup *job) noexcept nogil:
 cdef bint is_in_range(const Lookup *job) noexcept nogil:
     """Whether all is right, at a glance, so that the usual call with an output need not search for a fault: offsets one
     by one, indices in a loop that vectorises (0.1 ns an index). False where it takes a closer look."""
-    cdef Py_ssize_t bag, position
+    cdef Py_ssize_t bag, position, middle
     cdef int64_t start = 0, stop
     cdef uint64_t end = job.num_embeddings
     cdef bint wrong = False
@@ -326,12 +373,15 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
     stop = read_offset(job, job.num_bags)
     if not 0 <= start <= stop <= job.num_indices:
         return False
-    if job.index_size == 4:
-        for position in range(start, stop):
-            wrong |= <uint64_t> (<const int32_t *> job.indices)[position] >= end
-    else:
-        for position in range(start, stop):
-            wrong |= <uint64_t> (<const int64_t *> job.indices)[position] >= end
+    while start < stop and may_go_on(job):
+        middle = min(start + CHECKED_AT_A_TIME, stop)
+        if job.index_size == 4:
+            for position in range(start, middle):
+                wrong |= <uint64_t> (<const int32_t *> job.indices)[position] >= end
+        else:
+            for position in range(start, middle):
+                wrong |= <uint64_t> (<const int64_t *> job.indices)[position] >= end
+        start = middle
     return not wrong
 
 
@@ -490,11 +540,9 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
     return True
 
 
-# A long call in the main thread is done in pieces, and between two of them Python sees to its signals: Ctrl-C is
-# answered within a fraction of a second. The first piece is of this much work (see MIN_PARALLEL_WORK), 1 to 50 ms; the
-# next are of as much as takes PIECE_SECONDS.
+# A long call in the main thread is done in pieces, and between two of them Python sees to its signals. The first piece
+# is of this much work (see MIN_PARALLEL_WORK), 1 to 50 ms; the next are of as much as takes PIECE_SECONDS.
 cdef double FIRST_PIECE = 1 << 25
-cdef double PIECE_SECONDS = 0.05
 
 
 cdef bint is_main_thread():
@@ -510,6 +558,11 @@ cdef int end_piece(double *work, double *started) except -1:
     return 0
 
 
+cdef int raise_as_set() except -1:
+    """A signal's handler has raised where nothing could be raised further."""
+    return -1
+
+
 cdef object run(Lookup *job, bint check_first, int num_threads, object result):
     """The lookup; `result`, or what is wrong as (argument, position, bag, value, position in indices)."""
     cdef Fault fault
@@ -517,7 +570,12 @@ cdef object run(Lookup *job, bint check_first, int num_threads, object result):
     cdef Py_ssize_t first = 0, end = job.num_bags
     cdef double work = FIRST_PIECE, started = 0
     cdef bint in_pieces = work_of(job, 0, job.num_bags) > FIRST_PIECE and is_main_thread()
+    cdef Signals signals
+    signals.has_raised = False
+    signals.next_look = 0
+    job.signals = NULL
     if in_pieces:
+        job.signals = &signals
         started = time.perf_counter()
     with nogil:
         fault.where = NOWHERE
@@ -535,8 +593,10 @@ cdef object run(Lookup *job, bint check_first, int num_threads, object result):
                 first = end
                 with gil:
                     end_piece(&work, &started)
-        if not succeeded and fault.where == NOWHERE:
+        if not succeeded and fault.where == NOWHERE and not signals.has_raised:
             fault = find_fault(job)
+    if signals.has_raised:
+        raise_as_set()
     if succeeded:
         return result
     name = ("changed", "indices", "offsets", "compressed_indices_mapping")[<int> fault.where]

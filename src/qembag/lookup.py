@@ -48,7 +48,7 @@ def embedding_bag(
         Where to put the result: writeable, the elements of a row side by side, sharing no memory with another
         argument. After an error in the arguments it holds what it held before; after an exception from a signal's
         handler (KeyboardInterrupt) some of its rows are written. Long calls in the main thread see to signals about
-        each 50 ms, between bags.
+        each 50 ms.
     dtype : {float32, float16}, optional
         The result's type, of `out` or float32 if not given. float16 is rounded once, from the float32 result.
     num_threads : int, optional

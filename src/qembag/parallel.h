@@ -11,6 +11,18 @@ static inline int parallel_max_threads(void)
     return omp_get_max_threads();
 }
 
+/* Whether this is the thread that has opened the region, or outside of one. */
+static inline int parallel_is_caller(void)
+{
+    return omp_get_thread_num() == 0;
+}
+
+/* In seconds, from some start. */
+static inline double parallel_clock(void)
+{
+    return omp_get_wtime();
+}
+
 /* A forked child has none of the threads that its parent's pool counts on, and its next parallel region would wait for
  * them for ever. Without a pool at the fork it makes one of its own. A handler of the C library's, so that forks that
  * Python does not know of are seen to as well. That is libgomp's way; libomp, clang's, sees to forks itself, and MSVC has
@@ -35,6 +47,7 @@ static inline int parallel_watch_forks(void)
 }
 #endif
 #else
+#include <time.h>
 #define PARALLEL_OPENMP 0
 
 static inline int parallel_watch_forks(void)
@@ -45,6 +58,16 @@ static inline int parallel_watch_forks(void)
 static inline int parallel_max_threads(void)
 {
     return 1;
+}
+
+static inline int parallel_is_caller(void)
+{
+    return 1;
+}
+
+static inline double parallel_clock(void)
+{
+    return (double)clock() / CLOCKS_PER_SEC;
 }
 #endif
 
