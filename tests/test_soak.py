@@ -1,0 +1,29 @@
+"""A minute of load from 32 threads: no wrong bit, no error, no memory that grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qembag
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+]
+
+
+def test_a_minute_of_load_from_32_threads():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(qembag.__file__).parents[1]), *sys.path[1:]])}
+    command = [sys.executable, Path(__file__).with_name("soak.py"), "60", "32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["faults"]) == (0, []), done.stderr
+    assert said["calls"] > 1000
+    # A leak of one small output a call would be hundreds of MB.
+    assert said["MB more at most"] < 20, said
