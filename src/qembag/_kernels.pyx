@@ -12,7 +12,6 @@ otherwise read again after the check.
 """
 
 import threading
-import time
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
@@ -552,7 +551,7 @@ cdef bint is_main_thread():
 cdef int end_piece(double *work, double *started) except -1:
     """Raises what a signal's handler raises; sets the work of the next piece by the time that this one took."""
     PyErr_CheckSignals()
-    cdef double now = time.perf_counter()
+    cdef double now = parallel_clock()
     work[0] *= min(max(PIECE_SECONDS / max(now - started[0], 1e-9), 0.125), 8.0)
     started[0] = now
     return 0
@@ -563,38 +562,54 @@ cdef int raise_as_set() except -1:
     return -1
 
 
+# Work (see MIN_PARALLEL_WORK) up to which a call keeps the GIL: about 1 us. To give it back and to wait for it again
+# among other threads costs more than that.
+cdef double MAX_WORK_WITH_GIL = 1 << 15
+
+
+cdef int look_up_all(Lookup *job, bint check_first, int num_threads, bint in_pieces, Fault *fault) except -1 nogil:
+    """1 if all went well, 0 with a fault, which is NOWHERE where all is right again."""
+    cdef Py_ssize_t first = 0, end = job.num_bags
+    cdef double work = FIRST_PIECE, started = 0
+    fault.where = NOWHERE
+    if check_first and not is_in_range(job):
+        fault[0] = find_fault(job)
+        if fault.where != NOWHERE:
+            return 0
+    if job.signals != NULL and job.signals.has_raised:
+        return 0
+    choose_quads(job)
+    if in_pieces:
+        started = parallel_clock()
+    while True:
+        if in_pieces:
+            end = end_of_piece(job, first, work)
+        if not look_up_shared(job, first, end, num_threads):
+            break
+        if end == job.num_bags:
+            return 1
+        first = end
+        with gil:
+            end_piece(&work, &started)
+    fault[0] = find_fault(job)
+    return 0
+
+
 cdef object run(Lookup *job, bint check_first, int num_threads, object result):
     """The lookup; `result`, or what is wrong as (argument, position, bag, value, position in indices)."""
     cdef Fault fault
-    cdef bint succeeded
-    cdef Py_ssize_t first = 0, end = job.num_bags
-    cdef double work = FIRST_PIECE, started = 0
-    cdef bint in_pieces = work_of(job, 0, job.num_bags) > FIRST_PIECE and is_main_thread()
     cdef Signals signals
+    cdef int succeeded
+    cdef double work = work_of(job, 0, job.num_bags)
+    cdef bint in_pieces = work > FIRST_PIECE and is_main_thread()
     signals.has_raised = False
     signals.next_look = 0
-    job.signals = NULL
-    if in_pieces:
-        job.signals = &signals
-        started = time.perf_counter()
-    with nogil:
-        fault.where = NOWHERE
-        if check_first and not is_in_range(job):
-            fault = find_fault(job)
-        succeeded = fault.where == NOWHERE
-        if succeeded:
-            choose_quads(job)
-            while True:
-                if in_pieces:
-                    end = end_of_piece(job, first, work)
-                succeeded = look_up_shared(job, first, end, num_threads)
-                if not succeeded or end == job.num_bags:
-                    break
-                first = end
-                with gil:
-                    end_piece(&work, &started)
-        if not succeeded and fault.where == NOWHERE and not signals.has_raised:
-            fault = find_fault(job)
+    job.signals = &signals if in_pieces else NULL
+    if work <= MAX_WORK_WITH_GIL:
+        succeeded = look_up_all(job, check_first, num_threads, False, &fault)
+    else:
+        with nogil:
+            succeeded = look_up_all(job, check_first, num_threads, in_pieces, &fault)
     if signals.has_raised:
         raise_as_set()
     if succeeded:

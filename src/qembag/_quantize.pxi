@@ -337,7 +337,7 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     row_work = (job.dim + 64) * (2.0 * num_bins if greedy else 0.25)
     in_pieces = job.num_rows * row_work > FIRST_PIECE and is_main_thread()
     if in_pieces:
-        started = time.perf_counter()
+        started = parallel_clock()
     while first < job.num_rows:
         end = job.num_rows
         if in_pieces:
