@@ -28,6 +28,7 @@ BITS = (8, 4, 2)
 TAIL_BYTES = {8: 8, 4: 4, 2: 4}
 MODES = {"sum": 0, "mean": 1, "max": 2}
 UINT8 = np.dtype(np.uint8)
+FLOAT16 = np.dtype(np.float16)
 INT64_MAX = np.iinfo(np.int64).max
 # Telling whether two strided arrays share memory can take exponential time; past this effort they count as sharing.
 MAX_OVERLAP_WORK = 100_000
@@ -136,14 +137,14 @@ def share(value: object, name: str) -> float:
     return number
 
 
-def exact_text(value: object) -> str | None:
-    """A string without a subclass's ways, of comparing above all; None for anything else."""
-    return value if type(value) is str else str.__str__(value) if isinstance(value, str) else None
+def exact_text(value: object) -> str:
+    """A string without a subclass's ways, of comparing above all; the empty one for anything else."""
+    return str.__str__(value) if isinstance(value, str) else ""
 
 
 def mode(value: object) -> int:
     """The number of a mode's name."""
-    number = MODES.get(exact_text(value))  # type: ignore[arg-type]
+    number = MODES.get(value if type(value) is str else exact_text(value))
     if number is None:
         raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {shown(value)}")
     return number
@@ -163,7 +164,11 @@ def is_half(dtype: object, out: object) -> bool:
     if dtype is None:
         if out is None:
             return False
-        return isinstance(out, np.ndarray) and bool(np.asarray(out).dtype == np.float16)
+        if type(out) is not np.ndarray:
+            if not isinstance(out, np.ndarray):
+                return False
+            out = np.asarray(out)
+        return bool(out.dtype == FLOAT16)
     message = "dtype must be float32 or float16, got "
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
@@ -193,8 +198,12 @@ def padding_number(value: object, num_embeddings: int) -> int:
 
 
 def rows(data: object, name: str) -> NDArray[np.uint8]:
-    """Packed rows: a 2-D array of uint8 whose rows are contiguous, as it is; nothing is copied."""
-    array = as_array(data, name)
+    """Packed rows: a 2-D array of uint8 whose rows are contiguous, as it is; nothing is copied.
+
+    An array is not made a view of our own here, which would cost `ops` a tenth of a small call: whoever gives it another
+    shape meanwhile gets an error for it.
+    """
+    array = data if type(data) is np.ndarray else as_array(data, name)
     if array.dtype is not UINT8 and array.dtype != UINT8:  # comparing takes ten times as long as recognising
         raise TypeError(f"{name} must be an array of uint8, got {kind_of(array)}")
     if array.ndim != 2:
@@ -243,7 +252,7 @@ def mapping(value: object, *, check_rows: int | None = None) -> NDArray[np.int32
         raise TypeError(f"{name} must be an array of int32, got {kind_of(array)}")
     if array.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got {kind_of(array)}")
-    # One more view, as of the rows: nobody can reshape it under the table's feet.
+    # A view of our own, as of the rows: nobody can reshape it under the table's feet.
     array = np.require(array, np.int32, ["C", "A"]).view()
     if array.size == 1 and array[0] == 0:
         return None

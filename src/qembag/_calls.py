@@ -15,7 +15,7 @@ from . import _arguments, _dispatch, _threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_UNKNOWN = "qembag: a kernel does not know arguments that were made for it; please report this"
+_UNKNOWN = "the table's rows changed their shape or type while they were being looked up; if not, please report this"
 
 
 def look_up_bags(
@@ -86,7 +86,7 @@ def look_up_bags(
     if isinstance(result, np.ndarray):
         return result if out is None else out
     if result is None:
-        raise SystemError(_UNKNOWN)
+        raise RuntimeError(_UNKNOWN)
     raise _arguments.fault_error(
         result,
         indices=given,
@@ -141,7 +141,7 @@ def look_up_rows(
             assert out is not None
             return out
     if result is None:
-        raise SystemError(_UNKNOWN)
+        raise RuntimeError(_UNKNOWN)
     raise _arguments.fault_error(
         result,
         indices=given,

@@ -25,7 +25,9 @@ class QuantizedTable:
     data : ndarray of uint8, shape (num_rows, row_bytes)
         Packed rows, as FBGEMM and PyTorch's prepack operators lay them out: the codes, lowest bits first, then scale and
         bias, little-endian, float32 at 8 bits and float16 at 4 and 2. Rows may lie at any stride and be read-only
-        or memory-mapped.
+        or memory-mapped (``numpy.load(path, mmap_mode="r")``). Whoever truncates a mapped file ends the process: the
+        system sends SIGBUS where rows are read that the file no longer has, and no library can catch that. Where
+        files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
@@ -81,8 +83,7 @@ class QuantizedTable:
         compressed_indices_mapping: ArrayLike | None = None,
     ) -> None:
         bits = _arguments.bits(bits)
-        # A view of the table's own, and of another view: nobody can reshape it under the table's feet, not even by the
-        # `base` of what `data` returns.
+        # A view of the table's own: nobody can reshape it under the table's feet.
         rows = _arguments.rows(data, "data").view()
         dim = _arguments.dim(dim, rows.shape[1], bits)
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
@@ -211,6 +212,8 @@ class QuantizedTable:
             if not -count <= number < count:
                 raise IndexError(f"index {_arguments.shown(number)} is out of range for a table of {count} rows")
             return self._look_up(number % count)
+        if isinstance(item, np.ma.MaskedArray):
+            raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
         return self._look_up(np.arange(count)[item])
 
     def __len__(self) -> int:
