@@ -10,6 +10,7 @@ import array
 import contextlib
 import copy
 import ctypes
+import datetime
 import gc
 import inspect
 import mmap
@@ -283,7 +284,7 @@ WRONG = {
     "interface is a number": lambda: with_attribute("__array_interface__", 7),
     "struct raises": lambda: with_attribute("__array_struct__", boom),
     "struct is a number": lambda: with_attribute("__array_struct__", 7),
-    "struct is another capsule": lambda: with_attribute("__array_struct__", sys.modules["datetime"].datetime_CAPI),
+    "struct is another capsule": lambda: with_attribute("__array_struct__", datetime.datetime_CAPI),
     "dtype raises": lambda: with_attribute("dtype", boom),
     "dtype of itself": lambda: with_attribute("dtype", lambda self: self),
     "attributes raise": lambda: raising("__getattr__"),
