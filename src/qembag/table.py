@@ -72,7 +72,7 @@ class QuantizedTable:
     array([ 0., 15.,  0.,  0.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_per_channel")
+    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_owners", "_per_channel")
 
     def __init__(
         self,
@@ -92,6 +92,9 @@ class QuantizedTable:
         self._bits: int = bits
         self._dim: int = dim
         self._mapping: NDArray[np.int32] | None = mapping
+        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
+        # it would count no more than two, a view's and the call's own, and take that for nobody else.
+        self._owners = (rows.base, None if mapping is None else mapping.base)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
         self._per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
@@ -307,5 +310,5 @@ def _restore(
     checked = QuantizedTable(data, bits, dim=dim, compressed_indices_mapping=mapping)
     table = kind.__new__(kind)
     table._data, table._bits, table._dim = checked._data, checked._bits, checked._dim
-    table._mapping, table._per_channel = checked._mapping, per_channel
+    table._mapping, table._owners, table._per_channel = checked._mapping, checked._owners, per_channel
     return table
