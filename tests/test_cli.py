@@ -273,6 +273,30 @@ def test_files_that_are_no_arrays(capsys, tmp_path, content):
     assert fails(capsys, "--table", path).startswith(f"qembag: error: {path}: ")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 5)}",  # more than the file holds
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**33}, {2**29})}}",  # 2^64 bytes: 0, if that overflows
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70}, 1)}}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}",
+        "{'descr': 'f4,(', 'fortran_order': False, 'shape': (4, 4)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1, 1)}",  # a pickle: never read
+        "{[]: 1}",
+        "{",
+        "'''",
+        "  a\n b\nc",
+        "1+" * 3000 + "1",
+    ],
+    ids=lambda header: header[:70],
+)
+def test_headers_that_lie_or_are_none(capsys, tmp_path, header):
+    path = tmp_path / "table.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64))
+    assert fails(capsys, "--table", path).startswith(f"qembag: error: {path}: ")
+
+
 def test_a_file_cut_short(capsys, save):
     path = save(np.zeros((100, 100)))
     path.write_bytes(path.read_bytes()[:-1])

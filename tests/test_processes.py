@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -141,6 +142,43 @@ def test_a_fork_pool_of_multiprocessing_works_after_a_parallel_call():
     print(all(np.array_equal(bags, expected) for bags in results))
     """
     assert said(code) == "True"
+
+
+# Others that have threads of OpenMP's: torch shares qembag's libgomp where either finds the other's loaded, scikit-learn
+# brings its own.
+OTHERS = {
+    "torch": ("import torch", "x = torch.ones(1000, 1000); (x + x).sum(); (x @ x).sum()"),
+    "sklearn": ("import sklearn.cluster", "sklearn.cluster.KMeans(3, n_init=1, max_iter=2).fit(rng.random((3000, 8)))"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before qembag", "after qembag"])
+@pytest.mark.parametrize("other", [pytest.param("torch", marks=pytest.mark.torch), "sklearn"])
+def test_children_work_where_another_library_has_worked_in_parallel(other, first):
+    """Only qembag is called in them: the others may or may not survive a fork."""
+    if importlib.util.find_spec(other) is None:
+        pytest.skip(f"needs {other}")
+    load, work = OTHERS[other]
+    code = f"""
+    import multiprocessing
+    {load}
+    def use():
+        {work}
+    good = []
+    for number in range(4):
+        use()
+        look_up()
+        if number % 2:
+            use()
+        good.append(ended_well(in_child(ctypes.PyDLL(None).fork if number > 1 else os.fork)))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.starmap(qembag.embedding_bag, [(table, indices)] * 4)
+        look_up()
+        use()
+    print(good, all(np.array_equal(bags, expected) for bags in results))
+    """
+    script = (load if first else "") + SETUP + textwrap.dedent(code)
+    assert run(script).stdout.strip() == "[True, True, True, True] True"
 
 
 def spin_of_libgomp(**variables: str) -> str | None:

@@ -6,6 +6,7 @@ here, and is converted or refused with the argument's name, what it must be, and
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,30 +28,48 @@ BITS = (8, 4, 2)
 TAIL_BYTES = {8: 8, 4: 4, 2: 4}
 MODES = {"sum": 0, "mean": 1, "max": 2}
 UINT8 = np.dtype(np.uint8)
+FLOAT16 = np.dtype(np.float16)
 INT64_MAX = np.iinfo(np.int64).max
 # Telling whether two strided arrays share memory can take exponential time; past this effort they count as sharing.
 MAX_OVERLAP_WORK = 100_000
+# Characters of a value that an error shows.
+MAX_SHOWN = 100
 
 
 def kind_of(value: object) -> str:
     """What came, for an error: an array's type and shape, or any other value's type."""
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
-    return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__
+    return f"{type(value).__name__} {shown(value)}" if isinstance(value, (int, float, str)) else type(value).__name__
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it, cut short; Python refuses to write a number of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 3 * MAX_SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def as_array(value: object, name: str) -> Array:
-    """What NumPy makes of it, without a subclass's ways; an error names the argument."""
+    """What NumPy makes of it, without a subclass's ways; an error names the argument.
+
+    It is a view of our own. Who else has the array may give it another shape or type in place, in another thread or in a
+    method that the next argument's conversion calls; what was checked stays as it was. For the same reason an argument is
+    converted once: its `__array__` may answer differently the next time.
+    """
     if type(value) is np.ndarray:
-        return value
+        return value.view()
     if value is None:
         raise TypeError(f"{name} must be an array, got None")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, got {type(value).__name__}")
     try:
-        return np.asarray(value)
+        return np.asarray(value).view()
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+        # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 
 
 def as_float32(array: Array) -> Array:
@@ -83,50 +102,82 @@ def whole_number(value: object, name: str) -> int:
 def num_threads(value: object, name: str) -> int:
     number = whole_number(value, name)
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+        raise ValueError(f"{name} must be at least 1, got {shown(number)}")
     return min(number, 2**31 - 1)
 
 
 def bits(value: object) -> int:
     number = whole_number(value, "bits")
     if number not in BITS:
-        raise ValueError(f"bits must be 8, 4 or 2, got {number}")
+        raise ValueError(f"bits must be 8, 4 or 2, got {shown(number)}")
     return number
 
 
 def flag(value: object, name: str) -> bool:
     """True or False, also as NumPy's and as 1 or 0."""
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+    if isinstance(value, (bool, np.bool_)):
         return bool(value)
+    if isinstance(value, (int, np.integer)):
+        number = operator.index(value)  # a subclass may compare as it likes
+        if number in (0, 1):
+            return number == 1
     raise TypeError(f"{name} must be True or False, got {kind_of(value)}")
 
 
 def share(value: object, name: str) -> float:
     """A number from 0 to 1."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-        if 0 <= value <= 1:
-            return float(value)
-        raise ValueError(f"{name} must be from 0 to 1, got {value}")
-    raise TypeError(f"{name} must be a number, got {kind_of(value)}")
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {kind_of(value)}")
+    try:
+        number = float(value)  # a subclass may compare as it likes
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {number}")
+    return number
+
+
+def exact_text(value: object) -> str:
+    """A string without a subclass's ways, of comparing above all; the empty one for anything else."""
+    return str.__str__(value) if isinstance(value, str) else ""
 
 
 def mode(value: object) -> int:
     """The number of a mode's name."""
-    if not isinstance(value, str) or value not in MODES:
-        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {value!r}")
-    return MODES[value]
+    number = MODES.get(value if type(value) is str else exact_text(value))
+    if number is None:
+        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {shown(value)}")
+    return number
+
+
+def is_greedy(method: object, bits: int) -> bool:
+    text = exact_text(method)
+    if text not in ("minmax", "greedy"):
+        raise ValueError(f"method must be 'minmax' or 'greedy', got {shown(method)}")
+    if text == "greedy" and bits == 8:
+        raise ValueError("method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits")
+    return text == "greedy"
 
 
 def is_half(dtype: object, out: object) -> bool:
     """Whether the output is float16: as asked for, else as `out` is, else float32."""
     if dtype is None:
-        return out is not None and isinstance(out, np.ndarray) and out.dtype == np.float16
+        if out is None:
+            return False
+        if type(out) is not np.ndarray:
+            if not isinstance(out, np.ndarray):
+                return False
+            out = np.asarray(out)
+        return bool(out.dtype == FLOAT16)
+    message = "dtype must be float32 or float16, got "
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float16, got {dtype!r}") from None
+    except (TypeError, SyntaxError):  # NumPy has Python parse some
+        raise TypeError(message + shown(dtype)) from None
+    except (ValueError, OverflowError):
+        raise ValueError(message + shown(dtype)) from None
     if kind not in (np.float32, np.float16):
-        raise ValueError(f"dtype must be float32 or float16, got {kind}")
+        raise ValueError(message + str(kind))
     return bool(kind == np.float16)
 
 
@@ -138,7 +189,7 @@ def padding_number(value: object, num_embeddings: int) -> int:
     if not -num_embeddings <= number < num_embeddings:
         raise ValueError(
             f"padding_idx must be from {-num_embeddings} to {num_embeddings - 1} "
-            f"for a table of {num_embeddings} embeddings, got {number}"
+            f"for a table of {num_embeddings} embeddings, got {shown(number)}"
         )
     return number + num_embeddings if number < 0 else number
 
@@ -147,8 +198,12 @@ def padding_number(value: object, num_embeddings: int) -> int:
 
 
 def rows(data: object, name: str) -> NDArray[np.uint8]:
-    """Packed rows: a 2-D array of uint8 whose rows are contiguous, as it is; nothing is copied."""
-    array = as_array(data, name)
+    """Packed rows: a 2-D array of uint8 whose rows are contiguous, as it is; nothing is copied.
+
+    An array is not made a view of our own here, which would cost `ops` a tenth of a small call: whoever gives it another
+    shape meanwhile gets an error for it.
+    """
+    array = data if type(data) is np.ndarray else as_array(data, name)
     if array.dtype is not UINT8 and array.dtype != UINT8:  # comparing takes ten times as long as recognising
         raise TypeError(f"{name} must be an array of uint8, got {kind_of(array)}")
     if array.ndim != 2:
@@ -177,7 +232,7 @@ def dim(value: object, row_bytes: int, bits: int) -> int:
     least = most - 8 // bits + 1
     if not least <= number <= most:
         allowed = f"{most}" if least == most else f"from {least} to {most}"
-        raise ValueError(f"dim must be {allowed} for rows of {row_bytes} bytes at {bits} bits, got {number}")
+        raise ValueError(f"dim must be {allowed} for rows of {row_bytes} bytes at {bits} bits, got {shown(number)}")
     return number
 
 
@@ -215,13 +270,18 @@ def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int
 # ---- Bags ------------------------------------------------------------------------------------------------------
 
 
-def integers(value: object, name: str) -> Array:
-    """An array of any integer type, of int32 or int64 in one piece and in the host's byte order."""
+def integers(value: object, name: str, *, or_mask: bool = False) -> Array:
+    """An array of any integer type, or of booleans."""
     array = as_array(value, name)
     if array.size == 0 and is_plain_python(value):
         array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in ("biu" if or_mask else "iu"):
         raise TypeError(f"{name} must be an array of integers, got {kind_of(array)}")
+    return array
+
+
+def plain_integers(array: Array) -> Array:
+    """Of int32 or int64, in one piece and in the host's byte order."""
     if array.dtype == np.uint64:
         # No row has a number beyond int64, and a fault's text takes the value from the caller's array.
         array = np.minimum(array, np.uint64(INT64_MAX))
@@ -265,30 +325,38 @@ def weights(value: object, indices: Array, mode: int) -> Array | None:
         raise TypeError(f"{name} must be an array of float32 or float16, got {kind_of(array)}")
     if array.shape != indices.shape:
         raise ValueError(f"{name} must have the shape of indices, {indices.shape}, got {array.shape}")
+    return array
+
+
+def plain_weights(array: Array) -> Array:
+    """In one piece and in the host's byte order."""
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
-def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str, object]) -> None:
+def output(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str, Array | None]) -> Array | None:
+    """An array to write to: a view of our own, without a subclass's ways. `inputs` are the caller's arrays."""
     if out is None:
-        return
+        return None
     dtype = np.dtype(np.float16 if half else np.float32)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array of {dtype}, got {kind_of(out)}")
     if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out must be an array without a mask, got MaskedArray")
+        raise TypeError(f"out must be an array without a mask, got {type(out).__name__}")
+    out = np.ndarray.view(out, np.ndarray)
     if out.dtype != dtype or out.shape != shape:
         raise ValueError(f"out must be a {dtype} array of shape {shape}, got {kind_of(out)}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
     if out.size == 0:
-        return
+        return out
     if out.shape[-1] > 1 and out.strides[-1] != dtype.itemsize:
         raise ValueError(f"out must have the elements of a row side by side, got strides {out.strides}")
     if _overlaps_itself(out):
         raise ValueError(f"out must have rows that lie apart, one after the other, got strides {out.strides}")
     for name, value in inputs.items():
-        if value is not None and _share_memory(out, np.asarray(value)):
+        if value is not None and _share_memory(out, value):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
+    return out
 
 
 def _overlaps_itself(array: Array) -> bool:
@@ -348,23 +416,25 @@ def _bad_mapping(position: int, row: int, num_rows: int, source: str = "") -> st
 def fault_error(
     fault: _Fault,
     *,
-    indices: object,
-    shape: tuple[int, ...],
-    offsets: object,
+    indices: Array | None,
+    offsets: Array | None,
     num_indices: int,
     num_rows: int,
     num_embeddings: int,
     bags: bool,
     name: str = "indices",
 ) -> Exception:
-    """The error for what a kernel found. `indices` and `offsets` are the caller's, for values beyond int64."""
+    """The error for what a kernel found. `indices` and `offsets` are the caller's, for values beyond int64; no `indices`
+    are all rows."""
     where, position, bag, value, index_position = fault
     if where == "offsets":
         value = _as_it_came(offsets, (position,), value)
         if 0 <= value <= num_indices:
             return ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
         return ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
-    place = tuple(int(i) for i in np.unravel_index(index_position, shape)) if shape else ()
+    place: tuple[int, ...] = (index_position,)
+    if indices is not None:
+        place = tuple(int(i) for i in np.unravel_index(index_position, indices.shape)) if indices.ndim else ()
     spot = f"{name}[{', '.join(map(str, place))}]" if place else name
     in_bag = f"bag {bag}" if bags else ""
     if where == "indices":
@@ -377,5 +447,5 @@ def fault_error(
     return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
 
 
-def _as_it_came(array: object, place: tuple[int, ...], value: int) -> int:
-    return int(np.asarray(array)[place]) if value == INT64_MAX else value
+def _as_it_came(array: Array | None, place: tuple[int, ...], value: int) -> int:
+    return value if array is None or value != INT64_MAX else int(array[place])

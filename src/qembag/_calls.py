@@ -5,6 +5,7 @@ What comes in is the parts of a table, already known to be right, and arguments 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from . import _arguments, _dispatch, _threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_UNKNOWN = "qembag: a kernel does not know arguments that were made for it; please report this"
+_UNKNOWN = "the table's rows changed their shape or type while they were being looked up; if not, please report this"
 
 
 def look_up_bags(
@@ -60,34 +61,37 @@ def look_up_bags(
     if isinstance(result, np.ndarray):
         return result
 
-    # The slow one: convert, or say what is wrong.
-    plain = _arguments.bag_indices(indices)
-    plain_offsets = _arguments.offsets(offsets, plain, last)
-    plain_weights = _arguments.weights(per_sample_weights, plain, mode)
-    num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - last
+    # The slow one: convert, or say what is wrong. What was found there is an array of ours from here on, whatever else
+    # the caller's objects do.
+    given = _arguments.bag_indices(indices)
+    given_offsets = _arguments.offsets(offsets, given, last)
+    given_weights = _arguments.weights(per_sample_weights, given, mode)
+    num_bags = len(given) if given_offsets is None else len(given_offsets) - last
     inputs = {
         "the table": rows,
-        "indices": indices,
-        "offsets": offsets,
-        "per_sample_weights": per_sample_weights,
+        "indices": given,
+        "offsets": given_offsets,
+        "per_sample_weights": given_weights,
         "compressed_indices_mapping": mapping,
     }
-    _arguments.check_out(out, (num_bags, dim), half, inputs)
+    target = _arguments.output(out, (num_bags, dim), half, inputs)
     if result is None:
+        plain = _arguments.plain_integers(given)
+        plain_offsets = None if given_offsets is None else _arguments.plain_integers(given_offsets)
+        plain_weights = None if given_weights is None else _arguments.plain_weights(given_weights)
         result = kernel(
-            rows, bits, dim, mapping, plain, plain_offsets, last, plain_weights, padding, mode, out, half,
+            rows, bits, dim, mapping, plain, plain_offsets, last, plain_weights, padding, mode, target, half,
             threads, True,
         )  # fmt: skip
     if isinstance(result, np.ndarray):
-        return result
+        return result if out is None else out
     if result is None:
-        raise SystemError(_UNKNOWN)
+        raise RuntimeError(_UNKNOWN)
     raise _arguments.fault_error(
         result,
-        indices=indices,
-        shape=plain.shape,
-        offsets=offsets,
-        num_indices=plain.size,
+        indices=given,
+        offsets=given_offsets,
+        num_indices=given.size,
         num_rows=len(rows),
         num_embeddings=num_embeddings,
         bags=True,
@@ -120,29 +124,29 @@ def look_up_rows(
     if isinstance(result, np.ndarray):
         return result
 
-    plain = None if indices is None else _arguments.integers(indices, name)
+    given = None if indices is None else _arguments.integers(indices, name)
     num_embeddings = len(rows) if mapping is None else len(mapping)
-    shape = (num_embeddings,) if plain is None else plain.shape
-    inputs = {"the table": rows, name: indices, "compressed_indices_mapping": mapping}
-    _arguments.check_out(out, (*shape, dim), half, inputs)
+    shape = (num_embeddings,) if given is None else given.shape
+    inputs = {"the table": rows, name: given, "compressed_indices_mapping": mapping}
+    target = _arguments.output(out, (*shape, dim), half, inputs)
     if result is None:
-        flat = None if plain is None else plain.reshape(-1)
-        target = out if out is None else out.reshape(-1, dim)
-        result = kernel(rows, bits, dim, mapping, flat, dequantize, target, half, threads, True)
+        flat = None if given is None else _arguments.plain_integers(given).reshape(-1)
+        flat_target = None if target is None else target.reshape(-1, dim)
+        result = kernel(rows, bits, dim, mapping, flat, dequantize, flat_target, half, threads, True)
         if isinstance(result, np.ndarray):
-            if out is None:
+            if target is None:
                 return result.reshape(*shape, dim)
-            if not np.may_share_memory(out, result):
-                np.copyto(out, result.reshape(out.shape))
+            if not np.may_share_memory(target, result):  # `reshape` has copied
+                np.copyto(target, result.reshape(target.shape))
+            assert out is not None
             return out
     if result is None:
-        raise SystemError(_UNKNOWN)
+        raise RuntimeError(_UNKNOWN)
     raise _arguments.fault_error(
         result,
-        indices=indices,
-        shape=shape,
+        indices=given,
         offsets=None,
-        num_indices=int(np.prod(shape)),
+        num_indices=math.prod(shape),
         num_rows=len(rows),
         num_embeddings=num_embeddings,
         bags=False,

@@ -16,7 +16,7 @@ import threading
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.math cimport isfinite, sqrtf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -411,6 +411,11 @@ cdef const uint8_t *data_of(object array) noexcept:
     return <const uint8_t *> cnp.PyArray_DATA(<cnp.ndarray> array)
 
 
+cdef Py_ssize_t stride_between(cnp.ndarray rows) noexcept:
+    """From one row to the next. Of fewer than two it can be any number, up to where addresses wrap around."""
+    return cnp.PyArray_STRIDE(rows, 0) if cnp.PyArray_DIM(rows, 0) > 1 else 0
+
+
 cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object mapping) noexcept:
     cdef cnp.ndarray array
     if not cnp.PyArray_Check(rows):
@@ -430,7 +435,7 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
         return False
     job.rows = data_of(array)
     job.num_rows = cnp.PyArray_DIM(array, 0)
-    job.row_stride = cnp.PyArray_STRIDE(array, 0)
+    job.row_stride = stride_between(array)
     job.mapping = NULL
     job.num_embeddings = job.num_rows
     if mapping is not None:
@@ -493,19 +498,28 @@ cdef bint take_weights(Lookup *job, object weights, object indices) noexcept:
 
 
 cdef Span span_of(object array) noexcept:
-    """The addresses from an array's first byte to its last."""
+    """The addresses from an array's first byte to its last; all that there are where shape and strides reach beyond
+    them, as those of `as_strided` may."""
     cdef Span span
     cdef int axis
-    cdef Py_ssize_t reach
+    cdef Py_ssize_t steps, stride
+    cdef size_t reach
     span.low = span.high = <size_t> data_of(array)
-    if array is not None and cnp.PyArray_SIZE(<cnp.ndarray> array) > 0:
+    if cnp.PyArray_SIZE(<cnp.ndarray> array) > 0:
         span.high += cnp.PyArray_ITEMSIZE(<cnp.ndarray> array)
         for axis in range(cnp.PyArray_NDIM(<cnp.ndarray> array)):
-            reach = (cnp.PyArray_DIM(<cnp.ndarray> array, axis) - 1) * cnp.PyArray_STRIDE(<cnp.ndarray> array, axis)
-            if reach < 0:
-                span.low += reach
+            steps = cnp.PyArray_DIM(<cnp.ndarray> array, axis) - 1
+            stride = cnp.PyArray_STRIDE(<cnp.ndarray> array, axis)
+            # In double first: less than this is exact as an integer, too.
+            if abs(<double> steps * <double> stride) >= <double> (SIZE_MAX // 4):
+                span.low, span.high = 0, SIZE_MAX
+                break
+            if stride < 0:
+                reach = <size_t> -(stride * steps)
+                span.low -= min(reach, span.low)
             else:
-                span.high += reach
+                reach = <size_t> (stride * steps)
+                span.high += min(reach, SIZE_MAX - span.high)
     return span
 
 
@@ -530,10 +544,10 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
     if cnp.PyArray_DIM(array, 0) != job.num_bags or cnp.PyArray_DIM(array, 1) != job.dim:
         return False
     job.out_size = cnp.PyArray_ITEMSIZE(array)
-    job.out_stride = cnp.PyArray_STRIDE(array, 0)
+    job.out_stride = stride_between(array)
     if job.dim > 1 and job.num_bags > 0 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
         return False
-    if job.num_bags > 1 and <double> abs(job.out_stride) < <double> job.dim * job.out_size:
+    if job.num_bags > 1 and abs(<double> job.out_stride) < <double> job.dim * job.out_size:
         return False
     job.out = <uint8_t *> cnp.PyArray_DATA(array)
     return True

@@ -102,7 +102,12 @@ def command_line() -> argparse.ArgumentParser:
     about_demo = "quantize a table, look up bags of rows, and print bytes, error and speed"
     demo = commands.add_parser("demo", help=about_demo, description=f"{about_demo[0].upper()}{about_demo[1:]}.")
     made = f"made here, {DEFAULT_SHAPE[0]:,} x {DEFAULT_SHAPE[1]}"
-    demo.add_argument("--table", metavar="FILE", type=Path, help=f"a .npy or .safetensors file (default: {made})")
+    demo.add_argument(
+        "--table",
+        metavar="FILE",
+        type=Path,
+        help=f"a .npy file, which must not change meanwhile, or a .safetensors file (default: {made})",
+    )
     demo.add_argument("--tensor", metavar="NAME", help="which tensor of a .safetensors file")
     demo.add_argument("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
     demo.add_argument("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
@@ -308,14 +313,25 @@ def load_table(path: Path, tensor: str | None) -> NDArray[np.float32]:
     elif tensor is not None:
         raise ValueError("--tensor must come with a .safetensors file")
     else:
-        # Mapped, so that a float32 table larger than memory can be quantized and looked up.
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = map_npy(path)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(f"the table must hold float16, float32 or float64, got {array.dtype}")
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"the table must have 2 dimensions (rows, dim) and be not empty, got shape {array.shape}")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which `quantize` reports
         return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """Mapped, so that a float32 table larger than memory can be quantized and looked up. No pickle is ever read."""
+    try:
+        # The product of a shape that is a lie may overflow, which NumPy finds out a step later.
+        with np.errstate(over="ignore"):
+            return np.lib.format.open_memmap(path, mode="r")
+    except (MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:  # noqa: BLE001 (of Python's parser, say, which reads the header)
+        raise ValueError(f"not a readable .npy file: {type(error).__name__}: {error}") from None
 
 
 def load_safetensors(path: Path, name: str | None) -> NDArray[Any]:

@@ -46,7 +46,7 @@ def _named(operator: Operator, name: str, doc: str) -> Operator:
 def _mode(mode: object) -> int:
     number = mode if type(mode) is int else _arguments.whole_number(mode, "mode")
     if number not in _arguments.MODES.values():
-        raise ValueError(f"mode must be 0 (sum), 1 (mean) or 2 (max), got {number}")
+        raise ValueError(f"mode must be 0 (sum), 1 (mean) or 2 (max), got {_arguments.shown(number)}")
     return number
 
 
@@ -65,8 +65,8 @@ def _checked_rows(weight: object) -> NDArray[np.uint8]:
 def _checked_table(weight: object, bits: int) -> QuantizedTable:
     if not isinstance(weight, QuantizedTable):
         raise TypeError(f"weight must be a QuantizedTable, got {_arguments.kind_of(weight)}")
-    if weight.bits != bits:
-        raise ValueError(f"weight must be a table of {bits} bits, got one of {weight.bits}")
+    if weight._bits != bits:
+        raise ValueError(f"weight must be a table of {bits} bits, got one of {weight._bits}")
     return weight
 
 
@@ -223,7 +223,7 @@ def _pack(
     rows = array.reshape(-1, array.shape[-1])
     num_bins = _arguments.whole_number(nbins, "nbins")
     if not 1 <= num_bins <= MAX_BINS:
-        raise ValueError(f"nbins must be from 1 to {MAX_BINS}, got {num_bins}")
+        raise ValueError(f"nbins must be from 1 to {MAX_BINS}, got {_arguments.shown(num_bins)}")
     bounds = None
     if has_bounds:
         bounds = _arguments.floats(rowwise_min_max, "rowwise_min_max", allow_double=False)

@@ -12,7 +12,6 @@ from .table import QuantizedTable
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-METHODS = ("minmax", "greedy")
 # The reference's defaults for the greedy search: the range in this many bins, of which it may give up this share.
 GREEDY_BINS = 200
 GREEDY_RATIO = 0.16
@@ -67,16 +66,13 @@ def quantize(
            [0, 1, 2, 3]], dtype=uint8)
     """
     bits = _arguments.bits(bits)
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be 'minmax' or 'greedy', got {method!r}")
-    if method == "greedy" and bits == 8:
-        raise ValueError("method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits")
+    greedy = _arguments.is_greedy(method, bits)
     array = _arguments.floats(weights, "weights", allow_double=True)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
             f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_arguments.kind_of(array)}"
         )
-    packed = pack_rows(array, bits, "weights", greedy=method == "greedy", num_threads=num_threads)
+    packed = pack_rows(array, bits, "weights", greedy=greedy, num_threads=num_threads)
     return QuantizedTable(packed, bits, dim=array.shape[1])
 
 

@@ -25,7 +25,9 @@ class QuantizedTable:
     data : ndarray of uint8, shape (num_rows, row_bytes)
         Packed rows, as FBGEMM and PyTorch's prepack operators lay them out: the codes, lowest bits first, then scale and
         bias, little-endian, float32 at 8 bits and float16 at 4 and 2. Rows may lie at any stride and be read-only
-        or memory-mapped.
+        or memory-mapped (``numpy.load(path, mmap_mode="r")``). Whoever truncates a mapped file ends the process: the
+        system sends SIGBUS where rows are read that the file no longer has, and no library can catch that. Where
+        files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
@@ -70,7 +72,7 @@ class QuantizedTable:
     array([ 0., 15.,  0.,  0.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_per_channel")
+    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_owners", "_per_channel")
 
     def __init__(
         self,
@@ -80,11 +82,19 @@ class QuantizedTable:
         dim: int | None = None,
         compressed_indices_mapping: ArrayLike | None = None,
     ) -> None:
-        self._bits = _arguments.bits(bits)
+        bits = _arguments.bits(bits)
         # A view of the table's own: nobody can reshape it under the table's feet.
-        self._data: NDArray[np.uint8] = _arguments.rows(data, "data").view(np.ndarray)
-        self._dim = _arguments.dim(dim, self._data.shape[1], self._bits)
-        self._mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(self._data))
+        rows = _arguments.rows(data, "data").view()
+        dim = _arguments.dim(dim, rows.shape[1], bits)
+        mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
+        # All at once, so that arguments that are refused leave a table as it was.
+        self._data: NDArray[np.uint8] = rows
+        self._bits: int = bits
+        self._dim: int = dim
+        self._mapping: NDArray[np.int32] | None = mapping
+        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
+        # it would count no more than two, a view's and the call's own, and take that for nobody else.
+        self._owners = (rows.base, None if mapping is None else mapping.base)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
         self._per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
@@ -201,9 +211,12 @@ class QuantizedTable:
         if isinstance(item, slice):
             return self._look_up(np.arange(*item.indices(count)))
         if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
-            if not -count <= item < count:
-                raise IndexError(f"index {item} is out of range for a table of {count} rows")
-            return self._look_up(int(item) % count)
+            number = _arguments.whole_number(item, "index")
+            if not -count <= number < count:
+                raise IndexError(f"index {_arguments.shown(number)} is out of range for a table of {count} rows")
+            return self._look_up(number % count)
+        if isinstance(item, np.ma.MaskedArray):
+            raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
         return self._look_up(np.arange(count)[item])
 
     def __len__(self) -> int:
@@ -226,7 +239,8 @@ class QuantizedTable:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (type(self), self._data, self._bits, self._dim, self._mapping, self._per_channel))
+        mapping = self._mapping if self._mapping is None else self._mapping.view()
+        return (_restore, (type(self), self._data.view(), self._bits, self._dim, mapping, self._per_channel))
 
     def prune(self, keep: ArrayLike) -> QuantizedTable:
         """A table without some of the rows; logical numbers stay as they are.
@@ -256,13 +270,13 @@ class QuantizedTable:
         array([0., 0., 0., 0.], dtype=float32)
         """
         count = self.num_embeddings
-        array = _arguments.as_array(keep, "keep")
+        array = _arguments.integers(keep, "keep", or_mask=True)
         if array.dtype == np.bool_:
             if array.shape != (count,):
                 raise ValueError(f"keep must have shape ({count},) as a mask, got {_arguments.kind_of(array)}")
             kept = array.copy()
         else:
-            numbers = _arguments.integers(keep, "keep")
+            numbers = _arguments.plain_integers(array)
             if numbers.ndim != 1:
                 raise ValueError(f"keep must have 1 dimension, got {_arguments.kind_of(array)}")
             wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
@@ -296,5 +310,5 @@ def _restore(
     checked = QuantizedTable(data, bits, dim=dim, compressed_indices_mapping=mapping)
     table = kind.__new__(kind)
     table._data, table._bits, table._dim = checked._data, checked._bits, checked._dim
-    table._mapping, table._per_channel = checked._mapping, per_channel
+    table._mapping, table._owners, table._per_channel = checked._mapping, checked._owners, per_channel
     return table

@@ -1,0 +1,902 @@
+"""Arguments that lie, raise, or change the others while they are looked at; arrays of odd layouts.
+
+Each call gives the answer that it gives for plain arguments, or raises; it leaves `out` alone if it raises, and keeps no
+reference. `test_bad_input.py` has the messages.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import copy
+import ctypes
+import datetime
+import gc
+import inspect
+import mmap
+import os
+import pickle
+import signal
+import sys
+import time
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qembag
+from conftest import packed_rows, same_bits
+from qembag import ops
+
+strided = np.lib.stride_tricks.as_strided
+# In-place changes of an array's shape and the like, which newer NumPys advise against, are what this is about.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+DIM, NUM_ROWS = 8, 10
+RNG = np.random.default_rng(20261122)
+ROWS = {bits: packed_rows(RNG, NUM_ROWS, DIM, bits) for bits in (8, 4, 2)}
+INDICES = np.array([3, 1, 4, 1, 5, 9])
+OFFSETS = np.array([0, 2, 2])
+SAMPLE_WEIGHTS = np.linspace(-1, 2, 6).astype(np.float32)
+MAPPING = np.array([5, 1, -1, 2, 3, 4, 0, 6, 9, 8], dtype=np.int32)
+FLOATS = RNG.normal(size=(3, DIM)).astype(np.float32)
+BOUNDS = np.tile(np.float32([-1, 1]), (3, 1))
+
+
+class Boom(Exception):
+    """What a hostile object raises of its own."""
+
+
+ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, Boom)
+
+
+def boom(*_: Any, **__: Any) -> Any:
+    raise Boom
+
+
+def error_of(call: Any, *arguments: Any, **named: Any) -> Exception | None:
+    try:
+        call(*arguments, **named)
+    except (SyntaxError, *ERRORS) as error:
+        return error
+    return None
+
+
+# ---- Every argument of every public function ---------------------------------------------------------------------
+
+
+def table(bits: int = 8) -> qembag.QuantizedTable:
+    return qembag.QuantizedTable(ROWS[bits].copy(), bits, compressed_indices_mapping=MAPPING.copy())
+
+
+def good_calls() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Each public function by name, with all its arguments, as it takes them."""
+
+    def of_bags(**more: Any) -> dict[str, Any]:
+        return {
+            "indices": INDICES.copy(),
+            "offsets": OFFSETS.copy(),
+            "per_sample_weights": SAMPLE_WEIGHTS.copy(),
+            **more,
+        }
+
+    named = {"include_last_offset": False, "out": np.zeros((3, DIM), np.float32)}
+    threads = {"num_threads": 1}
+    calls: dict[str, tuple[Any, dict[str, Any]]] = {
+        "embedding_bag": (
+            qembag.embedding_bag,
+            of_bags(table=table(), mode="sum", padding_idx=-9, dtype=np.float32, **named, **threads),
+        ),
+        "embedding": (
+            qembag.embedding,
+            {
+                "table": table(),
+                "indices": INDICES.copy(),
+                "out": np.zeros((6, DIM), np.float32),
+                "dtype": np.float32,
+                **threads,
+            },
+        ),
+        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": 4, "method": "greedy", **threads}),
+        "QuantizedTable": (
+            qembag.QuantizedTable,
+            {"data": ROWS[4].copy(), "bits": 4, "dim": DIM, "compressed_indices_mapping": MAPPING.copy()},
+        ),
+        "QuantizedTable.dequantize": (
+            table().dequantize,
+            {"rows": INDICES.copy(), "out": np.zeros((6, DIM), np.float32)},
+        ),
+        "QuantizedTable.prune": (table().prune, {"keep": np.array([0, 3, 4])}),
+        "QuantizedTable.__getitem__": (table().__getitem__, {"item": np.array([0, -3, 4])}),
+        "QuantizedTable.__array__": (table().__array__, {"dtype": np.float64, "copy": True}),
+        "set_num_threads": (qembag.set_num_threads, {"n": 1}),
+        "get_num_threads": (qembag.get_num_threads, {}),
+        "show_config": (qembag.show_config, {}),
+        "embedding_bag_prepack": (
+            ops.embedding_bag_prepack,
+            {
+                "codes": np.arange(12, dtype=np.uint8).reshape(3, 4),
+                "scales": np.ones(3),
+                "zero_points": np.zeros(3),
+                "bits": 4,
+            },
+        ),
+        "embedding_bag_unpack": (
+            ops.embedding_bag_unpack,
+            {"packed": ops.embedding_bag_prepack(np.ones((3, 4), np.uint8), [1, 2, 3], [0, 1, 0], 8)},
+        ),
+    }
+    pruned = {
+        "scale_grad_by_freq": False,
+        "mode": 0,
+        "pruned_weights": True,
+        "compressed_indices_mapping": MAPPING.copy(),
+    }
+    greedy = {"optimized_qparams": False, "nbins": 200, "ratio": 0.16}
+    for bits, width in {8: "byte", 4: "4bit", 2: "2bit"}.items():
+        stem = f"embedding_bag_{width}"
+        rows = ROWS[bits].copy()
+        bags = of_bags(**pruned, **named)
+        calls |= {
+            stem: (getattr(ops, stem), {"weight": table(bits), **bags}),
+            f"{stem}_rowwise_offsets": (getattr(ops, f"{stem}_rowwise_offsets"), {"weight": rows, **bags}),
+            f"{stem}_rowwise_offsets_meta": (
+                getattr(ops, f"{stem}_rowwise_offsets_meta"),
+                {"weight": rows, **{name: value for name, value in bags.items() if name != "out"}},
+            ),
+            f"embedding_{width}": (
+                getattr(ops, f"embedding_{width}"),
+                {"weight": table(bits), "indices": INDICES.copy(), "pruned_weights": True},
+            ),
+            f"{stem}_unpack": (getattr(ops, f"{stem}_unpack"), {"weight": rows}),
+            f"{stem}_unpack_meta": (getattr(ops, f"{stem}_unpack_meta"), {"weight": rows}),
+        }
+        options = {} if bits == 8 else greedy
+        for name, bounds in (
+            ("prepack", {}),
+            ("prepack_meta", {}),
+            ("prepack_with_rowwise_min_max", {"rowwise_min_max": BOUNDS.copy()}),
+        ):
+            calls[f"{stem}_{name}"] = getattr(ops, f"{stem}_{name}"), {"weight": FLOATS.copy(), **bounds, **options}
+    return calls
+
+
+GOOD_CALLS = good_calls()
+EVERY_ARGUMENT = [(function, argument) for function, (_, given) in GOOD_CALLS.items() for argument in given]
+# These have no effect: of the first the documentation says so; the others compute a shape alone.
+WITHOUT_EFFECT = ("scale_grad_by_freq", "_meta")
+
+
+def good_call(function: str) -> tuple[Any, dict[str, Any]]:
+    call, given = GOOD_CALLS[function]
+    return call, copy.deepcopy(given)
+
+
+def test_every_argument_of_every_public_function_is_attacked() -> None:
+    calls = GOOD_CALLS
+    public = {
+        name for name in (*qembag.__all__, *ops.__all__) if callable(getattr(qembag, name, getattr(ops, name, None)))
+    }
+    assert public <= set(calls)
+    for name, (function, given) in calls.items():
+        assert set(given) == set(inspect.signature(function).parameters), name
+    methods = {
+        f"QuantizedTable.{name}" for name, value in vars(qembag.QuantizedTable).items() if inspect.isfunction(value)
+    }
+    without_arguments = {"codes", "_tail", "__len__", "__iter__", "__repr__", "__reduce__"}
+    private = {"__init__", "_look_up"}
+    assert methods - set(calls) == {f"QuantizedTable.{name}" for name in without_arguments | private}
+
+
+def parts(answer: Any) -> list[np.ndarray]:
+    """What an answer consists of, as arrays of bytes that can be compared."""
+    if isinstance(answer, qembag.QuantizedTable):
+        return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.bits))
+    if isinstance(answer, tuple):
+        return [part for item in answer for part in parts(item)]
+    return [np.asarray(answer) if isinstance(answer, np.ndarray) else np.frombuffer(repr(answer).encode(), np.uint8)]
+
+
+def raising(*names: str) -> Any:
+    """An object whose methods of these names raise."""
+    return type("Raising", (), dict.fromkeys(names, boom))()
+
+
+def returning(name: str, answer: Any) -> Any:
+    return type("Returning", (), {name: lambda self, *a, **k: answer})()
+
+
+def with_attribute(name: str, answer: Any) -> Any:
+    return type("WithAttribute", (), {name: property(answer if callable(answer) else lambda self: answer)})()
+
+
+def contains_itself() -> list[Any]:
+    endless: list[Any] = []
+    endless.append(endless)
+    return endless
+
+
+def nested(depth: int) -> list[Any]:
+    deep: list[Any] = [1]
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
+COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+ALWAYS = dict.fromkeys(COMPARISONS, lambda self, other: True)
+LYING_TEXT = type("LyingText", (str,), {**ALWAYS, "__hash__": lambda self: hash("sum")})
+FICKLE_TEXT = type("FickleText", (str,), {**ALWAYS, "__hash__": lambda self: time.perf_counter_ns()})
+CONVERSIONS = (
+    "__index__",
+    "__int__",
+    "__float__",
+    "__bool__",
+    "__len__",
+    "__iter__",
+    "__getitem__",
+    "__hash__",
+    "__repr__",
+)
+
+# Made anew for each call.
+WRONG = {
+    "text": lambda: "text",
+    "bytes": lambda: b"bytes",
+    "dict": lambda: {"a": 1},
+    "empty dict": dict,
+    "object": object,
+    "float": lambda: 3.5,
+    "nan": lambda: float("nan"),
+    "complex": lambda: 1j,
+    "2**100": lambda: 2**100,
+    "-2**100": lambda: -(2**100),
+    "10**5000": lambda: 10**5000,
+    "generator": lambda: (number for number in range(6)),
+    "set": lambda: {1, 2},
+    "ellipsis": lambda: ...,
+    "slice of text": lambda: slice("a", "b"),
+    "class": lambda: np.ndarray,
+    "module": lambda: np,
+    "dates": lambda: np.zeros(6, "M8[s]"),
+    "structured": lambda: np.zeros(6, [("a", "i8")]),
+    "record": lambda: np.zeros(6, [("a", "i8")]).view(np.recarray),
+    "objects": lambda: np.array([object()] * 6),
+    "texts": lambda: np.array(["a"] * 6),
+    "void": lambda: np.zeros(6, "V8"),
+    "masked": lambda: np.ma.masked_array(np.arange(6), [True] * 6),
+    "0-d of float": lambda: np.array(1.5),
+    "0-d of objects": lambda: np.array(object()),
+    "ragged": lambda: [[1, 2], [3]],
+    "nested 100 deep": lambda: nested(100),
+    "nested 100,000 deep": lambda: nested(100_000),
+    "contains itself": contains_itself,
+    "floats": lambda: array.array("d", [1.5] * 6),
+    "released view": lambda: (view := memoryview(b"abc"), view.release())[0],
+    "view of no numbers": lambda: memoryview((ctypes.c_char_p * 6)()),
+    "array that raises": lambda: raising("__array__"),
+    "array of text": lambda: returning("__array__", "text"),
+    "array of itself": lambda: type("Self", (), {"__array__": lambda self, *a, **k: self})(),
+    "array without end": lambda: type("Endless", (), {"__array__": lambda self, *a, **k: np.asarray(self)})(),
+    "array raises UnicodeDecodeError": lambda: type(
+        "Undecodable", (), {"__array__": lambda self, *a, **k: b"\xff".decode()}
+    )(),
+    "array calls qembag": lambda: type(
+        "Caller", (), {"__array__": lambda self, *a, **k: qembag.embedding(table(), self)}
+    )(),
+    "interface raises": lambda: with_attribute("__array_interface__", boom),
+    "interface is a number": lambda: with_attribute("__array_interface__", 7),
+    "struct raises": lambda: with_attribute("__array_struct__", boom),
+    "struct is a number": lambda: with_attribute("__array_struct__", 7),
+    "struct is another capsule": lambda: with_attribute("__array_struct__", datetime.datetime_CAPI),
+    "dtype raises": lambda: with_attribute("dtype", boom),
+    "dtype of itself": lambda: with_attribute("dtype", lambda self: self),
+    "attributes raise": lambda: raising("__getattr__"),
+    "all attributes raise": lambda: raising("__getattribute__"),
+    "dlpack raises": lambda: raising("__dlpack__", "__dlpack_device__"),
+    "buffer raises": lambda: raising("__buffer__"),
+    "class raises": lambda: with_attribute("__class__", boom),
+    "says it is an array": lambda: with_attribute("__class__", np.ndarray),
+    "says it is a number": lambda: with_attribute("__class__", int),
+    "says it is a text": lambda: with_attribute("__class__", str),
+    "conversions raise": lambda: raising(*CONVERSIONS),
+    "comparisons raise": lambda: raising(*COMPARISONS),
+    "index of text": lambda: returning("__index__", "text"),
+    "index 2**100": lambda: returning("__index__", 2**100),
+    "length without items": lambda: type("Empty", (), {"__len__": lambda self: 6, "__getitem__": boom})(),
+    "length too large": lambda: type("Long", (), {"__len__": lambda self: 2**62, "__getitem__": lambda self, i: 0})(),
+    "length negative": lambda: type("Negative", (), {"__len__": lambda self: -1, "__getitem__": lambda self, i: 0})(),
+    "int that lies": lambda: type("LyingInt", (int,), ALWAYS)(77),
+    "float that lies": lambda: type("LyingFloat", (float,), ALWAYS)(-1e30),
+    "float that is another": lambda: type("OtherFloat", (float,), {"__float__": lambda self: -1e30})(0.5),
+    "text that lies": lambda: LYING_TEXT("text"),
+    "text of many hashes": lambda: FICKLE_TEXT("text"),
+    "dtype that is no Python": lambda: "f4,(",
+    "dtype of surrogates": lambda: "\ud800",
+    "dtype too large": lambda: (np.float32, (2**40, 2**40)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def threads_as_before() -> Any:
+    yield
+    qembag.set_num_threads(None)
+
+
+@pytest.mark.parametrize(("function", "argument"), EVERY_ARGUMENT)
+def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
+    function: str, argument: str, threads_as_before: None
+) -> None:
+    for name, make in (*WRONG.items(), ("None", lambda: None)):
+        call, given = good_call(function)
+        out = given.get("out")
+        given[argument] = value = make()
+        others = {key: parts(item) for key, item in given.items() if key != argument}
+        error = error_of(call, **given)
+        if error is not None:
+            assert not isinstance(error, SyntaxError) or function == "QuantizedTable.__array__"  # which is NumPy's own
+            assert argument == "out" or out is None or not out.any(), name
+            for key, before in others.items():
+                assert all(map(np.array_equal, parts(given[key]), before)), (name, key)
+        else:
+            # What some arguments take: a default, a number for a flag, as many threads as there are, all rows.
+            assert (
+                name == "None"
+                or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
+                or (argument in ("num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
+                or (argument in ("num_threads", "n", "nbins") and name == "int that lies")
+                or (argument, name) == ("item", "ellipsis")
+                or argument == "copy"
+                or (function, argument) == ("QuantizedTable.__array__", "dtype")
+            ), (name, value)
+
+
+# ---- The same argument in a disguise -------------------------------------------------------------------------------
+
+
+class Overridden(np.ndarray):
+    """Each way that Python has into a subclass raises."""
+
+    __array_priority__ = property(boom)
+    __array_function__ = __array_ufunc__ = __array_wrap__ = __array_prepare__ = boom
+    __getitem__ = __setitem__ = __len__ = __iter__ = __eq__ = __bool__ = __index__ = boom
+    shape = strides = dtype = flags = size = ndim = itemsize = base = T = flat = property(boom)
+    view = reshape = astype = copy = ravel = min = max = any = all = tobytes = __array__ = boom
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Swallowing(np.ndarray):
+    """Answers each of NumPy's functions with nothing, and says that it is of another shape."""
+
+    def __array_function__(self, *_: Any) -> None: ...
+
+    def reshape(self, *_: Any, **__: Any) -> np.ndarray:
+        return np.zeros((6, DIM), np.float32)
+
+    shape = property(lambda self: (1,))  # type: ignore[assignment]
+
+
+def misaligned(plain: np.ndarray) -> np.ndarray:
+    odd = np.zeros(plain.nbytes + 1, np.uint8)[1:].view(plain.dtype).reshape(plain.shape)
+    odd[...] = plain
+    return odd
+
+
+def backwards(plain: np.ndarray) -> np.ndarray:
+    return plain[::-1].copy()[::-1]
+
+
+def far_apart(plain: np.ndarray) -> np.ndarray:
+    wide = np.zeros((*plain.shape, 3), plain.dtype)
+    wide[..., 1] = plain
+    return wide[..., 1]
+
+
+def read_only(plain: np.ndarray) -> np.ndarray:
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    return frozen
+
+
+def in_mapped_memory(plain: np.ndarray) -> np.ndarray:
+    memory = mmap.mmap(-1, max(plain.nbytes, 1))
+    mapped = np.frombuffer(memory, plain.dtype, plain.size).reshape(plain.shape)
+    mapped[...] = plain
+    with pytest.raises(BufferError):
+        memory.close()
+    return mapped
+
+
+DISGUISES = {
+    "list": lambda plain: plain.tolist(),
+    "tuple": lambda plain: tuple(plain.tolist()),
+    "memoryview": memoryview,
+    "array.array": lambda plain: array.array(plain.dtype.char, plain) if plain.ndim == 1 else memoryview(plain),
+    "matrix": lambda plain: plain.view(np.matrix) if plain.ndim == 2 else plain,
+    "recarray": lambda plain: plain.view(np.recarray),
+    "unmasked": lambda plain: np.ma.masked_array(plain),
+    "ctypes": np.ctypeslib.as_ctypes,
+    "interface": lambda plain: with_attribute("__array_interface__", lambda self: plain.__array_interface__),
+    "struct": lambda plain: with_attribute("__array_struct__", lambda self: plain.__array_struct__),
+    "__array__": lambda plain: returning("__array__", plain),
+    "overridden": lambda plain: plain.view(Overridden),
+    "swallowing": lambda plain: plain.view(Swallowing),
+    "swapped": lambda plain: plain.astype(plain.dtype.newbyteorder()),
+    "misaligned": misaligned,
+    "backwards": backwards,
+    "far apart": far_apart,
+    "column first": np.asfortranarray,
+    "read-only": read_only,
+    "mapped": in_mapped_memory,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_an_array_in_a_disguise_counts_as_what_it_holds(disguise: str) -> None:
+    taken = set()
+    for function, argument in EVERY_ARGUMENT:
+        call, given = good_call(function)
+        if not isinstance(given[argument], np.ndarray):
+            continue
+        expected = [part.copy() for part in parts(call(**given))]
+        call, given = good_call(function)
+        given[argument] = DISGUISES[disguise](given[argument])
+        try:
+            answer = call(**given)
+        except ERRORS:
+            continue
+        taken.add(argument)
+        if argument == "out":
+            assert answer is given[argument]
+            answer = np.ndarray.view(answer, np.ndarray).copy()
+        for ours, theirs in zip(parts(answer), expected, strict=True):
+            same_bits(ours, theirs)
+    assert "indices" in taken or disguise == "unmasked"
+
+
+# ---- Arguments that change each other -------------------------------------------------------------------------------
+
+
+def of_bags() -> dict[str, Any]:
+    return {
+        "table": table(),
+        "indices": INDICES.copy(),
+        "offsets": OFFSETS.copy(),
+        "per_sample_weights": SAMPLE_WEIGHTS.copy(),
+        "out": np.zeros((3, DIM), np.float32),
+    }
+
+
+def change(name: str, **attributes: Any) -> Any:
+    """Sets attributes of an array among the arguments in place."""
+
+    def mischief(given: dict[str, Any]) -> None:
+        for attribute, value in attributes.items():
+            if attribute == "shape" and given[name].size != np.prod(value):
+                value = (1, -1, 1)
+            with contextlib.suppress(AttributeError):  # of later NumPys
+                setattr(given[name], attribute, value)
+
+    return mischief
+
+
+def refused(call: Any, *arguments: Any, **named: Any) -> None:
+    assert isinstance(error_of(call, *arguments, **named), ValueError)
+
+
+MISCHIEF = {
+    "indices.shape": change("indices", shape=(3, 2)),
+    "indices.strides": change("indices", strides=(0,)),
+    "indices.dtype": change("indices", dtype=np.float64),
+    "indices.dtype, shorter": change("indices", dtype="V24"),
+    "offsets.shape": change("offsets", shape=(1, 3)),
+    "offsets.dtype": change("offsets", dtype=np.int32),
+    "weights.shape": change("per_sample_weights", shape=(1, 6)),
+    "weights.dtype": change("per_sample_weights", dtype=np.float16),
+    "out.shape": change("out", shape=(3 * DIM,)),
+    "out.dtype": change("out", dtype=np.float16),
+    "out.strides": change("out", strides=(0, 4)),
+    "out, read-only": lambda given: given["out"].setflags(write=False),
+    "table.data.shape": lambda given: change("data", shape=(-1,))({"data": given["table"].data.base}),
+    "table.mapping.shape": lambda given: change("data", shape=(1, NUM_ROWS))(
+        {"data": given["table"].compressed_indices_mapping.base}
+    ),
+    "other rows": lambda given: given["table"].__init__(ROWS[2], 2),
+    "refused rows": lambda given: refused(given["table"].__init__, ROWS[2], 4, dim=99),
+    "collection": lambda given: gc.collect(),
+    "a call of its own": lambda given: qembag.embedding_bag(**of_bags()),
+    "threads": lambda given: qembag.set_num_threads(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mischief", MISCHIEF)
+@pytest.mark.parametrize("first", [True, False], ids=["at once", "the second time"])
+def test_what_an_arguments_conversion_does_to_the_others_does_not_count(
+    mischief: str, first: bool, threads_as_before: None
+) -> None:
+    """By the time that it can be done, each is as it will be used; or it is not used before."""
+    expected = qembag.embedding_bag(**of_bags())
+
+    def disguised(plain: np.ndarray) -> Any:
+        asked = []
+
+        def answer(self: Any, *_: Any, **__: Any) -> np.ndarray:
+            asked.append(None)
+            if first or len(asked) > 1:
+                MISCHIEF[mischief](given)
+            return plain
+
+        return type("Mischievous", (), {"__array__": answer})()
+
+    for argument in ("indices", "offsets", "per_sample_weights"):
+        given = of_bags()
+        if mischief.startswith(argument.split("_")[-1]):
+            continue
+        memory = given["out"].view(np.uint8).reshape(-1)
+        before = given["table"].data
+        given[argument] = disguised(given[argument])
+        # What was changed before it was looked at counts as what it is now; what has been looked at is not asked again.
+        may_fail = first and mischief.startswith(("indices", "offsets", "weights", "out"))
+        with contextlib.suppress(TypeError, ValueError) if may_fail else contextlib.nullcontext():
+            assert qembag.embedding_bag(**given) is given["out"]
+        if memory.any():
+            same_bits(memory.view(np.float32).reshape(3, DIM), expected)
+        else:
+            assert may_fail
+        if mischief != "other rows":
+            same_bits(given["table"].data, before)
+
+
+def test_an_output_is_compared_with_the_very_memory_that_is_read() -> None:
+    """Not with what a second conversion gives."""
+    for argument, plain in of_bags().items():
+        if argument in ("table", "out"):
+            continue
+        memory = np.zeros(200, np.uint8)
+        inside = memory[: plain.nbytes].view(plain.dtype)
+        inside[:] = plain
+        answers = iter([inside, plain, plain])
+        given = of_bags() | {argument: type("Fickle", (), {"__array__": lambda self, *a, _=answers, **k: next(_)})()}
+        before = memory.copy()
+        given["out"] = memory[: 12 * DIM].view(np.float32).reshape(3, DIM)
+        with pytest.raises(ValueError, match=f"^out must share no memory with {argument}"):
+            qembag.embedding_bag(**given)
+        assert np.array_equal(memory, before)
+
+
+@pytest.mark.parametrize("argument", ["mode", "pruned_weights", "include_last_offset"])
+def test_a_number_that_changes_the_rows_of_an_operator_is_answered_or_refused(argument: str) -> None:
+    for shape in [(-1,), (NUM_ROWS * 2, -1), (NUM_ROWS // 2, -1)]:
+        rows = ROWS[8].copy()
+        base = np.int64 if argument != "mode" else object
+        reshape = {"__index__": lambda self, rows=rows, shape=shape: setattr(rows, "shape", shape) or 1}
+        given = {"weight": rows, "indices": INDICES, "offsets": OFFSETS, "compressed_indices_mapping": MAPPING}
+        with contextlib.suppress(RuntimeError, *ERRORS):
+            ops.embedding_bag_byte_rowwise_offsets(**given, **{argument: type("Reshaping", (base,), reshape)()})
+
+
+@pytest.mark.parametrize("argument", ["num_threads", "padding_idx"])
+def test_what_a_numbers_conversion_does_does_not_count(argument: str) -> None:
+    for mischief in (MISCHIEF["collection"], MISCHIEF["a call of its own"], MISCHIEF["other rows"]):
+        expected = qembag.embedding_bag(**of_bags(), **{argument: 1})
+        given = of_bags()
+        number = type("Number", (), {"__index__": lambda self, m=mischief, g=given: [m(g), 1][1]})()
+        same_bits(qembag.embedding_bag(**given, **{argument: number}), expected)
+
+
+# ---- Tables --------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_are_refused_leave_a_table_as_it_was(bits: int) -> None:
+    one = table(bits)
+    before = one.dequantize()
+    for data, width, options in [
+        (ROWS[2], 4, {"dim": 99}),
+        (ROWS[2][:, :3], 2, {}),
+        ("rows", 2, {}),
+        (ROWS[2], 3, {}),
+        (ROWS[2], 2, {"compressed_indices_mapping": [99]}),
+    ]:
+        with pytest.raises((TypeError, ValueError, IndexError)):
+            one.__init__(data, width, **options)  # type: ignore[misc]
+    assert one.bits == bits
+    same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("way", ["data", "base", "reduce"])
+def test_nobody_reshapes_a_table_by_what_it_gives_away(way: str, bits: int, tmp_path: Any) -> None:
+    """Rows in a file or a buffer as well, which have the table's own array between them and what `data` returns."""
+    np.save(tmp_path / "rows.npy", ROWS[bits])
+    for rows in (
+        ROWS[bits].copy(),
+        np.load(tmp_path / "rows.npy", mmap_mode="r"),
+        np.frombuffer(bytearray(ROWS[bits].tobytes()), np.uint8).reshape(ROWS[bits].shape),
+    ):
+        mapping = np.frombuffer(MAPPING.tobytes(), np.int32)
+        one = qembag.QuantizedTable(rows, bits, compressed_indices_mapping=mapping)
+        before = one.dequantize()
+        for given_away in (one.data, one.compressed_indices_mapping):
+            array = {
+                "data": given_away,
+                "base": given_away.base,
+                "reduce": one.__reduce__()[1][1 if given_away.ndim == 2 else 4],
+            }[way]
+            array.shape = (1, -1, 1)
+        same_bits(one.dequantize(), before)
+
+
+def test_numpy_frees_no_memory_of_a_table(bits: int) -> None:
+    """`resize` without its check of references does, as of any array that others have views of."""
+    for again in (lambda one: one, copy.copy, lambda one: one.prune(range(NUM_ROWS))):
+        one = again(table(bits))
+        before = one.dequantize()
+        for given_away in (one.data, one.compressed_indices_mapping):
+            owner = given_away.base
+            del given_away
+            with pytest.raises(ValueError, match="cannot resize"):
+                owner.resize(1)
+            del owner
+        for name in ("data", "compressed_indices_mapping"):
+            with pytest.raises(ValueError, match="cannot resize"):
+                getattr(one, name).base.resize(1)
+        same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_tables_of_their_own(again: Any, bits: int) -> None:
+    one = table(bits)
+    before = one.dequantize()
+    other = again(one)
+    same_bits(other.dequantize(), before)
+    other.__init__(ROWS[8], 8)
+    same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("attribute", ["_data", "_bits", "_dim", "_mapping"])
+def test_an_impostor_of_a_table_crashes_nothing(level: str, attribute: str) -> None:
+    """Kernels check what they are given, whoever gives it."""
+    values = [make() for make in WRONG.values()]
+    values += [disguise(plain) for disguise in DISGUISES.values() for plain in (ROWS[8][:2], ROWS[4], ROWS[2], MAPPING)]
+    values += [0, 1, 3, 2**31 - 1, 2**63 - 1, -1, None, ROWS[8][:0], ROWS[8][:, :0], ROWS[8][0], MAPPING + 99]
+    values += [strided(ROWS[8], (NUM_ROWS, DIM + 8), (DIM + 8, 0)), strided(ROWS[8], (0, sys.maxsize // 2), (1, 1))]
+    for value in values:
+        real = table()
+        members = {name: getattr(real, name) for name in ("_data", "_bits", "_dim", "_mapping")}
+        members |= {"__class__": qembag.QuantizedTable, attribute: value}
+        impostor = type("Impostor", (), members)()
+        for out in (None, np.zeros((3, DIM), np.float32)):
+            with contextlib.suppress(AttributeError, RuntimeError, *ERRORS):
+                qembag.embedding_bag(impostor, INDICES, OFFSETS, out=out)
+
+
+# ---- Odd arrays ----------------------------------------------------------------------------------------------------
+
+HUGE = [2**62, -(2**62), sys.maxsize, -sys.maxsize - 1, sys.maxsize // 2 + 1, 0, 1, -1]
+
+
+@pytest.mark.parametrize("stride", [stride for stride in HUGE if abs(stride) <= sys.maxsize + 1])
+def test_the_stride_of_a_single_row_or_of_none_says_nothing(level: str, bits: int, stride: int) -> None:
+    """NumPy lets it be any number, as far as the other end of all addresses."""
+    rows = ROWS[bits]
+    expected = qembag.QuantizedTable(rows[:1].copy(), bits).dequantize()
+    one = qembag.QuantizedTable(strided(rows, (1, rows.shape[1]), (stride, 1)), bits)
+    none = qembag.QuantizedTable(strided(rows, (0, rows.shape[1]), (stride, stride)), bits)
+    whole = qembag.QuantizedTable(rows[:1], bits, compressed_indices_mapping=[0, -1])
+    index, end = strided(np.array([0]), (1,), (stride,)), strided(np.array([1]), (1,), (stride,))
+    weight = strided(np.float32([1]), (1,), (stride,))
+    for kind in (np.float32, np.float16):
+        memory = np.zeros((3, DIM), kind)
+        out = strided(memory[1:], (1, DIM), (stride, memory.itemsize))
+        for looked_up in (
+            lambda out=out: qembag.embedding_bag(one, index, [0], out=out),
+            lambda out=out: qembag.embedding_bag(one, index, index, per_sample_weights=weight, out=out),
+            lambda out=out: qembag.embedding_bag(one, index, np.array([0, 1]), include_last_offset=True, out=out),
+            lambda out=out: qembag.embedding_bag(whole, index.reshape(1, 1), mode="max", out=out),
+            lambda out=out: qembag.embedding(one, index, out=out),
+            lambda out=out: qembag.embedding(one, index.reshape(1, 1), out=out.reshape(1, 1, DIM))[0],
+        ):
+            memory[:] = 0
+            assert looked_up().shape == (1, DIM)
+            same_bits(memory[1:2], expected.astype(kind))
+            assert not memory[::2].any()
+    for empty in (none.dequantize(), qembag.embedding_bag(one, index, end, include_last_offset=True)[:0]):
+        assert empty.shape == (0, DIM)
+    with pytest.raises(IndexError):
+        qembag.embedding(none, index)
+    same_bits(
+        qembag.quantize(strided(FLOATS, (1, DIM), (stride, 4)), bits).data, qembag.quantize(FLOATS[:1], bits).data
+    )
+
+
+@pytest.mark.parametrize("num_rows", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize(
+    "stride", [2**62, -(2**62), sys.maxsize, -sys.maxsize - 1, sys.maxsize // 4, 2**31 - 1, -(2**31)]
+)
+def test_rows_so_far_apart_that_addresses_overflow_are_compared_with_an_output(
+    level: str, bits: int, num_rows: int, stride: int
+) -> None:
+    """No such array is there but by `as_strided`. Its first row is, and the others are not looked up."""
+    if abs(stride) > sys.maxsize + 1:
+        return
+    rows = ROWS[bits].copy()
+    one = qembag.QuantizedTable(strided(rows, (num_rows, rows.shape[1]), (stride, 1)), bits)
+    expected = qembag.embedding(qembag.QuantizedTable(rows, bits), [0])
+    out = np.zeros((1, DIM), np.float32)
+    for index in (np.array([0]), [0]):
+        out[:] = 0
+        error = error_of(qembag.embedding, one, index, out=out)
+        if error is None:
+            same_bits(out, expected)
+        else:
+            assert str(error).startswith("out must share no memory with the table")
+            assert not out.any()
+
+
+ZERO_SIZED = [(0,), (0, 0), (0, 3), (3, 0), (2**40, 0), (0, 2**40), (2, 0, 3), (2, 3, 0)]
+
+
+@pytest.mark.parametrize("shape", ZERO_SIZED, ids=str)
+@pytest.mark.skipif(sys.maxsize < 2**40, reason="for addresses of 64 bits")
+def test_arrays_of_no_elements_have_defined_answers(level: str, bits: int, shape: tuple[int, ...]) -> None:
+    for kind in (np.int32, np.int64, np.uint8):
+        nothing = np.empty(shape, kind)
+        if max(shape) < 100:
+            assert qembag.embedding(table(bits), nothing).shape == (*shape, DIM)
+            out = np.empty((*shape, DIM), np.float32)
+            assert qembag.embedding(table(bits), nothing, out=out) is out
+        else:
+            with contextlib.suppress(MemoryError, ValueError):
+                assert qembag.embedding(table(bits), nothing).shape == (*shape, DIM)
+        if len(shape) == 2 and shape[0] < 100:
+            same_bits(qembag.embedding_bag(table(bits), nothing), np.zeros((shape[0], DIM), np.float32))
+        elif len(shape) != 1:
+            with pytest.raises((MemoryError, ValueError)):
+                qembag.embedding_bag(table(bits), nothing)
+        if kind is np.uint8 and len(shape) == 2:
+            with contextlib.suppress(MemoryError, OverflowError, ValueError):
+                one = qembag.QuantizedTable(nothing, bits)
+                assert one.dequantize().shape == one.shape
+                assert one.codes().shape == one.shape
+                assert qembag.embedding_bag(one, np.empty((2, 0), int)).shape == (2, one.dim)
+        with contextlib.suppress(TypeError, MemoryError, ValueError):
+            assert qembag.quantize(nothing.astype(np.float32), bits).shape == shape
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_outputs_of_either_type_lie_anywhere(level: str, bits: int, threads: int, kind: Any) -> None:
+    one = table(bits)
+    expected = qembag.embedding_bag(one, INDICES, OFFSETS, dtype=kind)
+    size = expected.itemsize
+    memory = np.zeros(40 * DIM * size + 1, np.uint8)
+    for shift in (0, 1, 3):
+        row = DIM * size
+        for stride in (row, row + 1, row + size, 5 * row, -row, -row - 1, -3 * row):
+            memory[:] = 0x55
+            middle = np.frombuffer(memory, np.uint8)[20 * row + shift :]
+            out = strided(middle[: middle.size // size * size].view(kind), (3, DIM), (stride, size))
+            assert qembag.embedding_bag(one, INDICES, OFFSETS, out=out) is out
+            same_bits(out.copy(), expected)
+            out[...] = np.frombuffer(b"\x55" * size, kind)[0]
+            assert (memory == 0x55).all()
+
+
+# ---- Signals -------------------------------------------------------------------------------------------------------
+
+LONG = {
+    "nothing": lambda given: None,
+    **{
+        name: MISCHIEF[name] for name in ("indices.shape", "indices.dtype", "out.shape", "out, read-only", "other rows")
+    },
+    "a call of its own": lambda given: qembag.embedding_bag(table(), INDICES, OFFSETS, num_threads=2),
+    "threads": lambda given: qembag.set_num_threads(3),
+    "fork": lambda given: os.waitpid(given["children"].append(os.fork()) or given["children"][-1] or os._exit(0), 0),
+    "no names": lambda given: given.clear(),
+    # NumPy refuses where somebody else has a reference, as a call has to its arguments.
+    "indices, resized": lambda given: refused(given["indices"].resize, 10),
+    "out, resized": lambda given: refused(given["out"].resize, 10),
+    "rows, resized": lambda given: refused(given["table"].data.base.resize, 10),
+}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="for systems with timers")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize("mischief", LONG)
+def test_what_a_signals_handler_does_to_the_arguments_does_not_count(mischief: str, threads_as_before: None) -> None:
+    """A long call in the main thread runs it between two pieces of its work."""
+    handled = []
+    rng = np.random.default_rng(0)
+    rows = packed_rows(rng, 500, 256, 8)
+    given: dict[str, Any] = {"table": qembag.QuantizedTable(rows.copy(), 8), "children": []}
+    given["indices"] = rng.integers(0, 500, 3_000_000, dtype=np.int64)
+    offsets = np.arange(0, 3_000_000, 300)
+    given["out"] = np.zeros((len(offsets), 256), np.float32)
+    expected = qembag.embedding_bag(qembag.QuantizedTable(rows, 8), given["indices"].copy(), offsets)
+    memory = memoryview(given["out"])
+
+    def handler(*_: Any) -> None:
+        if not handled:
+            handled.append(time.perf_counter())
+            LONG[mischief](given)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        qembag.embedding_bag(given["table"], given["indices"], offsets, out=given["out"], num_threads=2)
+        ended = time.perf_counter()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled
+    assert handled[0] < ended
+    same_bits(np.asarray(memory), expected)
+
+
+# ---- Depth, references, memory ---------------------------------------------------------------------------------------
+
+
+def test_a_call_without_stack_left_ends_in_recursion_error_alone() -> None:
+    expected = qembag.embedding_bag(table(), INDICES.tolist(), OFFSETS.tolist())
+    answers: list[Any] = []
+
+    def deeper() -> None:
+        with contextlib.suppress(RecursionError):
+            deeper()
+            return
+        try:
+            answers.append(qembag.embedding_bag(table(), INDICES.tolist(), OFFSETS.tolist()))
+        except RecursionError:
+            answers.append(None)
+
+    with contextlib.suppress(RecursionError):
+        deeper()
+    for answer in filter(lambda answer: answer is not None, answers):
+        same_bits(answer, expected)
+    same_bits(qembag.embedding_bag(table(), INDICES.tolist(), OFFSETS.tolist()), expected)
+
+
+@pytest.mark.parametrize("function", GOOD_CALLS)
+def test_no_call_keeps_a_reference(function: str, threads_as_before: None) -> None:
+    """Neither one that answers nor one that fails, whichever argument it fails at."""
+    call, given = good_call(function)
+    call(**given)
+    arrays = [name for name, value in given.items() if isinstance(value, np.ndarray)]
+    before = [sys.getrefcount(given[name]) for name in arrays]
+    for _ in range(50):
+        call(**given)
+        for argument in given:
+            for wrong in (raising("__array__", "__index__"), np.full(7, -1), [2**62]):
+                with contextlib.suppress(*ERRORS):
+                    call(**{**given, argument: wrong})
+    gc.collect()
+    assert [sys.getrefcount(given[name]) for name in arrays] == before
+
+
+def test_calls_that_fail_leave_no_memory_behind() -> None:
+    calls = [
+        (call, {**given, argument: wrong})
+        for call, given in (good_call(name) for name in ("embedding_bag", "embedding", "quantize", "QuantizedTable"))
+        for argument in given
+        for wrong in (raising("__array__", "__index__"), np.full(6, 99), [2**62], "text")
+    ]
+
+    def fail() -> None:
+        for call, given in calls:
+            with contextlib.suppress(*ERRORS):
+                call(**given)
+
+    for _ in range(5):
+        fail()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        fail()
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(100):
+            fail()
+        gc.collect()
+        # A word a call at most; a forgotten reference is an object a call. NumPy and Python keep some of their own.
+        assert tracemalloc.get_traced_memory()[0] - before < 4 * 100 * len(calls)
+    finally:
+        tracemalloc.stop()
