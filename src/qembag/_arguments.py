@@ -373,7 +373,7 @@ def _overlaps_itself(array: Array) -> bool:
 def _share_memory(a: Array, b: Array) -> bool:
     try:
         return bool(np.shares_memory(a, b, max_work=MAX_OVERLAP_WORK))  # type: ignore[arg-type]
-    except TooHardError:
+    except (TooHardError, OverflowError):  # strides that reach beyond all addresses
         return True
 
 
