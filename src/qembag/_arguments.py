@@ -6,9 +6,10 @@ here, and is converted or refused with the argument's name, what it must be, and
 
 from __future__ import annotations
 
+import contextvars
 import math
 import operator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,10 +19,13 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ._kernels import _Fault
 
+Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BITS = (8, 4, 2)
@@ -72,16 +76,30 @@ def as_array(value: object, name: str) -> Array:
         raise kind(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 
 
-def as_float32(array: Array) -> Array:
-    """In one piece; what is beyond float32 becomes an infinity, quietly: whoever minds looks for those."""
-    with np.errstate(over="ignore"):
-        return np.require(array, np.float32, ["C", "A"])
+def _ignoring(call: Callable[..., Result], *arguments: Any) -> Result:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return call(*arguments)
+
+
+def quietly(call: Callable[..., Result], *arguments: Any) -> Result:
+    """What a call gives, with no warnings of floats that overflow or are invalid: whoever minds looks for those.
+
+    In a context of its own, which is where NumPy from 2.0 on keeps that setting: where memory runs out, `numpy.errstate`
+    does not put it back.
+    """
+    return contextvars.copy_context().run(_ignoring, call, *arguments)
+
+
+def as_float32(array: Array) -> NDArray[np.float32]:
+    """In one piece; what is beyond float32 becomes an infinity."""
+    return quietly(np.require, array, np.float32, ["C", "A"])
 
 
 def is_plain_python(value: object) -> bool:
     """A list, a tuple or a number, whose type of element NumPy has chosen, not the caller."""
-    if any(hasattr(value, name) for name in ("dtype", "__array__", "__array_interface__", "__array_struct__")):
-        return False
+    for name in ("dtype", "__array__", "__array_interface__", "__array_struct__"):
+        if hasattr(value, name):
+            return False
     try:
         memoryview(value)  # type: ignore[arg-type]
     except TypeError:
@@ -432,9 +450,7 @@ def fault_error(
         if 0 <= value <= num_indices:
             return ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
         return ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
-    place: tuple[int, ...] = (index_position,)
-    if indices is not None:
-        place = tuple(int(i) for i in np.unravel_index(index_position, indices.shape)) if indices.ndim else ()
+    place = (index_position,) if indices is None else _place(index_position, indices.shape)
     spot = f"{name}[{', '.join(map(str, place))}]" if place else name
     in_bag = f"bag {bag}" if bags else ""
     if where == "indices":
@@ -445,6 +461,14 @@ def fault_error(
         source = ", ".join(filter(None, [spot if place else "", in_bag]))
         return IndexError(_bad_mapping(position, value, num_rows, f" ({source})" if source else ""))
     return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
+
+
+def _place(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    place: list[int] = []
+    for length in reversed(shape):
+        position, last = divmod(position, length)
+        place.insert(0, last)
+    return tuple(place)
 
 
 def _as_it_came(array: Array | None, place: tuple[int, ...], value: int) -> int:

@@ -352,6 +352,11 @@ def _unpack(bits: int) -> Callable[[ArrayLike], NDArray[np.float32]]:
     )
 
 
+def _write_tail(tail: NDArray[Any], scales: NDArray[np.float32], zero_points: NDArray[np.float32]) -> None:
+    tail[:, 0] = scales
+    tail[:, 1] = -(zero_points * scales)
+
+
 def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: ArrayLike, bits: int) -> QuantizedTable:
     """Pack a per-channel quantized tensor, given by its parts: ``quantized::embedding_bag_prepack``.
 
@@ -395,9 +400,7 @@ def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: Arra
         parts.append(_arguments.as_float32(part).copy())
     tail_type = np.dtype("<f4") if bits == 8 else np.dtype("<f2")
     tail = np.empty((num_rows, 2), dtype=tail_type)
-    with np.errstate(over="ignore", invalid="ignore"):
-        tail[:, 0] = parts[0]
-        tail[:, 1] = -(parts[1] * parts[0])
+    _arguments.quietly(_write_tail, tail, *parts)
     wrong = np.flatnonzero(~np.isfinite(tail).all(axis=1))
     if wrong.size:
         row = int(wrong[0])

@@ -87,7 +87,7 @@ typedef struct {
 } parallel_crew;
 
 #if defined(_OPENMP) && defined(__linux__)
-#include <sched.h>
+#include <sched.h> /* sched_getcpu and the like: Python.h, which comes before all, has defined _GNU_SOURCE */
 
 static inline void parallel_prepare(parallel_crew *crew, int num_threads)
 {
@@ -104,7 +104,8 @@ static inline void parallel_spread(parallel_crew *crew)
     int processor = sched_getcpu();
     if (omp_get_thread_num() == 0) {
         __atomic_store_n(&crew->processor, processor, __ATOMIC_RELAXED);
-        if (++crew->callers_shares == 2 && __atomic_load_n(&crew->workers_shares, __ATOMIC_RELAXED) == 0)
+        if (++crew->callers_shares == 2 && omp_get_num_threads() > 1
+            && __atomic_load_n(&crew->workers_shares, __ATOMIC_RELAXED) == 0)
             sched_yield();
         return;
     }

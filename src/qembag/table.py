@@ -292,7 +292,7 @@ class QuantizedTable:
             # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
             stored = _arguments.checked_mapping(self._mapping.copy(), self.num_rows)
             kept &= stored >= 0
-            rows = stored[kept]
+            rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
         return _restore(type(self), self._data[rows], self._bits, self._dim, mapping, None)
