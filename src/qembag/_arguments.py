@@ -123,7 +123,7 @@ def is_half(dtype: object, out: object) -> bool:
         return out is not None and isinstance(out, np.ndarray) and out.dtype == np.float16
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # NumPy reads "f4,(" as Python
         raise TypeError(f"dtype must be float32 or float16, got {dtype!r}") from None
     if kind not in (np.float32, np.float16):
         raise ValueError(f"dtype must be float32 or float16, got {kind}")
@@ -286,6 +286,10 @@ def check_out(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str,
         raise ValueError(f"out must have the elements of a row side by side, got strides {out.strides}")
     if _overlaps_itself(out):
         raise ValueError(f"out must have rows that lie apart, one after the other, got strides {out.strides}")
+    check_apart(out, inputs)
+
+
+def check_apart(out: Array, inputs: dict[str, object]) -> None:
     for name, value in inputs.items():
         if value is not None and _share_memory(out, np.asarray(value)):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
