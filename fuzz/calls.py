@@ -1331,6 +1331,94 @@ class Scene:
         self.require(same_bits(packed.codes(), holds.astype(np.uint8)), "the packed codes")
         self.require(packed.data[:, packed.row_bytes - TAIL_BYTES[bits] :].tobytes() == tails.tobytes(), "the tails")
 
+    # ---- Shapes, and objects that are no tables -------------------------------------------------------------------------
+
+    def shapes(self) -> None:
+        """The operators that tell the shape of an answer."""
+        source = self.source
+        bits = source.pick([8, 4, 2])
+        operator = f"embedding_bag_{NAMES[bits]}"
+        per_byte, tail = 8 // bits, TAIL_BYTES[bits]
+        wrong: set[type[Exception]] = set()
+        if source.rarely(3):
+            weights = self.floats(self.small_shape(), ["f4", "f2", "f4", "f8"], [FLOATS])
+            wrong |= weights.wrong
+            if weights.holds is not None:
+                shape = weights.holds.shape
+                if weights.holds.dtype.newbyteorder("=") == np.float64:
+                    wrong.add(TypeError)
+                if not shape or shape[-1] == 0 or shape[-1] % per_byte or (bits != 8 and len(shape) != 2):
+                    wrong.add(ValueError)
+            told, _ = self.attempt(
+                lambda: getattr(ops, f"{operator}_prepack_meta")(weights.value), frozenset(wrong), ("weight",)
+            )
+            if told is not None:
+                packed = (*weights.holds.shape[:-1], weights.holds.shape[-1] // per_byte + tail)
+                self.require(told == (packed, np.uint8), f"the shape of prepack is told as {told}")
+            return
+        row_bytes = source.below(14)
+        rows = self.rows(bits, source.below(5), row_bytes)
+        indices = self.integers(self.small_shape(), 9)
+        offsets = self.integers(self.small_shape(), 9) if source.below(3) else NONE
+        last = self.flag()
+        for given in (rows, indices, offsets, last):
+            wrong |= given.wrong
+        if row_bytes <= tail:
+            wrong.add(ValueError)
+        num_bags = 0
+        if indices.holds is not None:
+            ndim = indices.holds.ndim
+            if ndim == 1 and offsets.holds is not None and offsets.holds.ndim == 1:
+                num_bags = len(offsets.holds) - bool(last.holds)
+            elif ndim == 2 and offsets.value is None:
+                num_bags = len(indices.holds)
+            else:
+                num_bags = -1
+            if num_bags < 0:
+                wrong.add(ValueError)
+        told, _ = self.attempt(
+            lambda: getattr(ops, f"{operator}_rowwise_offsets_meta")(
+                rows.value, indices.value, offsets.value, include_last_offset=last.value
+            ),
+            frozenset(wrong),
+            ("weight", "indices", "offsets", "include_last_offset"),
+        )
+        if told is not None:
+            expected = ((num_bags, (row_bytes - tail) * per_byte), np.float32)
+            self.require(told == expected, f"the shape of bags is told as {told}")
+
+    def no_tables(self) -> None:
+        """Anything in the place of a table, of its rows or of its parts."""
+        source = self.source
+        bits = source.pick([8, 4, 2])
+        odd = source.pick([None, *NO_INTEGERS, np.zeros((2, 2)), np.zeros(3, np.int8), np.zeros((0, 0, 0), np.uint8)])
+        operator = f"embedding_bag_{NAMES[bits]}"
+        codes, ones = np.ones((2, 4), np.uint8), np.ones(2, np.float32)
+        other = qembag.QuantizedTable(
+            np.zeros((2, 12), np.uint8), source.pick([width for width in NAMES if width != bits])
+        )
+        for name, call in (
+            ("table", lambda: qembag.embedding_bag(odd, [0], [0])),
+            ("table", lambda: qembag.embedding(odd, [0])),
+            ("data", lambda: qembag.QuantizedTable(odd, bits)),
+            ("weights", lambda: qembag.quantize(odd, bits, method=source.pick(["minmax", "greedy"]))),
+            ("weight", lambda: getattr(ops, operator)(source.pick([odd, other]), [0], [0])),
+            ("weight", lambda: getattr(ops, f"embedding_{NAMES[bits]}")(source.pick([odd, other]), [0])),
+            ("weight", lambda: getattr(ops, f"{operator}_rowwise_offsets")(odd, [0], [0])),
+            ("weight", lambda: getattr(ops, f"{operator}_unpack")(odd)),
+            ("packed", lambda: ops.embedding_bag_unpack(source.pick([odd, other]))),
+            ("codes", lambda: ops.embedding_bag_prepack(odd, ones, ones, bits)),
+            ("scales", lambda: ops.embedding_bag_prepack(codes, odd, ones, bits)),
+            ("zero_points", lambda: ops.embedding_bag_prepack(codes, ones, odd, bits)),
+        ):
+            if isinstance(odd, np.ndarray) and odd.dtype.kind == "f" and name != "table":
+                continue  # of which floats may be made, or scales
+            self.attempt(call, REFUSED, (name, "method"))
+        limit = self.threads()
+        self.attempt(lambda: qembag.set_num_threads(limit.value), limit.wrong, ("n ",))
+        self.attempt(qembag.get_num_threads, NOTHING, ())
+        qembag.set_num_threads(None)
+
     # ---- Kernels -----------------------------------------------------------------------------------------------------
 
     def kernels(self) -> None:
@@ -1384,6 +1472,8 @@ SCENES = (
     *[Scene.quantizing] * 4,
     *[Scene.kernels] * 2,
     *[Scene.storm] * 4,
+    Scene.shapes,
+    Scene.no_tables,
 )
 
 

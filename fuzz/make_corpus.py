@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-KINDS = 24  # as many as `calls.SCENES` has
-EACH = 8
+KINDS = 26  # as many as `calls.SCENES` has
+EACH = 6
 LONGEST = 400
 
 
