@@ -1171,6 +1171,27 @@ def test_an_output_that_shares_memory_with_an_input_behind_a_buffer_is_refused(
     assert memory.tobytes() == before
 
 
+def test_an_output_that_shares_memory_with_a_mapping_to_be_copied_is_refused(bits: int, rows: np.ndarray) -> None:
+    """Found by fuzzing: the copy lies apart from the output, and so the caller's own mapping was written over."""
+    operators = {f"embedding_bag_{NAMES[bits]}_rowwise_offsets": rows}
+    operators[f"embedding_bag_{NAMES[bits]}"] = qembag.QuantizedTable(rows, bits)
+    memory = np.zeros(3 * DIM, dtype=np.float32)
+    mapping = memory.view(np.int32)[NUM_ROWS - 1 :: -1]
+    mapping[:] = np.arange(NUM_ROWS)
+    before = memory.tobytes()
+    for name, weight in operators.items():
+        with pytest.raises(ValueError, match=r"^out must share no memory with compressed_indices_mapping, got "):
+            getattr(ops, name)(
+                weight,
+                INDICES,
+                OFFSETS,
+                pruned_weights=True,
+                compressed_indices_mapping=mapping,
+                out=memory.reshape(3, DIM),
+            )
+        assert memory.tobytes() == before
+
+
 def test_an_output_between_the_elements_of_an_input_is_taken(
     level: str, bits: int, rows: np.ndarray, look_up: Callable[..., np.ndarray], same_bits: Callable[..., None]
 ) -> None:
@@ -1235,6 +1256,18 @@ def test_dtypes_that_are_none_of_the_outputs_are_refused(level: str, bits: int, 
     message = "out must be a float16 array of shape (3, 12), got a float32 array of shape (3, 12)"
     out = fresh_out()
     assert_raises(ValueError, message, lambda: qembag.embedding_bag(table, INDICES, OFFSETS, dtype=np.float16, out=out))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["nonsense", "f4,(", "(-1,)f4", {"names": ["a"], "formats": []}, ("f4", -1)], ids=repr
+)
+def test_what_numpy_cannot_read_as_a_dtype_is_refused_by_name(bits: int, rows: np.ndarray, dtype: Any) -> None:
+    """Found by fuzzing: NumPy raises SyntaxError, or ValueError, for some."""
+    table = qembag.QuantizedTable(rows, bits)
+    message = f"dtype must be float32 or float16, got {dtype!r}"
+    assert_refused(
+        lambda out: qembag.embedding_bag(table, INDICES, OFFSETS, dtype=dtype, out=out), TypeError, message, fresh_out()
+    )
 
 
 # ---- What torch does with it -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -190,10 +190,8 @@ def is_half(dtype: object, out: object) -> bool:
     message = "dtype must be float32 or float16, got "
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
-    except (TypeError, SyntaxError):  # NumPy has Python parse some
+    except (TypeError, ValueError, SyntaxError, OverflowError):  # NumPy reads "f4,(" as Python
         raise TypeError(message + shown(dtype)) from None
-    except (ValueError, OverflowError):
-        raise ValueError(message + shown(dtype)) from None
     if kind not in (np.float32, np.float16):
         raise ValueError(message + str(kind))
     return bool(kind == np.float16)
@@ -371,10 +369,14 @@ def output(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str, Ar
         raise ValueError(f"out must have the elements of a row side by side, got strides {out.strides}")
     if _overlaps_itself(out):
         raise ValueError(f"out must have rows that lie apart, one after the other, got strides {out.strides}")
-    for name, value in inputs.items():
-        if value is not None and _share_memory(out, value):
-            raise ValueError(f"out must share no memory with {name}, got an array that does")
+    check_apart(out, inputs)
     return out
+
+
+def check_apart(out: Array, inputs: Mapping[str, object]) -> None:
+    for name, value in inputs.items():
+        if value is not None and _share_memory(out, np.asarray(value)):
+            raise ValueError(f"out must share no memory with {name}, got an array that does")
 
 
 def _overlaps_itself(array: Array) -> bool:

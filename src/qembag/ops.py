@@ -50,12 +50,16 @@ def _mode(mode: object) -> int:
     return number
 
 
-def _pruning_map(pruned_weights: object, mapping: object) -> NDArray[np.int32] | None:
+def _pruning_map(pruned_weights: object, mapping: object, out: object = None) -> NDArray[np.int32] | None:
     if pruned_weights is False or not _arguments.flag(pruned_weights, "pruned_weights"):
         return None
     if mapping is None:
         raise ValueError("compressed_indices_mapping must be given with pruned_weights=True, got None")
-    return _arguments.mapping(mapping)
+    plain = _arguments.mapping(mapping)
+    if isinstance(out, np.ndarray):
+        # A mapping that was copied on its way lies apart from any output; the caller's own need not.
+        _arguments.check_apart(out, {"compressed_indices_mapping": mapping})
+    return plain
 
 
 def _checked_rows(weight: object) -> NDArray[np.uint8]:
@@ -89,7 +93,7 @@ def _rowwise_offsets(bits: int) -> Callable[..., NDArray[np.float32]]:
             rows,
             bits,
             _arguments.full_dim(rows.shape[1], bits, "weight"),
-            _pruning_map(pruned_weights, compressed_indices_mapping),
+            _pruning_map(pruned_weights, compressed_indices_mapping, out),
             indices,
             offsets,
             mode=_mode(mode),
@@ -141,7 +145,7 @@ def _packed_bags(bits: int) -> Callable[..., NDArray[np.float32]]:
             table._data,
             bits,
             table._dim,
-            _pruning_map(pruned_weights, compressed_indices_mapping),
+            _pruning_map(pruned_weights, compressed_indices_mapping, out),
             indices,
             offsets,
             mode=_mode(mode),

@@ -209,7 +209,9 @@ class QuantizedTable:
             raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
         count = self.num_embeddings
         if isinstance(item, slice):
-            return self._look_up(np.arange(*item.indices(count)))
+            start, stop, step = item.indices(count)
+            # A longer step takes the first row alone too, and may be beyond int64.
+            return self._look_up(np.arange(start, stop, min(max(step, -count - 1), count + 1)))
         if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
             number = _arguments.whole_number(item, "index")
             if not -count <= number < count:
