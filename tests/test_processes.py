@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -223,6 +224,34 @@ def test_the_affinity_of_threads_is_what_it_was(cores):
     print(len(threads), all(os.sched_getaffinity(int(thread)) == allowed for thread in threads))
     """
     assert said(code) == f"{2 if _dispatch.kernels.OPENMP else 0} True"
+
+
+# Of struct sock_filter: code, jt, jf, k. The number of the call at offset 0; kill the process, or allow.
+SECCOMP = """
+import ctypes, platform, struct
+number = {{"x86_64": 203, "aarch64": 122}}[platform.machine()]
+forbidden = number if {forbidden} else 1 << 30
+program = b"".join(struct.pack("HBBI", *line) for line in
+                   [(0x20, 0, 0, 0), (0x15, 0, 1, forbidden), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)])
+buffer = ctypes.create_string_buffer(program)
+header = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="by number")
+@pytest.mark.parametrize("forbidden", [True, False])
+def test_a_service_that_may_not_change_affinities_lives(forbidden):
+    """systemd's SystemCallFilter=~@resources kills whoever does."""
+    code = """
+    import time
+    for _ in range(500):
+        look_up(2)
+        time.sleep(0.0005)
+    print("alive")
+    """
+    assert run(SECCOMP.format(forbidden=forbidden) + SETUP + textwrap.dedent(code)).stdout.strip() == "alive"
 
 
 def test_threadpoolctl_sees_the_pool_and_limits_it():

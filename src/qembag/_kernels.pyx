@@ -33,6 +33,7 @@ cdef extern from "parallel.h" nogil:
     bint parallel_is_caller()
     double parallel_clock()
     int parallel_watch_forks()
+    void parallel_learn_to_move()
     ctypedef struct parallel_crew:
         pass
     void parallel_prepare(parallel_crew *, int)
@@ -695,6 +696,7 @@ def max_threads():
 
 if parallel_watch_forks() != 0:
     raise MemoryError("qembag: no memory to watch for forks")
+parallel_learn_to_move()
 
 
 include "_quantize.pxi"

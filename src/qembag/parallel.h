@@ -3,6 +3,7 @@
 #define QEMBAG_PARALLEL_H
 
 #ifdef _OPENMP
+#include <errno.h>
 #include <omp.h>
 #define PARALLEL_OPENMP _OPENMP
 
@@ -73,14 +74,14 @@ static inline double parallel_clock(void)
 
 /* The threads of one parallel region, and what keeps them apart.
  *
- * A thread that has slept may be woken on the processor of the thread that wakes it: Linux looks for an idle one only
- * among those that share a cache, and virtual machines often say that none do. The two then take turns on one processor,
- * a time slice of some milliseconds each, call after call until the system spreads them. So a worker that finds itself on
- * its caller's processor moves to another one that it may use, and then may use what it could before; and a caller that
- * has done a share before any worker came lets others run for once, for it would have to wait for them at the end
- * anyway. */
+ * A thread that has slept may be woken on the processor of the thread that wakes it. Linux looks for an idle one first,
+ * but only among those that share a cache, and in a virtual machine an idle processor may count as taken by its host. The
+ * two then take turns on one processor, a time slice of some milliseconds each, call after call until the system spreads
+ * them. So a worker that finds itself on its caller's processor moves to another one that it may use, and then may use
+ * what it could before; and a caller that has done a share before any worker came lets others run for once, for it would
+ * have to wait for them at the end anyway. */
 typedef struct {
-    int processor;      /* where the caller was when it last took a share */
+    int processor;      /* where the caller was when it last took a share; -1 where no worker may move */
     int moves_left;
     int callers_shares;
     int workers_shares;
@@ -88,22 +89,79 @@ typedef struct {
 
 #if defined(_OPENMP) && defined(__linux__)
 #include <sched.h> /* sched_getcpu and the like: Python.h, which comes before all, has defined _GNU_SOURCE */
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int parallel_may_move;
+
+/* A service may be forbidden to change affinities on pain of death: systemd's SystemCallFilter=~@resources is a common
+ * way. No call says what a filter does, so where there is one, a child tries: not the C library's fork, whose handlers
+ * are for children that live on, and without a signal that this process would have to expect. */
+static inline void parallel_learn_to_move(void)
+{
+    char line[128];
+    cpu_set_t own;
+    int status, is_filtered = 1;
+    long child, waited;
+    FILE *file = fopen("/proc/self/status", "re");
+    if (file != NULL) {
+        while (fgets(line, sizeof(line), file) != NULL)
+            if (strncmp(line, "Seccomp:\t0", 10) == 0)
+                is_filtered = 0;
+        fclose(file);
+    }
+    parallel_may_move = !is_filtered;
+    if (parallel_may_move || sched_getaffinity(0, sizeof(own), &own) != 0)
+        return;
+    child = syscall(SYS_clone, 0L, 0L, 0L, 0L, 0L);
+    if (child == 0) {
+        prctl(PR_SET_DUMPABLE, 0L, 0L, 0L, 0L);
+        _exit(syscall(SYS_sched_setaffinity, 0L, sizeof(own), &own) != 0);
+    }
+    if (child > 0) {
+        do
+            waited = waitpid((pid_t)child, &status, __WALL);
+        while (waited < 0 && errno == EINTR);
+        parallel_may_move = waited == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    }
+}
 
 static inline void parallel_prepare(parallel_crew *crew, int num_threads)
 {
-    crew->processor = sched_getcpu();
+    crew->processor = parallel_may_move ? sched_getcpu() : -1;
     crew->moves_left = 2 * num_threads;     /* a thread of another program's may chase us */
     crew->callers_shares = 0;
     crew->workers_shares = 0;
 }
 
+/* Off this processor. What a thread may use is then set to everything, of which the system leaves what its control group
+ * has: with just those set it would not follow when the group is given more. Unless it was set to less before. */
+static inline void parallel_move(int processor)
+{
+    cpu_set_t allowed, others, all;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return;
+    others = allowed;
+    CPU_CLR(processor, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0)
+        return;
+    memset(&all, 0xff, sizeof(all));
+    if (sched_setaffinity(0, sizeof(all), &all) != 0 || sched_getaffinity(0, sizeof(all), &all) != 0
+        || !CPU_EQUAL(&all, &allowed))
+        sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+
 /* By each thread before each share of the work that it does. */
 static inline void parallel_spread(parallel_crew *crew)
 {
-    cpu_set_t allowed, others;
     int processor = sched_getcpu();
     if (omp_get_thread_num() == 0) {
-        __atomic_store_n(&crew->processor, processor, __ATOMIC_RELAXED);
+        if (parallel_may_move)
+            __atomic_store_n(&crew->processor, processor, __ATOMIC_RELAXED);
         if (++crew->callers_shares == 2 && omp_get_num_threads() > 1
             && __atomic_load_n(&crew->workers_shares, __ATOMIC_RELAXED) == 0)
             sched_yield();
@@ -111,15 +169,14 @@ static inline void parallel_spread(parallel_crew *crew)
     }
     __atomic_fetch_add(&crew->workers_shares, 1, __ATOMIC_RELAXED);
     if (processor >= 0 && processor == __atomic_load_n(&crew->processor, __ATOMIC_RELAXED)
-        && __atomic_fetch_sub(&crew->moves_left, 1, __ATOMIC_RELAXED) > 0
-        && sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
-        others = allowed;
-        CPU_CLR(processor, &others);
-        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof(others), &others) == 0)
-            sched_setaffinity(0, sizeof(allowed), &allowed);
-    }
+        && __atomic_fetch_sub(&crew->moves_left, 1, __ATOMIC_RELAXED) > 0)
+        parallel_move(processor);
 }
 #else
+static inline void parallel_learn_to_move(void)
+{
+}
+
 static inline void parallel_prepare(parallel_crew *crew, int num_threads)
 {
     (void)crew;
