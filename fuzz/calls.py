@@ -1,9 +1,9 @@
 """Bytes to calls of the package: every choice of a call is read from a fuzzer's input.
 
-An input is a row of scenes. A scene makes arguments of all kinds, right and wrong, and with them some calls: the same ones
-at each level, with an output and without. What must come of them is known here by two roads that share nothing with the
-package: `tests/reference.py` says what a right call returns, and a plain model of the arguments says which errors
-a wrong one may raise. A byte of zero, as which all bytes behind an input's end count, is the plainest choice.
+An input is a row of scenes. A scene makes arguments of all kinds, right and wrong, and with them some calls: the same
+ones at each level, with an output and without. What must come of them is known here by two roads that share nothing
+with the package: `tests/reference.py` says what a right call returns, and a plain model of the arguments says which
+errors a wrong one may raise. A byte of zero, as which all bytes behind an input's end count, is the plainest choice.
 
 Arrays lie in blocks of exactly their size, each an allocation of its own, so that AddressSanitizer sees the first byte
 that is read or written beyond them. Nothing here needs a fuzzer: `tests/test_fuzzed.py` runs the same calls without.
@@ -41,8 +41,8 @@ MOST_BYTES = 100
 REFUSED = frozenset({TypeError, ValueError})
 NOTHING: frozenset[type[Exception]] = frozenset()
 
-# A fault on purpose, to see that the fuzzer finds it: a table or an output that ends a byte before it says, or an oracle
-# that is wrong in one bit.
+# A fault on purpose, to see that the fuzzer finds it: "overread" and "overwrite" are tables and outputs that end a byte
+# before they say, "answer" is an oracle that is wrong in one bit.
 PLANTED = os.environ.get("QEMBAG_FUZZ_PLANT", "")
 
 # Where the values of arrays come from: an input chooses a place in here.
@@ -53,6 +53,22 @@ FLOATS = _random.normal(size=1 << 14).astype(np.float32)
 WILD = np.where(_random.random(FLOATS.shape) < 0.25, _random.choice(ODD, FLOATS.shape), FLOATS)
 WIDE = (FLOATS * 10.0 ** _random.integers(-38, 38, FLOATS.shape)).clip(-3e38, 3e38).astype(np.float32)
 INTEGERS = (-1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), -(2**63) + 7, 2**32 + 2, -(2**32), 2**64 - 1, 2**53 + 1)
+
+# With which of their arguments' names the errors of lookups may begin.
+OF_LOOKUPS = (
+    *(
+        "table",
+        "indices",
+        "rows",
+        "offsets",
+        "mode",
+        "per_sample_weights",
+        "include_last_offset",
+        "padding_idx",
+        "dtype",
+    ),
+    *("num_threads", "weight", "compressed_indices_mapping", "pruned_weights"),
+)
 
 calls = 0
 
@@ -196,7 +212,7 @@ class Scene:
     source: Source
     blocks: list[tuple[np.ndarray, bytes]] = field(default_factory=list)
 
-    # ---- Memory ----------------------------------------------------------------------------------------------------
+    # ---- Memory -----------------------------------------------------------------------------------------------------
 
     def block(self, num_bytes: int) -> np.ndarray:
         """An allocation of exactly this size; `array.array` gives one where NumPy may hand out a used one."""
@@ -253,7 +269,7 @@ class Scene:
         last = offset + sum(max(s, 0) * (n - 1) for s, n in zip(strides, shape, strict=True)) + size
         return tuple(strides), last, offset
 
-    # ---- Arguments ---------------------------------------------------------------------------------------------------
+    # ---- Arguments --------------------------------------------------------------------------------------------------
 
     def integers(self, shape: tuple[int, ...], limit: int, *, ordered: bool = False) -> Given:
         """Whole numbers below a limit, some perhaps beyond; of any type and layout that a lookup takes, or none."""
@@ -556,7 +572,7 @@ class Scene:
             self.blocks = [(block, block.tobytes()) for block, _ in self.blocks]
         return table
 
-    # ---- Calls -------------------------------------------------------------------------------------------------------
+    # ---- Calls ------------------------------------------------------------------------------------------------------
 
     def require(self, right: object, what: str) -> None:
         if not right:
@@ -635,7 +651,7 @@ class Scene:
             if block.tobytes() != before:
                 raise Finding("an input was changed")
 
-    # ---- Lookups -----------------------------------------------------------------------------------------------------
+    # ---- Lookups ----------------------------------------------------------------------------------------------------
 
     def padding(self, count: int) -> Given:
         source = self.source
@@ -717,8 +733,6 @@ class Scene:
                 weights=weights.holds, include_last_offset=last.holds, padding_idx=padding.holds,
             )  # fmt: skip
 
-        names = ("table", "indices", "offsets", "mode", "per_sample_weights", "include_last_offset", "padding_idx", "dtype",
-                 "num_threads", "compressed_indices_mapping", "pruned_weights", "weight")  # fmt: skip
         arrays = [indices, offsets, weights, table.rows, given_mapping, table.mapping]
         for _ in range(MOST_ROUNDS):
             wrong = set().union(
@@ -732,7 +746,7 @@ class Scene:
                     (num_bags, dim), self.kinds(dtype, family), [table.rows, indices, offsets, weights, *maps]
                 )
             ask = not wrong and not out.wrong and source.rarely(3 if indices.holds.size * dim < 200 else 8)
-            self.at_each_level(call, frozenset(wrong), names, oracle if ask else None, out, dtype)
+            self.at_each_level(call, frozenset(wrong), OF_LOOKUPS, oracle if ask else None, out, dtype)
             if source.is_at_end:
                 break
             self.flip(arrays)
@@ -794,8 +808,8 @@ class Scene:
 
     @staticmethod
     def model_bags(
-        wrong: set[type[Exception]], num_rows: int, count: int, mapping: np.ndarray | None, indices: Given, offsets: Given,
-        last: Given, weights: Given, mode: int, padding: Given,
+        wrong: set[type[Exception]], num_rows: int, count: int, mapping: np.ndarray | None, indices: Given,
+        offsets: Given, last: Given, weights: Given, mode: int, padding: Given,
     ) -> int:  # fmt: skip
         """Adds the errors that such bags lead to; returns their number, as far as there is one."""
         if weights.value is not None and mode == 2:
@@ -867,16 +881,6 @@ class Scene:
                 result = result + np.float32(0)  # a sum starts from zero, so that none of its zeros is negative
             return result.reshape(*indices.holds.shape, table.dim)
 
-        names = (
-            "table",
-            "indices",
-            "rows",
-            "dtype",
-            "num_threads",
-            "compressed_indices_mapping",
-            "pruned_weights",
-            "weight",
-        )
         for _ in range(MOST_ROUNDS):
             wrong = set().union(*(given.wrong for given in (indices, threads, dtype)))
             mapping, maps, count = self.pruning(wrong, table, by, pruned, NONE)
@@ -889,7 +893,7 @@ class Scene:
                 shape = () if indices.holds is None else indices.holds.shape
                 out = self.out((*shape, table.dim), self.kinds(dtype, family), [table.rows, indices, *maps])
             ask = not wrong and not out.wrong and source.rarely(2 if table.dim < 40 else 8)
-            self.at_each_level(call, frozenset(wrong), names, oracle if ask else None, out, dtype)
+            self.at_each_level(call, frozenset(wrong), OF_LOOKUPS, oracle if ask else None, out, dtype)
             if source.is_at_end:
                 break
             self.flip([indices, table.rows, table.mapping])
@@ -943,9 +947,9 @@ class Scene:
         )
 
     def storm(self) -> None:
-        """Byte after byte of the arguments' memory, and after each the kernels of all levels, called as the package calls
-        them, and one public function. They must agree, in answers and in faults. No oracle, and so little else than calls.
-        """
+        """Byte after byte of the arguments' memory, and after each the kernels of all levels, called as the package
+        calls them, and one public function. They must agree, in answers and in faults. No oracle, and so little else
+        than calls."""
         table = self.table()
         if table is None:
             return
@@ -972,8 +976,8 @@ class Scene:
         def kernel_call(kernels: Any, mode: int, given: Any, into: Any) -> Any:
             half = into is not None and into.dtype == np.float16
             return kernels.embedding_bag(
-                rows, bits, dim, mapping, indices.value, offsets.value, last, given, -1 if padding is None else padding, mode,
-                into, half, 1,
+                rows, bits, dim, mapping, indices.value, offsets.value, last, given,
+                -1 if padding is None else padding, mode, into, half, 1,
             )  # fmt: skip
 
         for number in range(MOST_BYTES):
@@ -1025,7 +1029,7 @@ class Scene:
         self.require(first is not None, "a kernel that does not know its arguments")
         return first
 
-    # ---- Tables ------------------------------------------------------------------------------------------------------
+    # ---- Tables -----------------------------------------------------------------------------------------------------
 
     def tables(self) -> None:
         """What a table can do besides."""
@@ -1128,7 +1132,7 @@ class Scene:
             result, _ = self.attempt(pruned.dequantize, NOTHING, ())
             self.compare(result, expected)
 
-    # ---- Quantizing --------------------------------------------------------------------------------------------------
+    # ---- Quantizing -------------------------------------------------------------------------------------------------
 
     def quantizing(self) -> None:
         """`quantize`, and the reference's operators that pack and unpack."""
@@ -1331,7 +1335,7 @@ class Scene:
         self.require(same_bits(packed.codes(), holds.astype(np.uint8)), "the packed codes")
         self.require(packed.data[:, packed.row_bytes - TAIL_BYTES[bits] :].tobytes() == tails.tobytes(), "the tails")
 
-    # ---- Shapes, and objects that are no tables -------------------------------------------------------------------------
+    # ---- Shapes, and objects that are no tables ---------------------------------------------------------------------
 
     def shapes(self) -> None:
         """The operators that tell the shape of an answer."""
@@ -1419,7 +1423,7 @@ class Scene:
         self.attempt(qembag.get_num_threads, NOTHING, ())
         qembag.set_num_threads(None)
 
-    # ---- Kernels -----------------------------------------------------------------------------------------------------
+    # ---- Kernels ----------------------------------------------------------------------------------------------------
 
     def kernels(self) -> None:
         """A kernel with anything: None, what is wrong, or an array, and nothing is read or written elsewhere."""
@@ -1484,7 +1488,7 @@ def run(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            # Work for threads takes a hundred times as long as another scene: one at most, and only where it comes first.
+            # Work for threads takes a hundred times as long as another scene: one at most, where it comes first.
             scene = Scene(source)
             if source.byte() == 255:
                 scene.many_rows()
