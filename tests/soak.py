@@ -56,11 +56,12 @@ class Crew:
     def __init__(self, count: int, work: Callable[[np.random.Generator], None]) -> None:
         self.calls = [0] * count
         self.faults: list[str] = []
-        self.stop = threading.Event()
+        self.start, self.stop = threading.Event(), threading.Event()
         self.threads = [threading.Thread(target=self.repeat, args=(number, work)) for number in range(count)]
 
     def repeat(self, number: int, work: Callable[[np.random.Generator], None]) -> None:
         rng = np.random.default_rng(number)
+        self.start.wait()
         while not self.stop.is_set():
             try:
                 work(rng)
@@ -74,6 +75,7 @@ class Crew:
         for thread in self.threads:
             thread.start()
         start = time.perf_counter()
+        self.start.set()
         while time.perf_counter() - start < seconds and not self.stop.is_set():
             self.stop.wait(min(1, seconds))
             watch()

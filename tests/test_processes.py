@@ -243,7 +243,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="by number")
 @pytest.mark.parametrize("forbidden", [True, False])
 def test_a_service_that_may_not_change_affinities_lives(forbidden):
-    """systemd's SystemCallFilter=~@resources kills whoever does."""
+    """A service of systemd's with SystemCallFilter=~@resources is killed if it does."""
     code = """
     import time
     for _ in range(500):

@@ -561,16 +561,20 @@ cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end
     cdef Py_ssize_t chunk, num_chunks
     cdef int failures = 0
     cdef parallel_crew crew
+    if end_bag - first_bag < 2 or work_of(job, first_bag, end_bag) < MIN_PARALLEL_WORK:
+        return look_up_bags(job, first_bag, end_bag)
     if num_threads == 0:
         num_threads = parallel_max_threads()
-    num_threads = min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD)
-    if num_threads == 1 or end_bag - first_bag < 2 or work_of(job, first_bag, end_bag) < MIN_PARALLEL_WORK:
-        return look_up_bags(job, first_bag, end_bag)
-    num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
-    num_threads = min(<Py_ssize_t> num_threads, num_chunks)
-    share_out(job, first_bag, end_bag, bounds, num_chunks)
-    parallel_prepare(&crew, num_threads)
-    for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-        parallel_spread(&crew)
-        failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
+    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
+    if num_threads == 1:
+        failures = not look_up_bags(job, first_bag, end_bag)
+    else:
+        num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
+        num_threads = min(<Py_ssize_t> num_threads, num_chunks)
+        share_out(job, first_bag, end_bag, bounds, num_chunks)
+        parallel_prepare(&crew, num_threads)
+        for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+            parallel_spread(&crew)
+            failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
+    parallel_leave()
     return failures == 0

@@ -30,6 +30,8 @@ cdef extern from "Python.h":
 cdef extern from "parallel.h" nogil:
     int PARALLEL_OPENMP
     int parallel_max_threads()
+    int parallel_enter(int)
+    void parallel_leave()
     bint parallel_is_caller()
     double parallel_clock()
     int parallel_watch_forks()
@@ -577,9 +579,9 @@ cdef int raise_as_set() except -1:
     return -1
 
 
-# Work (see MIN_PARALLEL_WORK) up to which a call keeps the GIL: about 1 us. To give it back and to wait for it again
-# among other threads costs more than that.
-cdef double MAX_WORK_WITH_GIL = 1 << 15
+# Work (see MIN_PARALLEL_WORK) up to which a call keeps the GIL: some 4 us. With 32 threads that give it back and wait
+# for it again, all calls a second are 0.2 to 0.4 of one thread's; with it kept, 1.0.
+cdef double MAX_WORK_WITH_GIL = 1 << 17
 
 
 cdef int look_up_all(Lookup *job, bint check_first, int num_threads, bint in_pieces, Fault *fault) except -1 nogil:

@@ -343,18 +343,21 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
         if in_pieces:
             end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (job.num_rows - first))
         with nogil:
-            if num_threads == 1 or (end - first) * row_work < MIN_PARALLEL_WORK * (1 if greedy else 0.25):
-                num_chunks = 1
+            num_chunks = 1
+            if (end - first) * row_work < MIN_PARALLEL_WORK * (1 if greedy else 0.25):
                 rows_at_fault[0] = quantize_chunk(&job, first, end, &faults[0])
             else:
-                num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end - first)
-                chunk_threads = min(<Py_ssize_t> num_threads, num_chunks)
+                chunk_threads = parallel_enter(num_threads)
+                if chunk_threads > 1:
+                    num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * chunk_threads), end - first)
+                    chunk_threads = min(<Py_ssize_t> chunk_threads, num_chunks)
                 parallel_prepare(&crew, chunk_threads)
                 for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=chunk_threads):
                     parallel_spread(&crew)
                     rows_at_fault[chunk] = quantize_chunk(
                         &job, chunk_start(first, end, chunk, num_chunks),
                         chunk_start(first, end, chunk + 1, num_chunks), &faults[chunk])
+                parallel_leave()
         for chunk in range(num_chunks):
             if faults[chunk] == NO_MEMORY:
                 raise MemoryError
