@@ -114,13 +114,13 @@ def soak(num_threads: int, seconds: float) -> dict[str, Any]:
 
     crew, resident = Crew(num_threads, work), []
     rate = crew.run(seconds, lambda: resident.append(resident_bytes()))
-    # Threads' stacks and the allocator's arenas grow in the first seconds.
-    settled = resident[len(resident) // 4 :] or [0]
+    # Threads' stacks and the allocator's arenas grow in the first seconds. What is resident goes up and down by the
+    # outputs that are under way, so medians are compared.
+    quarters = [round(float(np.median(part)) / 1e6, 1) for part in np.array_split(resident or [0], 4) if len(part)]
     return {
         "calls": sum(crew.calls),
         "calls a second": round(rate),
-        "MB resident": round(settled[0] / 1e6, 1),
-        "MB more at most": round((max(settled) - settled[0]) / 1e6, 1),
+        "MB resident, by quarter": quarters,
         "faults": crew.faults,
     }
 
