@@ -236,11 +236,16 @@ program = b"".join(struct.pack("HBBI", *line) for line in
 buffer = ctypes.create_string_buffer(program)
 header = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
 libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0
+if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, header, 0, 0) != 0:
+    print("no filter")
+    raise SystemExit
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="by number")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64") or sys.maxsize < 2**32,
+    reason="for the numbers of system calls that it knows",
+)
 @pytest.mark.parametrize("forbidden", [True, False])
 def test_a_service_that_may_not_change_affinities_lives(forbidden):
     """A service of systemd's with SystemCallFilter=~@resources is killed if it does."""
@@ -251,7 +256,10 @@ def test_a_service_that_may_not_change_affinities_lives(forbidden):
         time.sleep(0.0005)
     print("alive")
     """
-    assert run(SECCOMP.format(forbidden=forbidden) + SETUP + textwrap.dedent(code)).stdout.strip() == "alive"
+    answer = run(SECCOMP.format(forbidden=forbidden) + SETUP + textwrap.dedent(code)).stdout.strip()
+    if answer == "no filter":
+        pytest.skip("the system takes no filter")
+    assert answer == "alive"
 
 
 def test_threadpoolctl_sees_the_pool_and_limits_it():
