@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,12 @@ TAIL = {8: ("<f4", 8), 4: ("<f2", 4), 2: ("<f2", 4)}
 def pytest_report_header() -> str:
     config = qembag.show_config()
     return f"qembag {config['version']} from {qembag.__path__[0]}: {config}, numpy {np.__version__}"
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """For a Python that is to find the qembag that is tested here, wherever it was imported from."""
+    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
 
 
 @pytest.fixture(params=list(_dispatch.MODULES))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import warnings
 from array import array as Buffer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import fenced
 import qembag
 import reference
+from conftest import child_environment
 from qembag import ops
 
 if TYPE_CHECKING:
@@ -878,10 +877,13 @@ assert np.array_equal(qembag.embedding_bag(table, indices, out=np.zeros_like(exp
 
 
 def run(code: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=child_environment(),
+        check=False,
     )
 
 
@@ -1190,6 +1192,29 @@ def test_an_output_that_shares_memory_with_a_mapping_to_be_copied_is_refused(bit
                 out=memory.reshape(3, DIM),
             )
         assert memory.tobytes() == before
+
+
+def test_a_mapping_is_converted_once_for_its_rows_and_for_where_it_lies(bits: int, rows: np.ndarray) -> None:
+    """What it answers the second time lies elsewhere."""
+    memory = np.zeros(3 * DIM, dtype=np.float32)
+    answers = [memory.view(np.int32)[NUM_ROWS - 1 :: -1]]
+
+    class Mapping:
+        def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+            return answers.pop() if answers else np.arange(NUM_ROWS, dtype=np.int32)
+
+    answers[0][:] = np.arange(NUM_ROWS)
+    before = memory.tobytes()
+    with pytest.raises(ValueError, match=r"^out must share no memory with compressed_indices_mapping, got "):
+        getattr(ops, f"embedding_bag_{NAMES[bits]}_rowwise_offsets")(
+            rows,
+            INDICES,
+            OFFSETS,
+            pruned_weights=True,
+            compressed_indices_mapping=Mapping(),
+            out=memory.reshape(3, DIM),
+        )
+    assert memory.tobytes() == before
 
 
 def test_an_output_between_the_elements_of_an_input_is_taken(

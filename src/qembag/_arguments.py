@@ -252,12 +252,15 @@ def dim(value: object, row_bytes: int, bits: int) -> int:
     return number
 
 
-def mapping(value: object, *, check_rows: int | None = None) -> NDArray[np.int32] | None:
-    """A pruning map in one piece; None for one of exactly [0], which means that nothing is pruned."""
+def mapping(value: object, *, check_rows: int | None = None, out: object = None) -> NDArray[np.int32] | None:
+    """A pruning map in one piece; None for one of exactly [0], which means that nothing is pruned.
+
+    A map that is copied on its way lies apart from any output, which the caller's own need not: it must from `out`.
+    """
     if value is None:
         return None
     name = "compressed_indices_mapping"
-    array = as_array(value, name)
+    given = array = as_array(value, name)
     if is_plain_python(value) and (array.dtype.kind == "i" or array.size == 0):
         narrow = array.astype(np.int32)
         wrong = np.flatnonzero(narrow != array)
@@ -270,6 +273,8 @@ def mapping(value: object, *, check_rows: int | None = None) -> NDArray[np.int32
         raise ValueError(f"{name} must have 1 dimension, got {kind_of(array)}")
     # A view of our own, as of the rows: nobody can reshape it under the table's feet.
     array = np.require(array, np.int32, ["C", "A"]).view()
+    if isinstance(out, np.ndarray):
+        check_apart(np.ndarray.view(out, np.ndarray), {name: given})
     if array.size == 1 and array[0] == 0:
         return None
     return array if check_rows is None else checked_mapping(array, check_rows)
@@ -373,9 +378,9 @@ def output(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str, Ar
     return out
 
 
-def check_apart(out: Array, inputs: Mapping[str, object]) -> None:
+def check_apart(out: Array, inputs: Mapping[str, Array | None]) -> None:
     for name, value in inputs.items():
-        if value is not None and _share_memory(out, np.asarray(value)):
+        if value is not None and _share_memory(out, value):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
 
 

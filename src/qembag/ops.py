@@ -55,11 +55,7 @@ def _pruning_map(pruned_weights: object, mapping: object, out: object = None) ->
         return None
     if mapping is None:
         raise ValueError("compressed_indices_mapping must be given with pruned_weights=True, got None")
-    plain = _arguments.mapping(mapping)
-    if isinstance(out, np.ndarray):
-        # A mapping that was copied on its way lies apart from any output; the caller's own need not.
-        _arguments.check_apart(out, {"compressed_indices_mapping": mapping})
-    return plain
+    return _arguments.mapping(mapping, out=out)
 
 
 def _checked_rows(weight: object) -> NDArray[np.uint8]:
