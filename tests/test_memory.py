@@ -10,12 +10,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import qembag
+from conftest import child_environment
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="replaces an allocator, or limits memory, as Linux has it"),
@@ -324,8 +323,7 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(script: str, **variables: str) -> str:
-    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
+    environment = child_environment(**variables)
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         environment["PYTHONMALLOC"] = "malloc"  # all objects by the C library's; free-threaded Pythons have no choice
     done = subprocess.run(

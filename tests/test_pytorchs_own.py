@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import qembag
+from conftest import child_environment
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -66,15 +66,13 @@ assert sum(calls.values()) == 13, calls
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=280,
-        env=environment,
+        env=child_environment(),
         check=False,
     )
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import qembag
+from conftest import child_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,9 +18,8 @@ pytestmark = [
 
 
 def test_a_minute_of_load_from_32_threads():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(qembag.__file__).parents[1]), *sys.path[1:]])}
     command = [sys.executable, Path(__file__).with_name("soak.py"), "60", "32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=child_environment())
     said = json.loads(done.stdout)
     assert (done.returncode, said["faults"]) == (0, []), done.stderr
     assert said["calls"] > 1000

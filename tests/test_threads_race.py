@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import qembag
+from conftest import child_environment
 
 RACE = """
 import sys, threading, time
@@ -133,14 +132,12 @@ SECONDS = float(os.environ.get("QEMBAG_RACE_SECONDS", "2.5"))
 def test_a_thread_that_spoils_the_arrays_of_a_lookup_makes_errors_and_never_a_crash(width: int) -> None:
     if sys.platform == "win32":
         pytest.skip("guard pages are made with mprotect")
-    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", RACE.format(bits=width, seconds=SECONDS)],
         capture_output=True,
         text=True,
         timeout=120 + SECONDS,
-        env=environment,
+        env=child_environment(),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

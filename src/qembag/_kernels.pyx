@@ -204,7 +204,7 @@ cdef struct Signals:
 
 
 cdef struct Lookup:
-    volatile Signals *signals           # NULL: nobody looks for them
+    volatile Signals *signals           # NULL: nobody looks for them, and the call is done in one piece
     # The table. `codes_bytes` of a row are codes, its tail follows.
     const uint8_t *rows
     Py_ssize_t num_rows
@@ -584,16 +584,17 @@ cdef int raise_as_set() except -1:
 cdef double MAX_WORK_WITH_GIL = 1 << 17
 
 
-cdef int look_up_all(Lookup *job, bint check_first, int num_threads, bint in_pieces, Fault *fault) except -1 nogil:
+cdef int look_up_all(Lookup *job, bint check_first, int num_threads, Fault *fault) except -1 nogil:
     """1 if all went well, 0 with a fault, which is NOWHERE where all is right again."""
     cdef Py_ssize_t first = 0, end = job.num_bags
     cdef double work = FIRST_PIECE, started = 0
+    cdef bint in_pieces = job.signals != NULL
     fault.where = NOWHERE
     if check_first and not is_in_range(job):
         fault[0] = find_fault(job)
         if fault.where != NOWHERE:
             return 0
-    if job.signals != NULL and job.signals.has_raised:
+    if in_pieces and job.signals.has_raised:
         return 0
     choose_quads(job)
     if in_pieces:
@@ -618,15 +619,14 @@ cdef object run(Lookup *job, bint check_first, int num_threads, object result):
     cdef Signals signals
     cdef int succeeded
     cdef double work = work_of(job, 0, job.num_bags)
-    cdef bint in_pieces = work > FIRST_PIECE and is_main_thread()
     signals.has_raised = False
     signals.next_look = 0
-    job.signals = &signals if in_pieces else NULL
+    job.signals = &signals if work > FIRST_PIECE and is_main_thread() else NULL
     if work <= MAX_WORK_WITH_GIL:
-        succeeded = look_up_all(job, check_first, num_threads, False, &fault)
+        succeeded = look_up_all(job, check_first, num_threads, &fault)
     else:
         with nogil:
-            succeeded = look_up_all(job, check_first, num_threads, in_pieces, &fault)
+            succeeded = look_up_all(job, check_first, num_threads, &fault)
     if signals.has_raised:
         raise_as_set()
     if succeeded:
