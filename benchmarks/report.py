@@ -12,10 +12,13 @@ SLOWER = 0.95
 HOW = """\
 Each contender works in a process of its own, and they take turns, round by round, in changing order; a turn is about
 10 ms of calls after an idle pause and untimed calls that wake it up. The first rounds are thrown away. Indices are drawn
-outside the timed part, the same for all contenders of a round; from tables that do not fit in a cache each call looks up
-fresh ones. With one thread, all contenders of a round run on one core, and those of the next round on the next. A ratio is
-PyTorch's time over qembag's, above 1 where qembag is faster: the median of the rounds' own ratios, in brackets their
-quartiles. Times are medians of nanoseconds a row. Answers are compared bit for bit in the same turns. Both are called through their operators (`qembag.ops`, `torch.ops.quantized`) on arguments made before the clock starts."""
+outside the timed part, the same for all contenders of a round. From tables that do not fit in a cache each call looks up
+fresh ones. With those that do, the processes are started anew after each third of the rounds: where the system puts a
+process's arrays makes some 10 % of difference, the same in all its rounds. With one thread, all contenders of a round run
+on one core, and those of the next round on the next. A ratio is PyTorch's time over qembag's, above 1 where qembag is
+faster: the median of the rounds' own ratios, in brackets their quartiles. Times are medians of nanoseconds a row. Answers
+are compared bit for bit in the same turns. Both are called through their operators (`qembag.ops`, `torch.ops.quantized`)
+on arguments made before the clock starts."""
 FLOOR_NOTE = """\
 NumPy: `np.add.reduceat(weights[indices], offsets)` on a float32 table. Floor: a C loop that prefetches the quantized
 rows as qembag does, loads from each of their cache lines once, adds that up and does nothing else."""

@@ -81,6 +81,10 @@ def mapping_of(case: Case) -> np.ndarray | None:
     return mapping
 
 
+def is_cached(case: Case, rows: int) -> bool:
+    return rows * case.row_bytes <= CACHED_BYTES
+
+
 def number_of_sets(case: Case, rows: int, calls: int) -> int:
     """A fresh set for each call from memory, because a repeated one sits in the cache and measures nothing of memory.
 
@@ -88,7 +92,7 @@ def number_of_sets(case: Case, rows: int, calls: int) -> int:
     """
     if case.work != "lookup":
         return 1
-    return min(calls, CACHED_SETS) if rows * case.row_bytes <= CACHED_BYTES else calls
+    return min(calls, CACHED_SETS) if is_cached(case, rows) else calls
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import shutil
@@ -103,6 +104,32 @@ def test_workers_take_turns(benchmarks, tiny):
     assert all(seconds > 0 and indices == 30 for seconds, indices, _ in turns.values())
     assert turns.pop("qembag")[2] == [zlib.crc32(answers[1]), of_all]
     assert all(checksums is None for _, _, checksums in turns.values())
+
+
+@pytest.mark.parametrize(("rows", "rounds", "starts"), [(9, 7, 3), (9, 2, 2), (1 << 20, 7, 1)])
+def test_contenders_with_small_tables_are_started_anew(benchmarks, monkeypatch, rows, rounds, starts):
+    """All the rounds asked for, each with fresh indices, and the first of each start thrown away."""
+    measure, turns = benchmarks("measure"), []
+
+    @contextlib.contextmanager
+    def working(names, case, against):
+        turns.append([])
+        yield {name: name for name in names}
+
+    def turn(worker, seed, calls, rows):
+        if worker == "qembag":
+            turns[-1].append(seed)
+        return [0.01 * (1 if worker == "qembag" else 2), 40, [len(turns)]]
+
+    monkeypatch.setattr(measure, "working", working)
+    monkeypatch.setattr(measure, "turn", turn)
+    case = benchmarks("cases").Case("some", rows, 100, 8)
+    result = measure.measure(case, rounds)
+    seeds = [seed for start in turns for seed in start]
+    assert len(turns) == starts
+    assert seeds == list(range(rounds + starts * measure.WARM_UPS))
+    assert max(map(len, turns)) - min(map(len, turns)) <= 1
+    assert (result["ratio"], result["quartiles"], result["rounds"], result["equal"]) == (2, [2, 2], rounds, True)
 
 
 @pytest.mark.skipif(NO_FLOOR, reason="needs cc")
