@@ -5,9 +5,6 @@ cdef enum:
     GATHERED = 32
     # Positions between two looks for signals: some milliseconds, whatever the dim.
     ROWS_A_LOOK = 1 << 16
-    # Rows of so many groups are added to two bags in turn: an addition and an fma of one bag wait for each other, 7
-    # cycles a row whatever its width, and those of two do not.
-    PAIRED_GROUPS = 2
 
 cdef struct Gathered:
     Py_ssize_t num_rows
@@ -162,14 +159,19 @@ cdef inline void store_block(const codes *unused, block *acc, const Lookup *job,
             store_part(out + element * job.out_size, whole + 16 * k, job.dim - element, job.out_size)
 
 
-cdef inline void prefetch_row(const uint8_t *row, Py_ssize_t first_byte, Py_ssize_t num_bytes,
-                              Py_ssize_t tail_byte) noexcept nogil:
+cdef inline void prefetch_row(const uint8_t *row, Py_ssize_t first_byte, Py_ssize_t num_bytes, Py_ssize_t tail_byte,
+                              bint is_near) noexcept nogil:
     """Each cache line of a block's codes, and the tail's. How many is fixed at compile time where `num_bytes` is: a
     count that depends on the row's address is mispredicted, and halves the speed in cache."""
     cdef Py_ssize_t byte
-    for byte in range(0, num_bytes, 64):
-        prefetch(row + first_byte + byte)
-    prefetch(row + tail_byte)
+    if is_near:
+        for byte in range(0, num_bytes, 64):
+            prefetch_near(row + first_byte + byte)
+        prefetch_near(row + tail_byte)
+    else:
+        for byte in range(0, num_bytes, 64):
+            prefetch(row + first_byte + byte)
+        prefetch(row + tail_byte)
 
 
 cdef inline int64_t plain_index(const Lookup *job, kind *unused, Py_ssize_t position) noexcept nogil:
@@ -195,7 +197,7 @@ cdef inline void prefetch_position(const Lookup *job, Py_ssize_t position, int64
     if job.mapping != NULL:
         row = job.mapping[index] if 0 <= index < job.num_embeddings else 0
     row &= -<int64_t> (<uint64_t> row < <uint64_t> job.num_rows)
-    prefetch_row(job.rows + row * job.row_stride, first_byte, num_bytes, job.row_bytes - 1)
+    prefetch_row(job.rows + row * job.row_stride, first_byte, num_bytes, job.row_bytes - 1, False)
 
 
 cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t end, const Part *part,
@@ -231,14 +233,16 @@ cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t e
 cdef inline bint take_row(const codes *unused, kind *unused_too, block *acc, const Lookup *job, const Part *part,
                           Py_ssize_t position) noexcept nogil:
     """Adds the row at a position, and prefetches one ahead. False where its index is out of range."""
+    # Tables read so are small: see choose_loops. What was asked while it runs, once a row, cost up to a tenth.
+    cdef bint is_near = codes is codes_8bit and block in quads
     cdef int64_t number
     cdef const uint8_t *row
     cdef lanes scale, bias, weight
     if not rarely(position >= part.last_prefetched):
         number = plain_index[kind](job, NULL, position + part.prefetch_distance)
         if not rarely(<uint64_t> number >= part.num_rows):
-            prefetch_row(part.rows + number * part.row_stride, part.first_byte, part.num_bytes,
-                         part.tail_byte)
+            prefetch_row(part.rows + number * part.row_stride, part.first_byte, part.num_bytes, part.tail_byte,
+                         is_near)
     number = plain_index[kind](job, NULL, position)
     if rarely(<uint64_t> number >= part.num_rows):
         return False
@@ -318,8 +322,8 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
         for position in range(start, min(end, start + job.prefetch_distance)):
             prefetch_position(job, position, end, part.first_byte, part.num_bytes)
 
-    if kind is not any_kind and num_groups <= PAIRED_GROUPS:
-        while bag + 2 <= end_bag:
+    if kind is not any_kind and num_groups <= LANES_PAIRED:
+        while job.pair_bags and bag + 2 <= end_bag:
             middle = read_offset(job, bag + 1)
             stop = read_offset(job, bag + 2)
             if rarely(not start <= middle <= stop <= num_indices):
@@ -544,15 +548,22 @@ cdef Py_ssize_t end_of_piece(const Lookup *job, Py_ssize_t first_bag, double wor
 
 # With fewer rows a bag, its output counted as one, putting a quad in order costs more than it saves.
 cdef int QUADS_MIN_LENGTH = 8
-# Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: 7 to 10 % faster where lines are near, and
-# slower where they are not.
-cdef int64_t QUADS_8BIT_MAX_TABLE = 1 << 20
+# A table that the second-level cache of most processors holds.
+cdef int64_t NEAR_BYTES = 1 << 20
+# Narrow rows are added to two bags in turn: an addition and an fma of one bag wait for each other, 7 cycles a row
+# whatever its width, and those of two do not. On a Zen 5, in cache, 1.13 to 1.37 times as fast; from memory, where rows
+# are waited for, 0.85, and from 4 to 14 MB neither.
+cdef int64_t PAIRED_MAX_BYTES = 8 << 20
 
 
-cdef void choose_quads(Lookup *job) noexcept nogil:
+cdef void choose_loops(Lookup *job) noexcept nogil:
     cdef double rows = <double> read_offset(job, job.num_bags) - read_offset(job, 0) + job.num_bags
+    cdef double table_bytes = <double> job.num_rows * job.row_bytes
+    job.pair_bags = table_bytes <= PAIRED_MAX_BYTES
+    # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: 7 to 10 % faster where lines are near, and
+    # slower where they are not.
     job.use_quads = (rows >= QUADS_MIN_LENGTH * <double> job.num_bags and job.codes_bytes >= 8 * job.bits
-                     and (job.bits == 2 or <double> job.num_rows * job.row_bytes <= QUADS_8BIT_MAX_TABLE))
+                     and (job.bits == 2 or table_bytes <= NEAR_BYTES))
 
 
 cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, int num_threads) noexcept nogil:

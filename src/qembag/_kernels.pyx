@@ -45,6 +45,7 @@ cdef extern from "lanes.h" nogil:
     const char *LANES_LEVEL
     enum: LANES_MAX_BLOCK
     enum: LANES_QUADS
+    enum: LANES_PAIRED
     ctypedef struct lanes:
         pass
 
@@ -96,6 +97,7 @@ cdef extern from "lanes.h" nogil:
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
     void prefetch(const uint8_t *)
+    void prefetch_near(const uint8_t *)
     bint rarely(bint)
 
     ctypedef struct codes_8bit:
@@ -235,6 +237,7 @@ cdef struct Lookup:
     int out_size
     Py_ssize_t prefetch_distance
     bint use_quads
+    bint pair_bags
 
 
 cdef inline int64_t read_index(const Lookup *job, Py_ssize_t position) noexcept nogil:
@@ -596,7 +599,7 @@ cdef int look_up_all(Lookup *job, bint check_first, int num_threads, Fault *faul
             return 0
     if in_pieces and job.signals.has_raised:
         return 0
-    choose_quads(job)
+    choose_loops(job)
     if in_pieces:
         started = parallel_clock()
     while True:

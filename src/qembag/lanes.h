@@ -185,6 +185,19 @@ static inline void prefetch(const uint8_t *p)
 #endif
 }
 
+/* Into the first-level cache: for what the second holds already. */
+static inline void prefetch_near(const uint8_t *p)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(p, 0, 3);
+    __asm__ volatile("");
+#elif defined(_M_X64)
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+#else
+    (void)p;
+#endif
+}
+
 #if LANES_AVX512 || LANES_AVX2 || LANES_SSE2
 /* _mm_loadu_si32 came late to gcc, and wrong to some versions of it. */
 static inline __m128i load_4_bytes(const uint8_t *p)
@@ -243,6 +256,8 @@ typedef __m512 lanes;
 /* Accumulators that one pass over a bag keeps in registers: 16 of the 32. With 8, rows of 256 and more were 5 to 10 %
  * slower in cache, and rows of 512 from memory took 1.5 times as long. */
 #define LANES_MAX_BLOCK 16
+/* Groups of rows that are added to two bags in turn: their accumulators take half of the registers. */
+#define LANES_PAIRED 4
 #define LANES_QUADS 1
 
 static inline lanes lanes_broadcast(float x)
@@ -1218,6 +1233,7 @@ static inline lanes lanes_in_order_4bit(lanes x)
 
 /* No quads: nothing calls these, but the loops name them. */
 #define LANES_QUADS 0
+#define LANES_PAIRED 2
 
 static inline lanes lanes_add_by_fma(lanes a, lanes b)
 {
