@@ -5,10 +5,17 @@
 First all the threads' calls a second against those of one thread alone, each call with two OpenMP threads and no
 comparison; then, for as long as said, random requests whose answers are known. Prints one JSON object; ends with status 1
 after a wrong answer or an error. `test_soak.py` runs it for a minute.
+
+What is resident is what a server's operator sees, and settles for minutes: malloc has an arena for each few threads, and
+each grows to the most that was ever under way in it. What is allocated when the threads have ended shows a leak, however
+small.
 """
 
 from __future__ import annotations
 
+import array
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -27,6 +34,27 @@ Request = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], np.ndarray]
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def allocated() -> dict[str, int]:
+    """Bytes that malloc has given out, where the C library tells, and Python's own blocks."""
+    gc.collect()
+    counts = {"blocks": sys.getallocatedblocks()}
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = Mallinfo
+        info = library.mallinfo2()
+        counts["bytes"] = info.uordblks + info.hblkhd
+    return counts
 
 
 def requests(rng: np.random.Generator) -> list[Request]:
@@ -112,15 +140,18 @@ def soak(num_threads: int, seconds: float) -> dict[str, Any]:
         if not np.array_equal(answer, expected) or (out is not None and answer is not out):
             raise AssertionError(f"a wrong answer of {call.__name__}, {named}")
 
-    crew, resident = Crew(num_threads, work), []
+    Crew(num_threads, work).run(min(seconds / 10, 5))  # what is made once is made before the first count
+    crew, resident = Crew(num_threads, work), array.array("q")
+    before = allocated()
     rate = crew.run(seconds, lambda: resident.append(resident_bytes()))
-    # Threads' stacks and the allocator's arenas grow in the first seconds. What is resident goes up and down by the
-    # outputs that are under way, so medians are compared.
+    after = allocated()
+    # What is resident goes up and down by the outputs that are under way, so medians are compared.
     quarters = [round(float(np.median(part)) / 1e6, 1) for part in np.array_split(resident or [0], 4) if len(part)]
     return {
         "calls": sum(crew.calls),
         "calls a second": round(rate),
         "MB resident, by quarter": quarters,
+        "allocated since": {name: after[name] - before[name] for name in before},
         "faults": crew.faults,
     }
 

@@ -23,6 +23,8 @@ def test_a_minute_of_load_from_32_threads():
     said = json.loads(done.stdout)
     assert (done.returncode, said["faults"]) == (0, []), done.stderr
     assert said["calls"] > 1000
-    # A leak of a kilobyte a call would be hundreds of MB.
     _, second, _, last = said["MB resident, by quarter"]
     assert last - second < 20, said
+    # A leak of one small object in a hundred calls would be more.
+    assert abs(said["allocated since"]["blocks"]) < 1000, said
+    assert abs(said["allocated since"].get("bytes", 0)) < 64_000, said
