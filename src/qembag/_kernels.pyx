@@ -450,7 +450,7 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
         job.num_embeddings = cnp.PyArray_DIM(<cnp.ndarray> mapping, 0)
         job.mapping = <const volatile int32_t *> data_of(mapping)
     # How far ahead to prefetch, in rows.
-    job.prefetch_distance = max(min(8192 // job.row_bytes, 64), 8)
+    job.prefetch_distance = max(min(8192 // min(job.row_bytes, LANES_MAX_BLOCK * 2 * job.bits + 64), 64), 8)
     return True
 
 
