@@ -175,9 +175,9 @@ cdef inline void prefetch_row(const uint8_t *row, Py_ssize_t first_byte, Py_ssiz
 
 
 cdef inline int64_t plain_index(const Lookup *job, kind *unused, Py_ssize_t position) noexcept nogil:
-    if kind is plain_int32:
+    if kind is plain_int32 or kind is weighted_int32:
         return (<const volatile int32_t *> job.indices)[position]
-    elif kind is plain_int64:
+    elif kind is plain_int64 or kind is weighted_int64:
         return (<const volatile int64_t *> job.indices)[position]
     else:
         return read_index(job, position)
@@ -248,7 +248,7 @@ cdef inline bint take_row(const codes *unused, kind *unused_too, block *acc, con
         return False
     row = part.rows + number * part.row_stride
     read_tail[codes](NULL, row + part.codes_bytes, &scale, &bias)
-    if kind is weighted:
+    if kind is weighted_int32 or kind is weighted_int64:
         weight = lanes_broadcast(read_weight(job, position))
         scale = lanes_mul(scale, weight)
         bias = lanes_mul(bias, weight)
@@ -477,8 +477,10 @@ cdef bint look_up_kind(const codes *unused, const Lookup *job, Py_ssize_t first_
     # One bag as long as a piece of a long call looks for signals on its way, which only the loop for anything does.
     cdef bint is_giant = job.signals != NULL and end_bag == first_bag + 1
     if job.mapping == NULL and job.padding_idx < 0 and job.mode != MAX and job.index_size != 0 and not is_giant:
+        if job.weight_size != 0 and job.index_size == 4:
+            return look_up_passes[codes, weighted_int32](NULL, NULL, job, first_bag, end_bag)
         if job.weight_size != 0:
-            return look_up_passes[codes, weighted](NULL, NULL, job, first_bag, end_bag)
+            return look_up_passes[codes, weighted_int64](NULL, NULL, job, first_bag, end_bag)
         if job.index_size == 4:
             return look_up_passes[codes, plain_int32](NULL, NULL, job, first_bag, end_bag)
         return look_up_passes[codes, plain_int64](NULL, NULL, job, first_bag, end_bag)

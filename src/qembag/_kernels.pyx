@@ -110,7 +110,9 @@ cdef extern from "lanes.h" nogil:
         pass
     ctypedef struct plain_int64:
         pass
-    ctypedef struct weighted:
+    ctypedef struct weighted_int32:
+        pass
+    ctypedef struct weighted_int64:
         pass
     ctypedef struct any_kind:
         pass
@@ -154,11 +156,12 @@ ctypedef fused codes:
     codes_4bit
     codes_2bit
 
-# What a lookup may hold: nothing but rows to add, by one type of index; weights, by either; or anything at all.
+# What a lookup may hold: nothing but rows to add, or those with weights, by one type of index; or anything at all.
 ctypedef fused kind:
     plain_int32
     plain_int64
-    weighted
+    weighted_int32
+    weighted_int64
     any_kind
 
 ctypedef fused block:

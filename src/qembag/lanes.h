@@ -1517,7 +1517,8 @@ typedef struct { uint8_t byte; } codes_2bit;
 /* What the loop of a call must be ready for. */
 typedef struct { uint8_t byte; } plain_int32;
 typedef struct { uint8_t byte; } plain_int64;
-typedef struct { uint8_t byte; } weighted;
+typedef struct { uint8_t byte; } weighted_int32;
+typedef struct { uint8_t byte; } weighted_int64;
 typedef struct { uint8_t byte; } any_kind;
 
 /* The accumulators of one pass. Its type fixes their number at compile time, so they stay in registers. */
