@@ -233,7 +233,7 @@ cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t e
 cdef inline bint take_row(const codes *unused, kind *unused_too, block *acc, const Lookup *job, const Part *part,
                           Py_ssize_t position) noexcept nogil:
     """Adds the row at a position, and prefetches one ahead. False where its index is out of range."""
-    # Tables read so are small: see choose_loops. What was asked while it runs, once a row, cost up to a tenth.
+    # Tables read so are near (choose_loops): into the first level of the cache. To ask that at each row cost a tenth.
     cdef bint is_near = codes is codes_8bit and block in quads
     cdef int64_t number
     cdef const uint8_t *row
@@ -550,22 +550,22 @@ cdef Py_ssize_t end_of_piece(const Lookup *job, Py_ssize_t first_bag, double wor
 
 # With fewer rows a bag, its output counted as one, putting a quad in order costs more than it saves.
 cdef int QUADS_MIN_LENGTH = 8
-# A table that the second-level cache of most processors holds.
-cdef int64_t NEAR_BYTES = 1 << 20
-# Narrow rows are added to two bags in turn: an addition and an fma of one bag wait for each other, 7 cycles a row
-# whatever its width, and those of two do not. On a Zen 5, in cache, 1.13 to 1.37 times as fast; from memory, where rows
-# are waited for, 0.85, and from 4 to 14 MB neither.
-cdef int64_t PAIRED_MAX_BYTES = 8 << 20
+# A table that the third-level cache may hold. What depends on it was measured on a Zen 5 at 0.1 to 40 MB: it pays up to
+# about 10, and costs as much beyond 14.
+cdef int64_t NEAR_BYTES = 8 << 20
 
 
 cdef void choose_loops(Lookup *job) noexcept nogil:
     cdef double rows = <double> read_offset(job, job.num_bags) - read_offset(job, 0) + job.num_bags
-    cdef double table_bytes = <double> job.num_rows * job.row_bytes
-    job.pair_bags = table_bytes <= PAIRED_MAX_BYTES
-    # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: 7 to 10 % faster where lines are near, and
-    # slower where they are not.
+    cdef bint is_near = <double> job.num_rows * job.row_bytes <= NEAR_BYTES
+    # Narrow rows are added to two bags in turn: an addition and an fma of one bag wait for each other, 7 cycles a row
+    # whatever its width, and those of two do not. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
+    # for, 0.85.
+    job.pair_bags = is_near
+    # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the lines
+    # into the first level in time, and slower where it does not.
     job.use_quads = (rows >= QUADS_MIN_LENGTH * <double> job.num_bags and job.codes_bytes >= 8 * job.bits
-                     and (job.bits == 2 or table_bytes <= NEAR_BYTES))
+                     and (job.bits == 2 or is_near))
 
 
 cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, int num_threads) noexcept nogil:
