@@ -90,14 +90,24 @@ def test_every_level_gives_the_oracles_bits_at_every_dim(level, bits, dim, lengt
     same_bits(table.dequantize(), reference.dequantize(rows, bits, dim))
 
 
-@pytest.mark.parametrize("dim", [63, 64, 65, 130, 200, 300])
-def test_rows_of_small_and_of_large_tables_are_the_same(level, bits, dim, rng, same_bits):
-    """Kernels unpack otherwise where a table is small enough to be near."""
-    rows = packed_rows(rng, (2 << 20) // (dim * bits // 8), dim, bits)
-    indices, offsets = rng.integers(0, 100, 200), np.arange(0, 200, 20)
-    large = qembag.embedding_bag(table_of(rows, bits, dim), indices, offsets)
-    same_bits(qembag.embedding_bag(table_of(rows[:100], bits, dim), indices, offsets), large)
-    same_bits(large, reference.embedding_bag(rows[:100], bits, dim, indices, offsets))
+@pytest.mark.parametrize("dim", [1, 7, 16, 20, 32, 33, 48, 63, 64, 65, 130, 200, 300, 1000])
+@pytest.mark.parametrize("length", [3, 20])
+def test_rows_of_near_and_of_far_tables_are_the_same(level, bits, dim, length, rng, same_bits):
+    """Kernels have other loops for tables that a cache may hold, up to 8 MiB."""
+    near = packed_rows(rng, 100, dim, bits)
+    far = np.zeros(((9 << 20) // near.shape[1], near.shape[1]), dtype=np.uint8)
+    far[:100] = near
+    offsets = bag_offsets(rng, 9, 2 * length)
+    indices = rng.integers(0, 100, offsets[-1] + length)
+    weights = rng.normal(size=len(indices)).astype(np.float32)
+    for given in (None, weights, weights.astype(np.float16)):
+        expected = reference.embedding_bag(near, bits, dim, indices, offsets, weights=given)
+        for index_type in (np.int32, np.int64):
+            for rows in (near, far):
+                table = table_of(rows, bits, dim)
+                same_bits(
+                    qembag.embedding_bag(table, indices.astype(index_type), offsets, per_sample_weights=given), expected
+                )
 
 
 @pytest.mark.parametrize("length", ["short", "long"])
