@@ -1,6 +1,6 @@
 """qembag against PyTorch, NumPy and the machine's floor: `python -m benchmarks` (needs torch 2.13.0 and matplotlib).
 
-Without options everything is measured (15 minutes, 16 GB of memory) and written to docs/. `--only cached/4bit/dim`
+Without options everything is measured (20 minutes, 16 GB of memory) and written to docs/. `--only cached/4bit/dim`
 measures what has these words in its name and prints it; `--list` shows the names. To compare two builds of qembag,
 install the other one beside: `pip install --no-deps --target DIR .`, then `python -m benchmarks --against DIR --only ...`.
 """
