@@ -108,6 +108,12 @@ def check_origin(name: str, modules: dict[str, str], against: Path | None) -> No
         raise SystemExit(f"{name} imported {modules['qembag']}, with --against {against}")
 
 
+def take_turns(workers: dict[str, Worker], seed: int, calls: int, rows: int) -> dict[str, list[Any]]:
+    """One round, in changing order."""
+    names = list(workers) if seed % 2 else list(workers)[::-1]
+    return {name: turn(workers[name], seed, calls // NUMPY_SHARE if name == "numpy" else calls, rows) for name in names}
+
+
 def calls_for(seconds: float, calls: int) -> int:
     """How many calls make a turn, from what so many took."""
     return int(np.clip(calls * TURN_SECONDS / seconds, 1, MOST_CALLS))
@@ -125,10 +131,7 @@ def measure(case: Case, rounds: int, against: Path | None = None) -> dict[str, A
     for begun in range(min(starts, rounds)):
         with working(names, case, against) as workers:
             for number in range(WARM_UPS + len(range(begun, rounds, starts))):
-                seed, turns = next(seeds), {}
-                for name in names if seed % 2 else names[::-1]:
-                    some = calls // NUMPY_SHARE if name == "numpy" else calls
-                    turns[name] = turn(workers[name], seed, some, case.rows)
+                turns = take_turns(workers, next(seeds), calls, case.rows)
                 equal = equal and turns["qembag"][2] == turns[rival][2]
                 if number < WARM_UPS:
                     calls = calls_for(max(turns[name][0] for name in compared), calls)

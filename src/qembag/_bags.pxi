@@ -164,14 +164,9 @@ cdef inline void prefetch_row(const uint8_t *row, Py_ssize_t first_byte, Py_ssiz
     """Each cache line of a block's codes, and the tail's. How many is fixed at compile time where `num_bytes` is: a
     count that depends on the row's address is mispredicted, and halves the speed in cache."""
     cdef Py_ssize_t byte
-    if is_near:
-        for byte in range(0, num_bytes, 64):
-            prefetch_near(row + first_byte + byte)
-        prefetch_near(row + tail_byte)
-    else:
-        for byte in range(0, num_bytes, 64):
-            prefetch(row + first_byte + byte)
-        prefetch(row + tail_byte)
+    for byte in range(0, num_bytes, 64):
+        prefetch(row + first_byte + byte, is_near)
+    prefetch(row + tail_byte, is_near)
 
 
 cdef inline int64_t plain_index(const Lookup *job, kind *unused, Py_ssize_t position) noexcept nogil:
@@ -192,7 +187,7 @@ cdef inline void prefetch_position(const Lookup *job, Py_ssize_t position, int64
     if job.mapping != NULL and position + job.prefetch_distance < end:
         index = read_index(job, position + job.prefetch_distance)
         if 0 <= index < job.num_embeddings:
-            prefetch(<const uint8_t *> &job.mapping[index])
+            prefetch(<const uint8_t *> &job.mapping[index], False)
     row = index = read_index(job, position)
     if job.mapping != NULL:
         row = job.mapping[index] if 0 <= index < job.num_embeddings else 0
@@ -530,10 +525,14 @@ cdef void share_out(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag,
     bounds[num_chunks] = end_bag
 
 
+cdef inline double rows_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    """Of bags, the output of each counted as one."""
+    return <double> read_offset(job, end_bag) - read_offset(job, first_bag) + (end_bag - first_bag)
+
+
 cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
     """What bags cost, by the measure of MIN_PARALLEL_WORK."""
-    cdef double rows = <double> read_offset(job, end_bag) - read_offset(job, first_bag) + (end_bag - first_bag)
-    return rows * (job.dim + 64)
+    return rows_of(job, first_bag, end_bag) * (job.dim + 64)
 
 
 cdef Py_ssize_t end_of_piece(const Lookup *job, Py_ssize_t first_bag, double work) noexcept nogil:
@@ -556,7 +555,7 @@ cdef int64_t NEAR_BYTES = 8 << 20
 
 
 cdef void choose_loops(Lookup *job) noexcept nogil:
-    cdef double rows = <double> read_offset(job, job.num_bags) - read_offset(job, 0) + job.num_bags
+    cdef double rows = rows_of(job, 0, job.num_bags)
     cdef bint is_near = <double> job.num_rows * job.row_bytes <= NEAR_BYTES
     # Narrow rows are added to two bags in turn: an addition and an fma of one bag wait for each other, 7 cycles a row
     # whatever its width, and those of two do not. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited

@@ -96,8 +96,7 @@ cdef extern from "lanes.h" nogil:
     uint32_t bits_of_float(float)
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
-    void prefetch(const uint8_t *)
-    void prefetch_near(const uint8_t *)
+    void prefetch(const uint8_t *, bint)
     bint rarely(bint)
 
     ctypedef struct codes_8bit:
@@ -452,7 +451,7 @@ cdef bint take_table(Lookup *job, object rows, int bits, Py_ssize_t dim, object 
             return False
         job.num_embeddings = cnp.PyArray_DIM(<cnp.ndarray> mapping, 0)
         job.mapping = <const volatile int32_t *> data_of(mapping)
-    # How far ahead to prefetch, in rows.
+    # How far ahead to prefetch, in rows: about 8 KiB of what one pass reads of each, its codes and the tail's line.
     job.prefetch_distance = max(min(8192 // min(job.row_bytes, LANES_MAX_BLOCK * 2 * job.bits + 64), 64), 8)
     return True
 
