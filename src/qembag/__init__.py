@@ -1,8 +1,7 @@
 """Embedding lookups from 8-, 4- and 2-bit tables: sums of rows, bit for bit those of PyTorch's quantized operators."""
 
 from . import ops
-from ._config import show_config
-from ._threads import get_num_threads, set_num_threads
+from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .lookup import embedding, embedding_bag
 from .quantize import quantize

@@ -1,7 +1,7 @@
-"""Every argument check and every error text.
+"""Every conversion and every check of an argument, on the slow path.
 
-The kernels recognise arguments that are already what their loops take. Whatever they do not recognise comes
-here, and is converted or refused with the argument's name, what it must be, and what came.
+`_handle` recognizes arguments that the loops can take as they are. All others come here, and are converted, or refused
+with the argument's name, what it must be, and what came.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from . import layout as layouts
+from ._errors import INT64_MAX, bad_mapping, kind_of, shown
+
 try:
     from numpy.exceptions import TooHardError
 except ImportError:  # NumPy 1.24
@@ -23,36 +26,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._kernels import _Fault
+    from .layout import RowLayout
 
 Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-BITS = (8, 4, 2)
-TAIL_BYTES = {8: 8, 4: 4, 2: 4}
 MODES = {"sum": 0, "mean": 1, "max": 2}
 UINT8 = np.dtype(np.uint8)
 FLOAT16 = np.dtype(np.float16)
-INT64_MAX = np.iinfo(np.int64).max
 # Telling whether two strided arrays share memory can take exponential time; past this effort they count as sharing.
 MAX_OVERLAP_WORK = 100_000
-# Characters of a value that an error shows.
-MAX_SHOWN = 100
-
-
-def kind_of(value: object) -> str:
-    """What came, for an error: an array's type and shape, or any other value's type."""
-    if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
-    return f"{type(value).__name__} {shown(value)}" if isinstance(value, (int, float, str)) else type(value).__name__
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it, cut short; Python refuses to write a number of thousands of digits."""
-    if isinstance(value, int) and value.bit_length() > 3 * MAX_SHOWN:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def as_array(value: object, name: str) -> Array:
@@ -70,10 +53,22 @@ def as_array(value: object, name: str) -> Array:
         raise TypeError(f"{name} must be an array without a mask, got {type(value).__name__}")
     try:
         return np.asarray(value).view()
-    except (TypeError, ValueError) as error:
+    except (MemoryError, RecursionError):
+        raise  # of the process, not of this value
+    except Exception as error:
         # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} must be an array, got {_why_not(value, name, error)}") from error
+
+
+def _why_not(value: object, name: str, error: Exception) -> str:
+    """What came that NumPy makes no array of, and what to do about it."""
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, np.ndarray)) for item in value):
+        hint = "; bags of different lengths are one flat list and offsets: indices=[1, 2, 3], offsets=[0, 2]"
+        return f"a {type(value).__name__} of rows of different lengths{hint if name == 'indices' else ''}"
+    if getattr(value, "requires_grad", False) is True:
+        return f"a {type(value).__name__} that requires grad: pass {name}.detach()"
+    return f"{type(value).__name__}: {error}"
 
 
 def _ignoring(call: Callable[..., Result], *arguments: Any) -> Result:
@@ -82,7 +77,7 @@ def _ignoring(call: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def quietly(call: Callable[..., Result], *arguments: Any) -> Result:
-    """What a call gives, with no warnings of floats that overflow or are invalid: whoever minds looks for those.
+    """What a call gives, with no warnings of floats that overflow or are invalid. Callers that care check for those.
 
     In a context of its own, which is where NumPy from 2.0 on keeps that setting: where memory runs out, `numpy.errstate`
     does not put it back.
@@ -126,7 +121,7 @@ def num_threads(value: object, name: str) -> int:
 
 def bits(value: object) -> int:
     number = whole_number(value, "bits")
-    if number not in BITS:
+    if number not in layouts.BITS:
         raise ValueError(f"bits must be 8, 4 or 2, got {shown(number)}")
     return number
 
@@ -165,6 +160,14 @@ def mode(value: object) -> int:
     number = MODES.get(value if type(value) is str else exact_text(value))
     if number is None:
         raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {shown(value)}")
+    return number
+
+
+def operator_mode(value: object) -> int:
+    """A mode's number, as PyTorch's operators take it."""
+    number = value if type(value) is int else whole_number(value, "mode")
+    if number not in MODES.values():
+        raise ValueError(f"mode must be 0 (sum), 1 (mean) or 2 (max), got {shown(number)}")
     return number
 
 
@@ -229,27 +232,29 @@ def rows(data: object, name: str) -> NDArray[np.uint8]:
     return array
 
 
-def full_dim(row_bytes: int, bits: int, name: str) -> int:
-    """As many elements as fit into a row."""
-    codes_bytes = row_bytes - TAIL_BYTES[bits]
-    if codes_bytes < 1:
+def packed_layout(row_bytes: int, bits: int, name: str) -> RowLayout:
+    """The layout of rows that hold as many elements as they can."""
+    found = layouts.packed_layout(bits, row_bytes)
+    if found is None:
+        smallest = layouts.smallest(bits)
         raise ValueError(
-            f"{name} must have rows of at least {TAIL_BYTES[bits] + 1} bytes at {bits} bits "
-            f"(codes, then {TAIL_BYTES[bits]} bytes of scale and bias), got rows of {row_bytes}"
+            f"{name} must have rows of at least {smallest.row_bytes} bytes at {bits} bits "
+            f"(codes, then {smallest.pairs_bytes} bytes of scale and bias), got rows of {row_bytes}"
         )
-    return codes_bytes * (8 // bits)
+    return found
 
 
-def dim(value: object, row_bytes: int, bits: int) -> int:
-    most = full_dim(row_bytes, bits, "data")
-    if value is None:
-        return most
-    number = whole_number(value, "dim")
-    least = most - 8 // bits + 1
-    if not least <= number <= most:
-        allowed = f"{most}" if least == most else f"from {least} to {most}"
+def layout(dim: object, row_bytes: int, bits: int) -> RowLayout:
+    """The layout of `data`'s rows."""
+    full = packed_layout(row_bytes, bits, "data")
+    if dim is None:
+        return full
+    number = whole_number(dim, "dim")
+    possible = layouts.dims(bits, row_bytes)
+    if number not in possible:
+        allowed = f"{possible[0]}" if len(possible) == 1 else f"from {possible[0]} to {possible[-1]}"
         raise ValueError(f"dim must be {allowed} for rows of {row_bytes} bytes at {bits} bits, got {shown(number)}")
-    return number
+    return layouts.RowLayout(bits, number)
 
 
 def mapping(value: object, *, check_rows: int | None = None, out: object = None) -> NDArray[np.int32] | None:
@@ -284,7 +289,7 @@ def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int
     """The mapping, if each entry is -1 or the number of a row."""
     wrong = np.flatnonzero((mapping < -1) | (mapping >= num_rows))
     if wrong.size:
-        raise IndexError(_bad_mapping(int(wrong[0]), int(mapping[wrong[0]]), num_rows))
+        raise IndexError(bad_mapping(int(wrong[0]), int(mapping[wrong[0]]), num_rows))
     return mapping
 
 
@@ -415,68 +420,3 @@ def floats(value: object, name: str, *, allow_double: bool) -> Array:
         names = ", ".join(np.dtype(kind).name for kind in allowed[:-1]) + f" or {np.dtype(allowed[-1]).name}"
         raise TypeError(f"{name} must be an array of {names}, got {kind_of(array)}")
     return array
-
-
-def row_fault_error(what: str, row: int, bits: int, bounds: tuple[float, float], name: str = "weights") -> ValueError:
-    low, high = bounds
-    if what == "not finite":
-        return ValueError(f"{name}[{row}] must be finite to be quantized, got a NaN or an infinity")
-    tail = "float32" if bits == 8 else "float16"
-    return ValueError(
-        f"{name}[{row}] must have a minimum and a scale that its tail can hold as {tail} at {bits} bits, "
-        f"got values from {low:g} to {high:g}"
-    )
-
-
-# ---- Faults that a kernel finds -------------------------------------------------------------------------------------
-
-
-def _bad_mapping(position: int, row: int, num_rows: int, source: str = "") -> str:
-    return (
-        f"compressed_indices_mapping[{position}] is {row}{source}: "
-        f"must be -1 or the number of a row, in a table of {num_rows} rows"
-    )
-
-
-def fault_error(
-    fault: _Fault,
-    *,
-    indices: Array | None,
-    offsets: Array | None,
-    num_indices: int,
-    num_rows: int,
-    num_embeddings: int,
-    bags: bool,
-    name: str = "indices",
-) -> Exception:
-    """The error for what a kernel found. `indices` and `offsets` are the caller's, for values beyond int64; no `indices`
-    are all rows."""
-    where, position, bag, value, index_position = fault
-    if where == "offsets":
-        value = _as_it_came(offsets, (position,), value)
-        if 0 <= value <= num_indices:
-            return ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
-        return ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
-    place = (index_position,) if indices is None else _place(index_position, indices.shape)
-    spot = f"{name}[{', '.join(map(str, place))}]" if place else name
-    in_bag = f"bag {bag}" if bags else ""
-    if where == "indices":
-        value = _as_it_came(indices, place, value)
-        holder = f"table of {num_rows} rows" if num_embeddings == num_rows else f"pruned table of {num_embeddings} rows"
-        return IndexError(f"{spot} is {value}{f' ({in_bag})' if in_bag else ''}: out of range for a {holder}")
-    if where == "compressed_indices_mapping":
-        source = ", ".join(filter(None, [spot if place else "", in_bag]))
-        return IndexError(_bad_mapping(position, value, num_rows, f" ({source})" if source else ""))
-    return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
-
-
-def _place(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    place: list[int] = []
-    for length in reversed(shape):
-        position, last = divmod(position, length)
-        place.insert(0, last)
-    return tuple(place)
-
-
-def _as_it_came(array: Array | None, place: tuple[int, ...], value: int) -> int:
-    return value if array is None or value != INT64_MAX else int(array[place])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ._config import show_config
+from ._runtime import show_config
 from .lookup import embedding_bag
 from .quantize import quantize
 

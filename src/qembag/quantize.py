@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _arguments, _dispatch, _threads
+from . import _arguments, _errors, _handle, _runtime
+from .layout import RowLayout
 from .table import QuantizedTable
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def quantize(
     array = _arguments.floats(weights, "weights", allow_double=True)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
-            f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_arguments.kind_of(array)}"
+            f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
         )
     packed = pack_rows(array, bits, "weights", greedy=greedy, num_threads=num_threads)
     return QuantizedTable(packed, bits, dim=array.shape[1])
@@ -89,18 +90,18 @@ def pack_rows(
 ) -> NDArray[np.uint8]:
     """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima."""
     num_rows, dim = weights.shape
-    threads = _threads.resolve(num_threads)
-    codes_bytes = -(-dim * bits // 8)
-    packed = np.empty((num_rows, codes_bytes + _arguments.TAIL_BYTES[bits]), dtype=np.uint8)
+    layout = RowLayout(bits, dim)
+    threads = _runtime.resolve_threads(num_threads)
+    packed = np.empty((num_rows, layout.row_bytes), dtype=np.uint8)
     is_plain = weights.dtype == np.float32 and weights.flags.c_contiguous and weights.flags.aligned
     at_once = max(num_rows if is_plain else CONVERTED_AT_ONCE // max(dim, 1), 1)
     for start in range(0, num_rows, at_once):
         part = slice(start, start + at_once)
         rows = _arguments.as_float32(weights[part])
         part_bounds = None if bounds is None else np.require(bounds[part], np.float32, ["C", "A"])
-        fault = _dispatch.kernels.quantize(rows, bits, packed[part], part_bounds, greedy, num_bins, ratio, threads)
+        fault = _handle.quantize(rows, layout, packed[part], part_bounds, greedy, num_bins, ratio, threads)
         if fault is not None:
             what, row = fault
             used = rows[row] if part_bounds is None or greedy else part_bounds[row]
-            raise _arguments.row_fault_error(what, start + row, bits, (float(used.min()), float(used.max())), name)
+            raise _errors.of_row(what, start + row, layout, (float(used.min()), float(used.max())), name)
     return packed

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arguments
-from ._calls import look_up_rows
+from . import _arguments, _errors, _handle, layout
+from ._slow import look_up_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +25,9 @@ class QuantizedTable:
     data : ndarray of uint8, shape (num_rows, row_bytes)
         Packed rows, as FBGEMM and PyTorch's prepack operators lay them out: the codes, lowest bits first, then scale and
         bias, little-endian, float32 at 8 bits and float16 at 4 and 2. Rows may lie at any stride and be read-only
-        or memory-mapped (``numpy.load(path, mmap_mode="r")``). Whoever truncates a mapped file ends the process: the
-        system sends SIGBUS where rows are read that the file no longer has, and no library can catch that. Where
-        files may change, load a copy (``numpy.load(path)``).
+        or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while in use
+        ends the process: the system sends SIGBUS for rows that the file no longer has, and no library can catch that.
+        Where files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
@@ -49,7 +49,7 @@ class QuantizedTable:
     shape : tuple of int
         ``(num_embeddings, dim)``.
     row_bytes : int
-        Bytes of a row, codes and tail.
+        Bytes of a row: codes, scale and bias.
     nbytes : int
         Bytes of rows and mapping.
 
@@ -72,7 +72,7 @@ class QuantizedTable:
     array([ 0., 15.,  0.,  0.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_bits", "_data", "_dim", "_mapping", "_owners", "_per_channel")
+    __slots__ = ("__weakref__", "_handle", "_owners", "_per_channel")
 
     def __init__(
         self,
@@ -85,79 +85,78 @@ class QuantizedTable:
         bits = _arguments.bits(bits)
         # A view of the table's own: nobody can reshape it under the table's feet.
         rows = _arguments.rows(data, "data").view()
-        dim = _arguments.dim(dim, rows.shape[1], bits)
+        row_layout = _arguments.layout(dim, rows.shape[1], bits)
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
         # All at once, so that arguments that are refused leave a table as it was.
-        self._data: NDArray[np.uint8] = rows
-        self._bits: int = bits
-        self._dim: int = dim
-        self._mapping: NDArray[np.int32] | None = mapping
+        self._set(_handle.TableHandle(rows, row_layout, mapping), None)
+
+    def _set(
+        self,
+        handle: _handle.TableHandle,
+        per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> None:
+        self._handle: _handle.TableHandle = handle
         # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
         # it would count no more than two, a view's and the call's own, and take that for nobody else.
-        self._owners = (rows.base, None if mapping is None else mapping.base)
+        self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
-        self._per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._per_channel = per_channel
+
+    @property
+    def _layout(self) -> layout.RowLayout:
+        return self._handle.layout
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        return self._data.view()
+        return self._handle.rows.view()
 
     @property
     def bits(self) -> int:
-        return self._bits
+        return self._layout.bits
 
     @property
     def dim(self) -> int:
-        return self._dim
+        return self._layout.dim
 
     @property
     def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
-        return None if self._mapping is None else self._mapping.view()
+        mapping = self._handle.mapping
+        return None if mapping is None else mapping.view()
 
     @property
     def num_rows(self) -> int:
-        return len(self._data)
+        return len(self._handle.rows)
 
     @property
     def num_embeddings(self) -> int:
-        return len(self._data if self._mapping is None else self._mapping)
+        return self._handle.num_embeddings
 
     @property
     def shape(self) -> tuple[int, int]:
-        return (self.num_embeddings, self._dim)
+        return (self.num_embeddings, self.dim)
 
     @property
     def row_bytes(self) -> int:
-        return int(self._data.shape[1])
+        return self._layout.row_bytes
 
     @property
     def nbytes(self) -> int:
-        return self._data.nbytes + (0 if self._mapping is None else self._mapping.nbytes)
-
-    def _tail(self) -> NDArray[np.float32]:
-        """Scale and bias of each stored row: (num_rows, 2)."""
-        size = _arguments.TAIL_BYTES[self._bits]
-        tail = np.ascontiguousarray(self._data[:, -size:])
-        return tail.view("<f4" if size == 8 else "<f2").reshape(-1, 2).astype(np.float32)
+        mapping = self._handle.mapping
+        return self._handle.rows.nbytes + (0 if mapping is None else mapping.nbytes)
 
     @property
     def scales(self) -> NDArray[np.float32]:
         """The scale of each stored row: float32, shape (num_rows,), decoded at each access."""
-        return self._tail()[:, 0].copy()
+        return self._layout.pairs(self._handle.rows)[:, 0].copy()
 
     @property
     def biases(self) -> NDArray[np.float32]:
         """The bias of each stored row: float32, shape (num_rows,), decoded at each access."""
-        return self._tail()[:, 1].copy()
+        return self._layout.pairs(self._handle.rows)[:, 1].copy()
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes of the stored rows, one a byte: uint8, shape (num_rows, dim), a copy."""
-        packed = self._data[:, : -_arguments.TAIL_BYTES[self._bits]]
-        if self._bits == 8:
-            return packed.copy()
-        shifts = np.arange(0, 8, self._bits, dtype=np.uint8)
-        codes = (packed[:, :, None] >> shifts) & np.uint8(2**self._bits - 1)
-        return np.ascontiguousarray(codes.reshape(self.num_rows, -1 if self.num_rows else self._dim)[:, : self._dim])
+        return self._layout.codes(self._handle.rows)
 
     def dequantize(
         self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
@@ -187,39 +186,47 @@ class QuantizedTable:
         >>> qembag.quantize(np.eye(3, dtype=np.float32)).dequantize([2]).round(6)
         array([[0., 0., 1.]], dtype=float32)
         """
-        if rows is None:
-            return self._look_up(None, out)
         return self._look_up(rows, out)
 
     def _look_up(self, rows: object, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        return look_up_rows(
-            self._data,
-            self._bits,
-            self._dim,
-            self._mapping,
-            rows,
-            out=out,
-            dequantize=True,
-            name="rows",
-        )
+        threads = _handle.get_thread_limit()
+        return look_up_rows(self._handle, True, rows, out=out, num_threads=threads, dequantize=True, name="rows")
 
     def __getitem__(self, item: Any) -> NDArray[np.float32]:
         """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
+        count = self.num_embeddings
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            number = _arguments.whole_number(item, "index")
+            if not -count <= number < count:
+                raise IndexError(f"index {_errors.shown(number)} is out of range for a table of {count} rows")
+            row = _handle.dequantized_row(self._handle, number % count)
+            return row if isinstance(row, np.ndarray) else self._look_up(number % count)
         if isinstance(item, tuple):
             raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
-        count = self.num_embeddings
         if isinstance(item, slice):
             start, stop, step = item.indices(count)
             # A longer step takes the first row alone too, and may be beyond int64.
             return self._look_up(np.arange(start, stop, min(max(step, -count - 1), count + 1)))
-        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
-            number = _arguments.whole_number(item, "index")
-            if not -count <= number < count:
-                raise IndexError(f"index {_arguments.shown(number)} is out of range for a table of {count} rows")
-            return self._look_up(number % count)
         if isinstance(item, np.ma.MaskedArray):
             raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
-        return self._look_up(np.arange(count)[item])
+        return self._look_up(self._numbers(item))
+
+    def _numbers(self, item: Any) -> NDArray[Any]:
+        """The rows that an index chooses, from 0, in time of its own size."""
+        count = self.num_embeddings
+        if isinstance(item, (list, np.ndarray)):
+            array = _arguments.as_array(item, "index")
+            if array.size == 0 and isinstance(item, list):
+                array = array.astype(np.int64)
+            if array.dtype.kind in "iu":
+                wrong = np.argwhere((array < -count) | (array >= count))
+                if len(wrong):
+                    number = array[tuple(wrong[0])]
+                    raise IndexError(f"index {number} is out of range for a table of {count} rows")
+                return np.where(array < 0, array + count, array).astype(np.int64)
+        # A mask, Ellipsis and the like: NumPy's own rules, over the numbers of all rows.
+        numbers: NDArray[Any] = np.arange(count)[item]
+        return numbers
 
     def __len__(self) -> int:
         return self.num_embeddings
@@ -234,15 +241,15 @@ class QuantizedTable:
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def __repr__(self) -> str:
-        rows = "" if self._mapping is None else f", num_rows={self.num_rows}"
+        rows = "" if self._handle.mapping is None else f", num_rows={self.num_rows}"
         return (
-            f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self._dim}, "
-            f"bits={self._bits}, nbytes={self.nbytes})"
+            f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self.dim}, "
+            f"bits={self.bits}, nbytes={self.nbytes})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        mapping = self._mapping if self._mapping is None else self._mapping.view()
-        return (_restore, (type(self), self._data.view(), self._bits, self._dim, mapping, self._per_channel))
+        parts = (self.data, self.bits, self.dim, self.compressed_indices_mapping)
+        return (_restore, (type(self), *parts, self._per_channel))
 
     def prune(self, keep: ArrayLike) -> QuantizedTable:
         """A table without some of the rows; logical numbers stay as they are.
@@ -275,12 +282,12 @@ class QuantizedTable:
         array = _arguments.integers(keep, "keep", or_mask=True)
         if array.dtype == np.bool_:
             if array.shape != (count,):
-                raise ValueError(f"keep must have shape ({count},) as a mask, got {_arguments.kind_of(array)}")
+                raise ValueError(f"keep must have shape ({count},) as a mask, got {_errors.kind_of(array)}")
             kept = array.copy()
         else:
             numbers = _arguments.plain_integers(array)
             if numbers.ndim != 1:
-                raise ValueError(f"keep must have 1 dimension, got {_arguments.kind_of(array)}")
+                raise ValueError(f"keep must have 1 dimension, got {_errors.kind_of(array)}")
             wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
             if wrong.size:
                 place = int(wrong[0])
@@ -288,16 +295,16 @@ class QuantizedTable:
             kept = np.zeros(count, dtype=np.bool_)
             kept[numbers] = True
         rows: NDArray[np.integer[Any]]
-        if self._mapping is None:
+        if self._handle.mapping is None:
             rows = np.flatnonzero(kept)
         else:
             # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
-            stored = _arguments.checked_mapping(self._mapping.copy(), self.num_rows)
+            stored = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
             kept &= stored >= 0
             rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return _restore(type(self), self._data[rows], self._bits, self._dim, mapping, None)
+        return _restore(type(self), self._handle.rows[rows], self.bits, self.dim, mapping, None)
 
 
 def _restore(
@@ -311,6 +318,8 @@ def _restore(
     """A table of its parts, whatever arguments a subclass takes."""
     checked = QuantizedTable(data, bits, dim=dim, compressed_indices_mapping=mapping)
     table = kind.__new__(kind)
-    table._data, table._bits, table._dim = checked._data, checked._bits, checked._dim
-    table._mapping, table._owners, table._per_channel = checked._mapping, checked._owners, per_channel
+    table._set(checked._handle, per_channel)
     return table
+
+
+_handle.register_table_class(QuantizedTable)

@@ -1,0 +1,229 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True, autotestdict=False
+"""The front door, compiled once for all levels: a table's handle, and the fast path of every lookup.
+
+A lookup whose arguments are already what the loops take goes from the public function to the loops and back in compiled
+code. Anything else goes to `_slow`, in Python, which converts it or explains what is wrong, and calls `look_up_bags` or
+`look_up_rows` below with what it made of it. Both ways end in `run`.
+"""
+
+import threading
+
+import numpy
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
+
+from loops cimport (
+    FINE, Layout, Lookup, Loops, MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, Quantize, read_index, read_offset, RowFault,
+    Signals, SUM, work_of,
+)
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    # That of cpython.exc raises at once.
+    int check_signals "PyErr_CheckSignals"() noexcept
+
+
+# ---- The level ----------------------------------------------------------------------------------------------------
+
+cdef object loops_owner = None
+cdef const Loops *loops = NULL
+# The limit that `set_num_threads` has set; 0 is OpenMP's.
+cdef int thread_limit = 0
+
+
+def use_loops(capsule):
+    """From here on lookups run in these loops, the `LOOPS` of a level's module."""
+    global loops_owner, loops
+    loops = <const Loops *> PyCapsule_GetPointer(capsule, "qembag loops")
+    loops_owner = capsule
+
+
+def max_threads():
+    """OpenMP's limit at this moment; 1 without OpenMP."""
+    return loops.max_threads()
+
+
+def set_thread_limit(int limit):
+    """For calls that do not name a number of threads; 0 for OpenMP's limit."""
+    global thread_limit
+    thread_limit = limit
+
+
+def get_thread_limit():
+    return thread_limit
+
+
+# ---- Tables -------------------------------------------------------------------------------------------------------
+
+cdef class LayoutFields:
+    """How a row is laid out, for the loops. `RowLayout` works it out; nothing else makes one."""
+
+    cdef Layout fields
+
+    def __cinit__(self, int bits, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start, Py_ssize_t codes_bytes,
+                  Py_ssize_t pairs_start, int pair_size, Py_ssize_t group_size):
+        # What the loops rely on to stay inside a row.
+        if (bits not in (8, 4, 2) or dim < 1 or codes_bytes != (dim - 1) // (8 // bits) + 1 or pair_size not in (4, 2)
+                or codes_start < 0 or codes_bytes > row_bytes - codes_start or pairs_start < 0
+                or 2 * pair_size > row_bytes - pairs_start):
+            raise ValueError("internal error: a layout that does not fit into its row")
+        self.fields.bits = bits
+        self.fields.dim = dim
+        self.fields.row_bytes = row_bytes
+        self.fields.codes_start = codes_start
+        self.fields.codes_bytes = codes_bytes
+        self.fields.pairs_start = pairs_start
+        self.fields.pair_size = pair_size
+        self.fields.group_size = group_size
+
+    @property
+    def bits(self):
+        return self.fields.bits
+
+    @property
+    def dim(self):
+        return self.fields.dim
+
+    @property
+    def row_bytes(self):
+        return self.fields.row_bytes
+
+    @property
+    def codes_start(self):
+        return self.fields.codes_start
+
+    @property
+    def codes_bytes(self):
+        return self.fields.codes_bytes
+
+    @property
+    def pairs_start(self):
+        return self.fields.pairs_start
+
+    @property
+    def pair_size(self):
+        return self.fields.pair_size
+
+    @property
+    def group_size(self):
+        return self.fields.group_size
+
+
+cdef struct Span:
+    size_t low
+    size_t high
+
+
+cdef class TableHandle:
+    """A table as the loops take it: rows and mapping as memoryviews, held for the table's life, and the row layout.
+
+    Nobody can reshape an array under a lookup's feet: shape, strides and address are those of when it was made.
+    """
+
+    cdef const uint8_t[:, :] row_view
+    cdef const int32_t[::1] mapping_view
+    cdef Lookup job             # the fields that are the table's
+    cdef Span rows_span
+    cdef Span mapping_span
+    cdef readonly object rows
+    cdef readonly object mapping
+    cdef readonly object layout
+
+    def __cinit__(self, rows not None, LayoutFields layout not None, mapping):
+        self.row_view = rows
+        self.rows = rows
+        self.mapping = mapping
+        self.layout = layout
+        self.job.layout = layout.fields
+        self.job.num_rows = self.row_view.shape[0]
+        if self.row_view.shape[1] != layout.fields.row_bytes:
+            raise ValueError("internal error: a layout of another row length")
+        # The strides of an array without elements say nothing: NumPy may make them 0.
+        if self.row_view.strides[1] != 1 and self.row_view.shape[0] > 0 and self.row_view.shape[1] > 1:
+            raise ValueError("internal error: rows whose bytes lie apart")
+        self.job.mapping = NULL
+        self.job.num_embeddings = self.job.num_rows
+        self.rows_span = span_of(rows)
+        if mapping is not None:
+            self.mapping_view = mapping
+            self.job.num_embeddings = self.mapping_view.shape[0]
+            # An empty mapping is a mapping too: no index is in its range.
+            self.job.mapping = <const volatile int32_t *> data_of(mapping)
+            self.mapping_span = span_of(mapping)
+
+    @property
+    def num_embeddings(self):
+        return self.job.num_embeddings
+
+
+# The class of `qembag.table`, which is made after this module.
+cdef object table_class = None
+
+
+def register_table_class(cls):
+    global table_class
+    table_class = cls
+
+
+cdef TableHandle handle_of(object table):
+    """A table's handle; None for what is no table."""
+    if type(table) is not table_class and not isinstance(table, table_class):
+        return None
+    handle = getattr(table, "_handle", None)
+    return handle if type(handle) is TableHandle else None
+
+
+include "recognize.pxi"
+include "run.pxi"
+include "lookups.pxi"
+include "operators.pxi"
+
+
+# ---- Quantizing ---------------------------------------------------------------------------------------------------
+
+NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
+
+
+def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
+             const float[:, ::1] bounds, bint greedy, int64_t num_bins, double ratio, int num_threads):
+    """Rows of floats into `out`; `bounds` are the minimum and maximum to use for each. None, or (what is wrong, row)."""
+    cdef const float[:, ::1] own_bounds = NO_BOUNDS if bounds is None else bounds
+    cdef Quantize job
+    cdef Py_ssize_t row = 0, first = 0, end, num_rows = weights.shape[0]
+    cdef double work = FIRST_PIECE, started = 0, row_work
+    cdef RowFault fault = FINE
+    cdef bint in_pieces
+    if (weights.shape[1] != layout.fields.dim or out.shape[1] != layout.fields.row_bytes or out.shape[0] != num_rows
+            or own_bounds.shape[1] != 2 or (bounds is not None and own_bounds.shape[0] != num_rows)):
+        raise ValueError("internal error: rows of another shape than the layout's")
+    job.layout = layout.fields
+    job.greedy = greedy
+    job.num_bins = <float> num_bins
+    # Not cut to a whole number, and with the ratio in double: so torch 2.13.0 has it.
+    job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))
+    # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
+    # lookup's row from memory.
+    row_work = (job.layout.dim + 64) * (2.0 * num_bins if greedy else 0.25)
+    in_pieces = num_rows * row_work > FIRST_PIECE and is_main_thread()
+    if in_pieces:
+        started = loops.clock()
+    while first < num_rows and fault == FINE:
+        end = num_rows
+        if in_pieces:
+            end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (num_rows - first))
+        with nogil:
+            fault = loops.quantize(&job, weights, own_bounds, out, first, end, num_threads, &row)
+        first = end
+        if first < num_rows and fault == FINE:
+            end_piece(&work, &started)
+    if fault == NO_MEMORY:
+        raise MemoryError
+    if fault != FINE:
+        return ("not finite" if fault == NOT_FINITE else "too wide", row)
+    return None

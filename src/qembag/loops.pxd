@@ -1,0 +1,111 @@
+"""What the front door (`_handle`) and the loops (`_kernels`, once a level) share: the jobs, and the functions of a level."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+
+cdef struct Layout:
+    # How a row is laid out. `layout.RowLayout` works it out; these are its fields.
+    int bits
+    int pair_size               # bytes of a scale, and of a bias: 4 (float32) or 2 (float16)
+    Py_ssize_t dim
+    Py_ssize_t row_bytes
+    Py_ssize_t codes_start
+    Py_ssize_t codes_bytes
+    Py_ssize_t pairs_start
+    Py_ssize_t group_size       # elements that share a scale and a bias
+
+
+cdef enum Mode:
+    SUM = 0
+    MEAN = 1
+    MAX = 2
+
+
+# What a long call in the main thread shares with its workers.
+cdef struct Signals:
+    bint has_raised             # a signal's handler has: all threads stop at their next look
+    double next_look            # in seconds of `clock`
+    void (*look)(volatile Signals *) noexcept nogil     # the loops know no Python
+
+
+cdef struct Lookup:
+    volatile Signals *signals   # NULL: a short call, or not in the main thread
+    Layout layout
+    Py_ssize_t num_rows
+    # Indices, offsets and mapping are the caller's, and another thread may write to them during the call. Each is read
+    # once where it is used, through a volatile pointer, and the value that was read is checked: without volatile the
+    # compiler may read again after the check.
+    const volatile int32_t *mapping     # NULL: not pruned
+    Py_ssize_t num_embeddings
+    # A size of 0 means that there is no such array: index i is row i; each bag has `bag_length` indices; no weights.
+    const uint8_t *indices
+    int index_size
+    Py_ssize_t num_indices
+    const uint8_t *offsets
+    int offset_size
+    Py_ssize_t num_offsets
+    Py_ssize_t bag_length
+    Py_ssize_t num_bags
+    const uint8_t *weights
+    int weight_size
+    int64_t padding_idx         # -1: none
+    Mode mode
+    uint8_t *out
+    Py_ssize_t out_stride
+    int out_size
+
+
+# Rows that could not be quantized.
+cdef enum RowFault:
+    FINE
+    NOT_FINITE      # a NaN or an infinity in the row
+    TOO_WIDE        # scale or bias overflow their type
+    NO_MEMORY
+
+
+cdef struct Quantize:
+    Layout layout
+    bint greedy
+    float num_bins
+    float kept_bins             # the search stops at this many of the bins
+
+
+cdef struct Loops:
+    # Whether offsets and indices are all in range, at a glance (0.1 ns an index). False where it takes a closer look.
+    bint (*is_in_range)(const Lookup *job) noexcept nogil
+    # Bags `first` to `end`, on up to so many threads. False where an index, an offset or a mapped row is out of range, or
+    # where a signal's handler has raised.
+    bint (*look_up)(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t first, Py_ssize_t end,
+                    int num_threads) noexcept nogil
+    # Rows `first` to `end`. The fault of the lowest row that has one, and which row.
+    RowFault (*quantize)(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
+                         uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, int num_threads,
+                         Py_ssize_t *row) noexcept nogil
+    int (*max_threads)() noexcept nogil
+    double (*clock)() noexcept nogil
+
+
+cdef inline int64_t read_index(const Lookup *job, Py_ssize_t position, int index_size) noexcept nogil:
+    if index_size == 8:
+        return (<const volatile int64_t *> job.indices)[position]
+    if index_size == 4:
+        return (<const volatile int32_t *> job.indices)[position]
+    return position
+
+
+cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogil:
+    """Where a bag starts; the one after the last starts at the end."""
+    if job.offset_size == 0:
+        return bag * job.bag_length
+    if bag >= job.num_offsets:
+        return job.num_indices
+    if job.offset_size == 8:
+        return (<const volatile int64_t *> job.offsets)[bag]
+    return (<const volatile int32_t *> job.offsets)[bag]
+
+
+cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    """What bags cost: rows times (dim + 64), the 64 for what a row costs whatever its dim. A bag's output counts as a
+    row. In double, where no difference of offsets overflows, whatever they hold."""
+    cdef double rows = <double> read_offset(job, end_bag) - <double> read_offset(job, first_bag)
+    return (rows + (end_bag - first_bag)) * (job.layout.dim + 64)

@@ -1,0 +1,203 @@
+# Part of _handle.pyx: arguments that the loops can take as they are.
+#
+# NumPy's C API recognizes arrays that come with a call: two of them in 41 ns, where acquiring a memoryview takes 235 ns
+# for each (CPython 3.11, limited API), more than all the rest of a small call.
+
+cdef bint is_plain(object array) noexcept:
+    """C-contiguous, aligned, of the host's byte order: memory that a loop may run over. Subclasses have ways of their
+    own (a mask, a fixed number of dimensions) and take the slow path."""
+    return cnp.PyArray_CheckExact(array) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+
+
+cdef int integer_size(object array) noexcept:
+    """4 or 8 for a plain array of int32 or int64, else 0."""
+    cdef int size
+    if is_plain(array) and cnp.PyArray_ISSIGNED(<cnp.ndarray> array):
+        size = cnp.PyArray_ITEMSIZE(<cnp.ndarray> array)
+        if size == 4 or size == 8:
+            return size
+    return 0
+
+
+cdef const uint8_t *data_of(object array) noexcept:
+    return <const uint8_t *> cnp.PyArray_DATA(<cnp.ndarray> array)
+
+
+cdef bint take_indices(Lookup *job, object indices) noexcept:
+    job.index_size = integer_size(indices)
+    if job.index_size == 0:
+        return False
+    job.indices = data_of(indices)
+    job.num_indices = cnp.PyArray_SIZE(<cnp.ndarray> indices)
+    return True
+
+
+cdef bint take_bags(Lookup *job, object indices, object offsets, bint include_last_offset) noexcept:
+    cdef int ndim = cnp.PyArray_NDIM(<cnp.ndarray> indices)
+    if offsets is None:
+        if ndim != 2:
+            return False
+        job.offset_size = 0
+        job.num_bags = cnp.PyArray_DIM(<cnp.ndarray> indices, 0)
+        job.bag_length = cnp.PyArray_DIM(<cnp.ndarray> indices, 1)
+        return True
+    job.offset_size = integer_size(offsets)
+    if ndim != 1 or job.offset_size == 0 or cnp.PyArray_NDIM(<cnp.ndarray> offsets) != 1:
+        return False
+    job.offsets = data_of(offsets)
+    job.num_offsets = cnp.PyArray_DIM(<cnp.ndarray> offsets, 0)
+    job.num_bags = job.num_offsets - include_last_offset
+    return job.num_bags >= 0
+
+
+cdef bint take_weights(Lookup *job, object weights, object indices) noexcept:
+    cdef int axis
+    job.weight_size = 0
+    if weights is None:
+        return True
+    if not is_plain(weights) or job.mode == MAX:
+        return False
+    if cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32:
+        job.weight_size = 4
+    elif cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT16:
+        job.weight_size = 2
+    else:
+        return False
+    job.weights = data_of(weights)
+    if cnp.PyArray_NDIM(<cnp.ndarray> weights) != cnp.PyArray_NDIM(<cnp.ndarray> indices):
+        return False
+    for axis in range(cnp.PyArray_NDIM(<cnp.ndarray> weights)):
+        if cnp.PyArray_DIM(<cnp.ndarray> weights, axis) != cnp.PyArray_DIM(<cnp.ndarray> indices, axis):
+            return False
+    return True
+
+
+# ---- Outputs ------------------------------------------------------------------------------------------------------
+
+cdef Span span_of(object array) noexcept:
+    """The addresses from an array's first byte to its last; all that there are where shape and strides reach beyond
+    them, as those of `as_strided` may."""
+    cdef Span span
+    cdef int axis
+    cdef Py_ssize_t steps, stride
+    cdef size_t reach
+    span.low = span.high = <size_t> data_of(array)
+    if cnp.PyArray_SIZE(<cnp.ndarray> array) > 0:
+        span.high += cnp.PyArray_ITEMSIZE(<cnp.ndarray> array)
+        for axis in range(cnp.PyArray_NDIM(<cnp.ndarray> array)):
+            steps = cnp.PyArray_DIM(<cnp.ndarray> array, axis) - 1
+            stride = cnp.PyArray_STRIDE(<cnp.ndarray> array, axis)
+            # In double first: less than this is exact as an integer, too.
+            if abs(<double> steps * <double> stride) >= <double> (SIZE_MAX // 4):
+                span.low, span.high = 0, SIZE_MAX
+                break
+            if stride < 0:
+                reach = <size_t> -(stride * steps)
+                span.low -= min(reach, span.low)
+            else:
+                reach = <size_t> (stride * steps)
+                span.high += min(reach, SIZE_MAX - span.high)
+    return span
+
+
+cdef bint may_overlap(Span a, Span b) noexcept:
+    return a.low < b.high and b.low < a.high
+
+
+cdef bint is_apart(object out, TableHandle handle, bint is_pruned, object indices, object offsets,
+                   object weights) noexcept:
+    """Whether an output shares no memory with an input, at a glance."""
+    cdef Span span = span_of(out)
+    if may_overlap(span, handle.rows_span) or (is_pruned and may_overlap(span, handle.mapping_span)):
+        return False
+    if indices is not None and may_overlap(span, span_of(indices)):
+        return False
+    if offsets is not None and may_overlap(span, span_of(offsets)):
+        return False
+    return weights is None or not may_overlap(span, span_of(weights))
+
+
+cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
+    """An output of the caller's: rows of `dim` floats, at any distance from each other but not overlapping."""
+    cdef cnp.ndarray array
+    cdef Py_ssize_t dim = job.layout.dim
+    if not cnp.PyArray_Check(out):
+        return False
+    array = <cnp.ndarray> out
+    if (cnp.PyArray_TYPE(array) != type_number or cnp.PyArray_NDIM(array) != 2
+            or not cnp.PyArray_ISWRITEABLE(array) or not cnp.PyArray_ISNOTSWAPPED(array)):
+        return False
+    if cnp.PyArray_DIM(array, 0) != job.num_bags or cnp.PyArray_DIM(array, 1) != dim:
+        return False
+    job.out_size = cnp.PyArray_ITEMSIZE(array)
+    # The stride of fewer than two rows can be any number, up to where addresses wrap around.
+    job.out_stride = cnp.PyArray_STRIDE(array, 0) if job.num_bags > 1 else 0
+    if dim > 1 and job.num_bags > 0 and cnp.PyArray_STRIDE(array, 1) != job.out_size:
+        return False
+    if job.num_bags > 1 and abs(<double> job.out_stride) < <double> dim * job.out_size:
+        return False
+    job.out = <uint8_t *> cnp.PyArray_DATA(array)
+    return True
+
+
+# ---- Options ------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    NOT_RECOGNIZED = -2
+
+MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
+cdef object FLOAT32 = numpy.float32
+cdef object FLOAT16 = numpy.float16
+
+
+cdef int mode_of(object mode) noexcept:
+    """The number of a mode's name."""
+    if type(mode) is str:
+        if mode == "sum":
+            return SUM
+        if mode == "mean":
+            return MEAN
+        if mode == "max":
+            return MAX
+    return NOT_RECOGNIZED
+
+
+cdef int half_of(object dtype, object out) noexcept:
+    """Whether the output is float16."""
+    if dtype is FLOAT32:
+        return False
+    if dtype is FLOAT16:
+        return True
+    if dtype is not None:
+        return NOT_RECOGNIZED
+    if out is None:
+        return False
+    if cnp.PyArray_CheckExact(out):
+        return cnp.PyArray_TYPE(<cnp.ndarray> out) == cnp.NPY_FLOAT16
+    return NOT_RECOGNIZED
+
+
+cdef int threads_of(object num_threads) except? -1:
+    """0 for OpenMP's limit."""
+    cdef int overflow
+    cdef long long number
+    if num_threads is None:
+        return thread_limit
+    if type(num_threads) is int:
+        number = PyLong_AsLongLongAndOverflow(num_threads, &overflow)
+        if overflow == 0 and 1 <= number < 1 << 31:
+            return <int> number
+    return NOT_RECOGNIZED
+
+
+cdef int64_t padding_of(object padding_idx, int64_t num_embeddings) except? -1:
+    """From the start; -1 for none."""
+    cdef int overflow
+    cdef long long number
+    if padding_idx is None:
+        return -1
+    if type(padding_idx) is int:
+        number = PyLong_AsLongLongAndOverflow(padding_idx, &overflow)
+        if overflow == 0 and -num_embeddings <= number < num_embeddings:
+            return number + num_embeddings if number < 0 else number
+    return NOT_RECOGNIZED
