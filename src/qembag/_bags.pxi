@@ -120,11 +120,11 @@ cdef inline void max_row(const codes *unused, block *acc, const uint8_t *row, co
         acc.group[k] = x if is_first else lanes_max(x, acc.group[k])
 
 
-cdef inline void read_tail(const codes *unused, const uint8_t *p, lanes *scale, lanes *bias) noexcept nogil:
+cdef inline void read_pair(const codes *unused, const uint8_t *p, lanes *scale, lanes *bias) noexcept nogil:
     if codes is codes_8bit:
-        read_tail_float(p, scale, bias)
+        read_pair_float(p, scale, bias)
     else:
-        read_tail_half(p, scale, bias)
+        read_pair_half(p, scale, bias)
 
 
 cdef inline Py_ssize_t element_of_group(const codes *unused, block *unused_too, const Part *part,
@@ -203,7 +203,7 @@ cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t e
     cdef Py_ssize_t position, num_rows = 0
     cdef int64_t index, row
     cdef bint is_padding
-    if rarely(start % ROWS_A_LOOK < GATHERED) and not may_go_on(job):
+    if unlikely(start % ROWS_A_LOOK < GATHERED) and not may_go_on(job):
         return False
     gathered.num_absent = 0
     for position in range(start, stop):
@@ -212,10 +212,10 @@ cdef bint gather(const Lookup *job, Py_ssize_t start, Py_ssize_t stop, int64_t e
         index = row = read_index(job, position)
         is_padding = (index == job.padding_idx) & (index >= 0)
         if job.mapping != NULL:
-            if rarely(not 0 <= index < job.num_embeddings):
+            if unlikely(not 0 <= index < job.num_embeddings):
                 return False
             row = job.mapping[index]
-        if rarely(not (-1 if job.mapping != NULL else 0) <= row < job.num_rows) and not is_padding:
+        if unlikely(not (-1 if job.mapping != NULL else 0) <= row < job.num_rows) and not is_padding:
             return False
         gathered.row[num_rows] = job.rows + row * job.row_stride
         gathered.weight[num_rows] = read_weight(job, position) if job.weight_size != 0 else 1
@@ -233,16 +233,16 @@ cdef inline bint take_row(const codes *unused, kind *unused_too, block *acc, con
     cdef int64_t number
     cdef const uint8_t *row
     cdef lanes scale, bias, weight
-    if not rarely(position >= part.last_prefetched):
+    if not unlikely(position >= part.last_prefetched):
         number = plain_index[kind](job, NULL, position + part.prefetch_distance)
-        if not rarely(<uint64_t> number >= part.num_rows):
+        if not unlikely(<uint64_t> number >= part.num_rows):
             prefetch_row(part.rows + number * part.row_stride, part.first_byte, part.num_bytes, part.tail_byte,
                          is_near)
     number = plain_index[kind](job, NULL, position)
-    if rarely(<uint64_t> number >= part.num_rows):
+    if unlikely(<uint64_t> number >= part.num_rows):
         return False
     row = part.rows + number * part.row_stride
-    read_tail[codes](NULL, row + part.codes_bytes, &scale, &bias)
+    read_pair[codes](NULL, row + part.codes_bytes, &scale, &bias)
     if kind is weighted_int32 or kind is weighted_int64:
         weight = lanes_broadcast(read_weight(job, position))
         scale = lanes_mul(scale, weight)
@@ -261,7 +261,7 @@ cdef inline void finish_bag(const codes *unused, block *acc, const Lookup *job, 
                             bint is_mean, Py_ssize_t count) noexcept nogil:
     cdef lanes share
     cdef Py_ssize_t k
-    if rarely(is_mean) and count > 0:
+    if unlikely(is_mean) and count > 0:
         share = lanes_broadcast(<float> 1.0 / <float> count)
         for k in range(<Py_ssize_t> (sizeof(block) // sizeof(lanes))):
             acc.group[k] = lanes_mul(acc.group[k], share)
@@ -321,21 +321,21 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
         while job.pair_bags and bag + 2 <= end_bag:
             middle = read_offset(job, bag + 1)
             stop = read_offset(job, bag + 2)
-            if rarely(not start <= middle <= stop <= num_indices):
+            if unlikely(not start <= middle <= stop <= num_indices):
                 return False
             set_zero[block](&acc)
             set_zero[block](&other)
             count = min(middle - start, stop - middle)
             for k in range(count):
-                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, start + k)):
+                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, start + k)):
                     return False
-                if rarely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, middle + k)):
+                if unlikely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, middle + k)):
                     return False
             for position in range(start + count, middle):
-                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
+                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
                     return False
             for position in range(middle + count, stop):
-                if rarely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, position)):
+                if unlikely(not take_row[codes, kind, block](NULL, NULL, &other, job, &part, position)):
                     return False
             finish_bag[codes, block](NULL, &acc, job, &part, out, is_mean, middle - start)
             finish_bag[codes, block](NULL, &other, job, &part, out + out_stride, is_mean, stop - middle)
@@ -346,7 +346,7 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
     position = start
     while bag < end_bag:
         stop = read_offset(job, bag + 1)
-        if rarely(not start <= stop <= num_indices):
+        if unlikely(not start <= stop <= num_indices):
             return False
         set_zero[block](&acc)
         count = stop - start
@@ -358,7 +358,7 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
                 count -= gathered.num_absent
                 for k in range(gathered.num_rows):
                     row = gathered.row[k]
-                    read_tail[codes](NULL, row + part.codes_bytes, &scale, &bias)
+                    read_pair[codes](NULL, row + part.codes_bytes, &scale, &bias)
                     if job.mode == MAX:
                         max_row[codes, block](NULL, &acc, row, &part, scale, bias, is_first)
                         is_first = False
@@ -369,7 +369,7 @@ cdef bint look_up(const codes *unused, kind *unused_too, block *unused_as_well, 
                 start = min(start + GATHERED, stop)
         else:
             while position < stop:
-                if rarely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
+                if unlikely(not take_row[codes, kind, block](NULL, NULL, &acc, job, &part, position)):
                     return False
                 position += 1
         finish_bag[codes, block](NULL, &acc, job, &part, out, is_mean, count)

@@ -70,8 +70,8 @@ cdef extern from "lanes.h" nogil:
     void unpack_quad_8bit(const uint8_t *, lanes *)
     void unpack_quad_8bit_by_loads(const uint8_t *, lanes *)
     void unpack_quad_2bit(const uint8_t *, lanes *)
-    void read_tail_float(const uint8_t *, lanes *, lanes *)
-    void read_tail_half(const uint8_t *, lanes *, lanes *)
+    void read_pair_float(const uint8_t *, lanes *, lanes *)
+    void read_pair_half(const uint8_t *, lanes *, lanes *)
     lanes lanes_min(lanes, lanes)
     lanes lanes_sub(lanes, lanes)
     lanes lanes_div(lanes, lanes)
@@ -80,10 +80,10 @@ cdef extern from "lanes.h" nogil:
     lanes lanes_through_half(lanes)
     void lanes_store_half(uint16_t *, lanes)
     bint lanes_all_finite(lanes)
-    void four_leasts(float *, lanes)
-    void four_greatests(float *, lanes)
-    lanes leasts_of_fours(const float *)
-    lanes greatests_of_fours(const float *)
+    void fold_min(float *, lanes)
+    void fold_max(float *, lanes)
+    lanes min_of_4(const float *)
+    lanes max_of_4(const float *)
     lanes lanes_load_part(const float *, Py_ssize_t, lanes)
     void pack_8bit(uint8_t *, lanes)
     void pack_4bit(uint8_t *, lanes)
@@ -97,8 +97,9 @@ cdef extern from "lanes.h" nogil:
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
     void prefetch(const uint8_t *, bint)
-    bint rarely(bint)
+    bint unlikely "lanes_unlikely"(bint)
 
+cdef extern from "lanes_fused_types.h" nogil:
     ctypedef struct codes_8bit:
         pass
     ctypedef struct codes_4bit:

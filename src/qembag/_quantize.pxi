@@ -168,12 +168,12 @@ cdef Py_ssize_t quantize_block(codes *unused, const Quantize *job, Py_ssize_t fi
                 minima = lanes_min(minima, x)
                 maxima = lanes_max(maxima, x)
                 sums = lanes_add(sums, x)
-        four_leasts(lows + 4 * number, minima)
-        four_greatests(highs + 4 * number, maxima)
+        fold_min(lows + 4 * number, minima)
+        fold_max(highs + 4 * number, maxima)
     for i in range(4 * count, 4 * BLOCK_ROWS):
         lows[i] = highs[i] = 0
-    low = leasts_of_fours(lows)
-    high = greatests_of_fours(highs)
+    low = min_of_4(lows)
+    high = max_of_4(highs)
     # No sum with an infinity or a NaN in it is finite. One of large numbers may not be either.
     if not lanes_all_finite(sums):
         for number in range(count):
