@@ -43,8 +43,8 @@
  *   lanes_in_order_quad(x)                           x[k] becomes elements 16k to 16k + 15
  *   read_pair_float, read_pair_half(p, &scale, &bias)    reads 8, 4 bytes
  *
- *   pack_8bit, pack_4bit, pack_2bit(p, x)    a group, of values up to the largest code: rounds to nearest, ties to even;
- *                                            negative values and NaN give 0
+ *   pack_8bit, pack_4bit, pack_2bit(p, x)    a group, of values up to the largest code: rounds to nearest, ties to
+ *                                            even; negative values and NaN give 0
  *   pack_four_8bit, pack_four_4bit, pack_four_2bit(p, a, b, c, d)    four groups
  *   fold_min, fold_max(p, x)             four floats, whose min or max is that of the lanes
  *   min_of_4, max_of_4(p)                of sixteen times four floats, the min or max of each four
