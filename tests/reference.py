@@ -1,7 +1,7 @@
-"""The oracle: what a lookup and a quantizer must return, written to be believed, not to be fast.
+"""The oracle: what a lookup and a quantizer must return. Written to be obviously right, not fast.
 
-Nothing here is shared with the package: rows are taken apart byte by byte, and each rounding is explicit. Sums run row
-by row in plain Python; only the elements of a row go together, through NumPy.
+It shares no code with the package. It unpacks rows byte by byte, and each rounding is explicit. Sums run row by row in
+plain Python; only the elements of one row are computed together, by NumPy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def round_to_float32(exact: Fraction) -> np.float32:
         guess = np.float32(float(exact)) if abs(exact) < 2**129 else np.float32(np.inf if exact > 0 else -np.inf)
     largest = np.finfo(np.float32).max
     if np.isinf(guess):
-        # Halfway between the largest and the number that would follow it, and beyond, is infinity.
+        # From halfway between the largest float and the next power of two on, the result is infinity.
         if abs(exact) >= Fraction(float(largest)) + Fraction(2) ** 103:
             return guess
         return np.copysign(largest, guess)
@@ -33,7 +33,7 @@ def round_to_float32(exact: Fraction) -> np.float32:
 
 
 def fma_exactly(a: float, b: float, c: float) -> np.float32:
-    """The product plus c, rounded once, by rational arithmetic, for finite numbers; an exact zero is positive unless all is -0."""
+    """The finite a * b + c, rounded once, by rational arithmetic. An exact zero gets the sign that IEEE 754 gives."""
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
     if exact == 0:
         with np.errstate(all="ignore"):
@@ -42,8 +42,8 @@ def fma_exactly(a: float, b: float, c: float) -> np.float32:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The same for whole arrays: in float64 the product of two float32 is exact; the sum is rounded to odd, and then
-    rounding it to float32 gives what one rounding gives. `test_reference` compares it with `fma_exactly`."""
+    """The same for arrays. In float64 the product of two float32 is exact. The sum is rounded to odd, so that rounding
+    it to float32 gives the result of one rounding. `test_reference` compares this with `fma_exactly`."""
     with np.errstate(all="ignore"):
         product = a.astype(np.float64) * b.astype(np.float64)
         addend = np.broadcast_to(c, product.shape).astype(np.float64)
@@ -130,7 +130,7 @@ def embedding_bag(
         return result.astype(np.float16) if half else result
 
 
-# ---- Quantizing --------------------------------------------------------------------------------------------------------
+# ---- Quantizing -----------------------------------------------------------------------------------------------------
 
 
 def _pack(codes: np.ndarray, bits: int, scale: np.float32, bias: np.float32) -> bytes:
@@ -194,7 +194,7 @@ def _greedy_bounds(
         codes = np.clip(np.rint((row - bias) * inverse), 0, np.float32(top))
         error = row - (codes * scale + bias)
         norm = np.float32(0)
-        for square in error * error:  # one after the other: the order of the additions shows in the bytes
+        for square in error * error:  # in order: the bytes depend on the order of the additions
             norm = norm + square
         return np.sqrt(norm)
 
@@ -208,6 +208,6 @@ def _greedy_bounds(
             best, found = last, (low, high)
         moved, loss_there = ((low + step, high), raised) if raised < lowered else ((low, high - step), lowered)
         if moved == (low, high):
-            break  # the step is lost in rounding: the reference goes on for ever, and finds no better pair
+            break  # rounding loses the step: PyTorch loops forever here, and finds no better pair
         (low, high), last = moved, loss_there
     return found

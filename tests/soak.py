@@ -1,14 +1,14 @@
-"""Load from many threads for a while: every answer is compared, memory is watched, throughput is measured.
+"""Load from many threads: compares every answer, watches memory, measures throughput.
 
     python tests/soak.py [SECONDS] [THREADS]
 
-First all the threads' calls a second against those of one thread alone, each call with two OpenMP threads and no
-comparison; then, for as long as said, random requests whose answers are known. Prints one JSON object; ends with status 1
-after a wrong answer or an error. `test_soak.py` runs it for a minute.
+First it compares the calls per second of all threads with those of one thread; each call uses two OpenMP threads, and
+answers are not compared. Then it makes random requests with known answers for SECONDS. Prints one JSON object. Exits
+with status 1 after a wrong answer or an error. `test_soak.py` runs it for a minute.
 
-What is resident is what a server's operator sees, and settles for minutes: malloc has an arena for each few threads, and
-each grows to the most that was ever under way in it. What is allocated when the threads have ended shows a leak, however
-small.
+Resident memory is what the operator of a server sees. It takes minutes to settle: malloc has an arena for every few
+threads, and each arena grows to the most that was ever in use in it. Allocated memory after the threads have ended
+shows any leak, however small.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Mallinfo(ctypes.Structure):
 
 
 def allocated() -> dict[str, int]:
-    """Bytes that malloc has given out, where the C library tells, and Python's own blocks."""
+    """Python's own blocks, and the bytes that malloc has handed out, if the C library reports them."""
     gc.collect()
     counts = {"blocks": sys.getallocatedblocks()}
     library = ctypes.CDLL(None)
@@ -58,7 +58,7 @@ def allocated() -> dict[str, int]:
 
 
 def requests(rng: np.random.Generator) -> list[Request]:
-    """Of all sizes and kinds, each with its answer, which one thread gave."""
+    """Requests of all sizes and kinds, each with its answer, computed by one thread."""
     made: list[Request] = []
     for bits, dim in ((8, 128), (4, 64), (2, 300), (8, 20)):
         table = qembag.quantize(rng.normal(size=(5000, dim)).astype(np.float32), bits)
@@ -79,7 +79,7 @@ def requests(rng: np.random.Generator) -> list[Request]:
 
 
 class Crew:
-    """Threads that repeat something until told to stop; what they count and what goes wrong."""
+    """Threads that repeat `work` until stopped. Counts the calls and keeps the errors."""
 
     def __init__(self, count: int, work: Callable[[np.random.Generator], None]) -> None:
         self.calls = [0] * count
@@ -93,13 +93,13 @@ class Crew:
         while not self.stop.is_set():
             try:
                 work(rng)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is what a soak looks for
+            except Exception as error:  # noqa: BLE001 - a soak looks for any error
                 self.faults.append(repr(error))
                 self.stop.set()
             self.calls[number] += 1
 
     def run(self, seconds: float, watch: Callable[[], None] = lambda: None) -> float:
-        """Calls a second."""
+        """Run for `seconds`, and return the calls per second."""
         for thread in self.threads:
             thread.start()
         start = time.perf_counter()
@@ -115,7 +115,7 @@ class Crew:
 
 
 def throughput(num_threads: int, seconds: float) -> dict[str, float]:
-    """Medians of alternated rounds: calls a second of one thread and of many, in calls of about 100 us and of 5 us."""
+    """Calls per second of many threads over those of one, for calls of about 100 us and 5 us: medians of 5 rounds."""
     rng = np.random.default_rng(1)
     table = qembag.quantize(rng.normal(size=(2000, 128)).astype(np.float32))
     ratios = {}
@@ -140,12 +140,12 @@ def soak(num_threads: int, seconds: float) -> dict[str, Any]:
         if not np.array_equal(answer, expected) or (out is not None and answer is not out):
             raise AssertionError(f"a wrong answer of {call.__name__}, {named}")
 
-    Crew(num_threads, work).run(min(seconds / 10, 5))  # what is made once is made before the first count
+    Crew(num_threads, work).run(min(seconds / 10, 5))  # warm up: one-time allocations happen before the first count
     crew, resident = Crew(num_threads, work), array.array("q")
     before = allocated()
     rate = crew.run(seconds, lambda: resident.append(resident_bytes()))
     after = allocated()
-    # What is resident goes up and down by the outputs that are under way, so medians are compared.
+    # Resident memory varies with the outputs in use, so compare medians.
     quarters = [round(float(np.median(part)) / 1e6, 1) for part in np.array_split(resident or [0], 4) if len(part)]
     return {
         "calls": sum(crew.calls),

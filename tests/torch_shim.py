@@ -1,8 +1,8 @@
-"""Puts `qembag.ops` in the place of PyTorch's quantized embedding operators, to run PyTorch's own tests over ours.
+"""Replaces PyTorch's quantized embedding operators with `qembag.ops`, to run PyTorch's own tests on them.
 
-`apply` replaces attributes of ``torch.ops.quantized``; whoever looks an operator up there gets ours. Tensors go in
-without a copy and come out as new, writeable tensors; a packed object is a `QuantizedTable`. As a program, it runs the
-class TestQuantizedEmbeddingOps of a file, and prints as its last line what ran and which operators were called:
+`apply` replaces attributes of ``torch.ops.quantized``. Tensors are passed without a copy, and results are new,
+writeable tensors. A packed object is a `QuantizedTable`. As a program, it runs the class TestQuantizedEmbeddingOps of a
+file. Its last line of output says which tests ran and which operators were called:
 
     python torch_shim.py .../test_quantized_op.py
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TEST_CLASS = "TestQuantizedEmbeddingOps"
 WIDTHS = ("byte", "4bit", "2bit")
-# Tensors, numbers and packed objects in, one tensor out, with the reference's own arguments.
+# These take tensors, numbers and packed objects, and return one tensor; their arguments are PyTorch's own.
 PLAIN_OPERATORS = [
     *(f"embedding_bag_{width}_rowwise_offsets" for width in WIDTHS),
     *(f"embedding_bag_{width}_prepack" for width in WIDTHS),
@@ -42,7 +42,7 @@ PLAIN_OPERATORS = [
 
 
 def array_of(value: Any) -> Any:
-    """A tensor's memory as an array; anything else as it is."""
+    """An array over a tensor's memory; any other value unchanged."""
     return value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
@@ -57,11 +57,11 @@ def plain_operator(name: str) -> Callable[..., torch.Tensor]:
 
 
 def prepack(weight: torch.Tensor) -> QuantizedTable:
-    """A packed table of a per-channel quantized tensor."""
+    """Pack a tensor that is quantized per channel."""
     codes = weight.int_repr().numpy()
     bits = {torch.quint8: 8, torch.quint4x2: 4}[weight.dtype]
     if bits == 4:
-        # `int_repr` holds two codes a byte, the lower half first, in as many bytes as that takes.
+        # `int_repr` holds two codes per byte, the low half first, and only as many bytes as they take.
         packed = codes.reshape(-1)[: weight.numel() // 2]
         codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(tuple(weight.shape))
     scales, zero_points = weight.q_per_channel_scales().numpy(), weight.q_per_channel_zero_points().numpy()
@@ -69,7 +69,7 @@ def prepack(weight: torch.Tensor) -> QuantizedTable:
 
 
 def unpack(packed: QuantizedTable) -> torch.Tensor:
-    """The quantized tensor that a packed table was made of."""
+    """The quantized tensor that a packed table was made from."""
     codes, scales, zero_points = (torch.from_numpy(part) for part in ops.embedding_bag_unpack(packed))
     values = (codes - zero_points[:, None]) * scales[:, None]
     kind = {8: torch.quint8, 4: torch.quint4x2}[packed.bits]
@@ -79,7 +79,7 @@ def unpack(packed: QuantizedTable) -> torch.Tensor:
 
 
 def apply() -> Counter[str]:
-    """Replace the operators; the result counts the calls of each from now on."""
+    """Replace the operators. The returned counter counts the calls of each."""
     calls: Counter[str] = Counter()
 
     def counted(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,19 +1,19 @@
-"""The `qembag` command: what this installation is, and a lookup measured from end to end."""
+"""The `qembag` command: describes this installation, and measures lookups from end to end."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import platform
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
 from ._runtime import show_config
+from ._table_file import load_table
 from .lookup import embedding_bag
 from .quantize import quantize
 
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_SHAPE = (200_000, 64)
-# A median settles within 30 rounds; a table or a batch too large for that many in 3 seconds gets fewer.
-MOST_ROUNDS, LEAST_ROUNDS, ENOUGH_SECONDS = 30, 3, 3.0
-FLOAT_TENSORS = {"F16", "F32", "F64"}
+# The median is stable within 30 rounds. Large tables and batches get fewer, so that the demo takes about 3 seconds.
+MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
 
 
 class Batch(NamedTuple):
-    """Bags as `embedding_bag` takes them, without an end of the last one."""
+    """Bags as `embedding_bag` takes them; the offsets do not include the end of the last bag."""
 
     indices: NDArray[np.int64]
     offsets: NDArray[np.int64]
 
 
 class Contender(NamedTuple):
-    """One line of the demo: a table, and how a batch is looked up in it."""
+    """One line of the demo: a table, and how to look up a batch in it."""
 
     name: str
     nbytes: int
@@ -49,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments, of the process if not given.
+        Arguments; those of the process if not given.
 
     Returns
     -------
     int
-        Exit status: 0, or 1 if nobody reads the output to its end.
+        Exit status: 0, or 1 if the reader closes the output early.
 
     Raises
     ------
     SystemExit
-        With status 2 and one line on stderr, if the user asked for what cannot be done.
+        With status 2 and one line on stderr, if the arguments are wrong or the demo cannot run.
 
     Examples
     --------
@@ -80,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # as in `qembag demo | head -1`
-        # Python flushes once more as it exits, and would complain there.
+        # Python flushes again at exit, and would report the error there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
@@ -111,7 +110,7 @@ def command_line() -> argparse.ArgumentParser:
     demo.add_argument("--tensor", metavar="NAME", help="which tensor of a .safetensors file")
     demo.add_argument("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
     demo.add_argument("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
-    # One, as NumPy has: a fair comparison, and steady where other processes want the cores.
+    # One thread, like NumPy: a fair comparison, and stable when other processes use the cores.
     demo.add_argument("--threads", metavar="N", type=count, default=1, help="of a lookup (default: %(default)s)")
     demo.add_argument("--seed", metavar="N", type=seed, default=0, help="of the traffic (default: %(default)s)")
     return parser
@@ -125,13 +124,13 @@ def seed(text: str) -> int:
     return whole_number(text, 0)
 
 
-def whole_number(text: str, least: int) -> int:
+def whole_number(text: str, minimum: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        number = minimum - 1
+    if number < minimum:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text!r}")
     return number
 
 
@@ -153,7 +152,7 @@ def describe_installation() -> str:
 
 
 def demo(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> str:
-    """Float32 and quantized tables compared on the same bags: a plain-text table and its caption."""
+    """Compare float32 and quantized tables on the same bags: returns a plain-text table and its caption."""
     rng = np.random.default_rng(options.seed)
     try:
         if options.table is not None:
@@ -194,22 +193,22 @@ def demo(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> str:
 
 
 def make_table(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Normal rows, most scales within a factor of three of each other."""
+    """Rows from a normal distribution; most of their scales are within a factor of three of each other."""
     scales = np.exp(rng.normal(scale=0.5, size=(DEFAULT_SHAPE[0], 1))).astype(np.float32)
     return rng.standard_normal(DEFAULT_SHAPE, dtype=np.float32) * scales
 
 
 def traffic(rng: np.random.Generator, num_rows: int, num_bags: int, mean_length: int) -> Callable[[], Batch]:
-    """A maker of batches: skewed over rows as words and clicks are, the popular ones scattered over the table.
+    """Return a function that draws batches. Rows are skewed like words and clicks; popular ones are scattered.
 
-    The row of popularity rank r comes with a probability of ``log(1 + 1 / r) / log(num_rows + 1)``: Zipf's law.
+    The row of popularity rank r has a probability of ``log(1 + 1 / r) / log(num_rows + 1)``: Zipf's law.
     """
     row_of_rank = rng.permutation(num_rows)
 
     def draw() -> Batch:
         lengths = rng.integers(1, 2 * mean_length, num_bags)
         ranks = (num_rows + 1) ** rng.random(lengths.sum())
-        # Rounding can take a power to its limit, num_rows + 1.
+        # Rounding can make a power equal its limit, num_rows + 1.
         indices = row_of_rank[np.minimum(ranks.astype(np.int64), num_rows) - 1]
         return Batch(indices, np.cumsum(lengths) - lengths)
 
@@ -217,7 +216,7 @@ def traffic(rng: np.random.Generator, num_rows: int, num_bags: int, mean_length:
 
 
 def look_up_floats(weights: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
-    """Plain NumPy's sums, bag by bag: 2 to 3 times as fast as one `np.add.reduceat` over all rows (50 a bag)."""
+    """Sums by plain NumPy, bag by bag: with 50 rows a bag 2 to 3 times as fast as one `np.add.reduceat`."""
     sums = np.empty((len(batch.offsets), weights.shape[1]), dtype=np.float32)
     ends = [*batch.offsets[1:].tolist(), len(batch.indices)]
     for bag, (start, end) in enumerate(zip(batch.offsets.tolist(), ends, strict=True)):
@@ -235,13 +234,13 @@ def quantized(weights: NDArray[np.float32], bits: int, num_threads: int) -> Cont
 
 
 def time_rounds(contenders: list[Contender], draw: Callable[[], Batch], rng: np.random.Generator) -> list[list[float]]:
-    """Seconds of each contender on a fresh batch, round by round."""
+    """For each round, the seconds of each contender on a fresh batch."""
     rounds: list[list[float]] = []
-    end = time.perf_counter() + ENOUGH_SECONDS
-    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+    end = time.perf_counter() + MAX_SECONDS
+    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
         batch = draw()
         seconds = [0.0] * len(contenders)
-        # In an order of its own, so that no one always finds the caches as the same other left them.
+        # In random order: otherwise each contender would always run with the caches that the same other one left.
         for number in rng.permutation(len(contenders)):
             start = time.perf_counter()
             contenders[number].look_up(batch)
@@ -251,13 +250,13 @@ def time_rounds(contenders: list[Contender], draw: Callable[[], Batch], rng: np.
 
 
 def relative_error(vectors: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    """Root of the sum of squared errors over the sum of squares; nan where all is zero."""
+    """Root of the sum of squared errors over the sum of squares; nan if all sums are zero."""
     size = np.linalg.norm(exact.astype(np.float64))
     return float(np.linalg.norm(vectors.astype(np.float64) - exact) / size) if size else np.nan
 
 
 def worst_cosine(vectors: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    """The least of a bag with its exact sum; nan where each exact sum is zero, which has no direction."""
+    """The min over bags of the cosine with the exact sum. Zero sums have no direction; nan if all are zero."""
     kept = exact.any(axis=1)
     a, b = vectors[kept].astype(np.float64), exact[kept].astype(np.float64)
     sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -293,73 +292,3 @@ def caption(options: argparse.Namespace, weights: NDArray[np.float32], num_round
         f"Quantized: qembag {config['version']}, {config['level']}, threads: {options.threads}. "
         f"float32: NumPy {np.__version__}, bag by bag, threads: 1. Python {platform.python_version()}."
     )
-
-
-# ---- A table from a file -------------------------------------------------------------------------------------------
-
-
-def load_table(path: Path, tensor: str | None) -> NDArray[np.float32]:
-    """The table of a .npy or a .safetensors file, in float32.
-
-    Raises
-    ------
-    ImportError, OSError, ValueError
-        If safetensors is missing; if the file cannot be read; if it holds no table of floats.
-    """
-    if path.suffix == ".safetensors":
-        array = load_safetensors(path, tensor)
-    elif path.suffix != ".npy":
-        raise ValueError("the table must be a .npy or a .safetensors file")
-    elif tensor is not None:
-        raise ValueError("--tensor must come with a .safetensors file")
-    else:
-        array = map_npy(path)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ValueError(f"the table must hold float16, float32 or float64, got {array.dtype}")
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"the table must have 2 dimensions (rows, dim) and be not empty, got shape {array.shape}")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, which `quantize` reports
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def map_npy(path: Path) -> NDArray[Any]:
-    """Mapped, so that a float32 table larger than memory can be quantized and looked up. No pickle is ever read."""
-    try:
-        # The product of a shape that is a lie may overflow, which NumPy finds out a step later.
-        with np.errstate(over="ignore"):
-            return np.lib.format.open_memmap(path, mode="r")
-    except (MemoryError, OSError, ValueError):
-        raise
-    except Exception as error:  # noqa: BLE001 (of Python's parser, say, which reads the header)
-        raise ValueError(f"not a readable .npy file: {type(error).__name__}: {error}") from None
-
-
-def load_safetensors(path: Path, name: str | None) -> NDArray[Any]:
-    try:
-        # By name, since type checkers should not need the extra either.
-        safetensors = importlib.import_module("safetensors")
-    except ImportError:
-        raise ImportError("reading it needs the safetensors package: pip install 'qembag[safetensors]'") from None
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            shapes = {key: file.get_slice(key).get_shape() for key in kinds}
-            if name is None:
-                name = only_table([key for key in kinds if len(shapes[key]) == 2 and "F" in kinds[key]])
-            elif name not in kinds:
-                raise ValueError(f"there is no tensor {name!r}; there are: {', '.join(sorted(kinds))}")
-            if kinds[name] not in FLOAT_TENSORS:
-                raise ValueError(
-                    f"tensor {name!r} is {kinds[name]}: must be F16, F32 or F64 (BF16 and F8 are not types of NumPy's)"
-                )
-            array: NDArray[Any] = file.get_tensor(name)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"not a readable .safetensors file: {error}") from None
-    return array
-
-
-def only_table(names: list[str]) -> str:
-    if len(names) != 1:
-        found = f"choose one with --tensor: {', '.join(sorted(names))}" if names else "there is none"
-        raise ValueError(f"the file must hold one 2-D float tensor; {found}")
-    return names[0]

@@ -1,5 +1,6 @@
-/* What this processor and its operating system can run. A level's list here is the list of its compiler flags in
- * CMakeLists.txt: a feature missing from one of them is an illegal instruction on somebody's machine. */
+/* What this processor and its operating system can run. Each level tests for the features of its compiler flags in
+ * CMakeLists.txt. Keep the two lists equal: a feature that is compiled in but not tested for is an illegal instruction
+ * on some machine. */
 #ifndef QEMBAG_CPU_H
 #define QEMBAG_CPU_H
 
@@ -51,7 +52,7 @@ static inline int cpu_level(void)
 {
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, fma = 1u << 12, f16c = 1u << 29;
     const uint32_t avx2 = 1u << 5, avx512f = 1u << 16, avx512dq = 1u << 17, avx512bw = 1u << 30, avx512vl = 1u << 31;
-    /* The registers that the system saves: xmm and ymm; then the mask registers and both parts of zmm. */
+    /* Register state that the system saves: xmm and ymm; for AVX-512 also the mask registers and both parts of zmm. */
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
     uint32_t first[4], extended[4];
 

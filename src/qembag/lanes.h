@@ -35,14 +35,16 @@
  *   lanes_all_finite(x)
  *
  *   unpack_8bit, unpack_4bit, unpack_2bit(p)         a group: reads 16, 8, 4 bytes
- *   unpack_8bit_short, unpack_4bit_short(p)          half a group: reads 8, 4 bytes; the other lanes are unspecified
+ *   unpack_8bit_short, unpack_4bit_short(p)          for rows shorter than a group: reads 8, 4 bytes; the other
+ *                                                    lanes are unspecified
  *   lanes_in_order_4bit(x)                           unpack_4bit may leave the lanes in another order: undoes it
  *   unpack_quad_8bit, unpack_quad_2bit(p, x)         a quad: reads 64, 16 bytes
  *   unpack_quad_8bit_by_loads(p, x)                  the same, but reads 66 bytes
  *   lanes_in_order_quad(x)                           x[k] becomes elements 16k to 16k + 15
  *   read_pair_float, read_pair_half(p, &scale, &bias)    reads 8, 4 bytes
  *
- *   pack_8bit, pack_4bit, pack_2bit(p, x)    a group: rounds to nearest, ties to even; negative values and NaN give 0
+ *   pack_8bit, pack_4bit, pack_2bit(p, x)    a group, of values up to the largest code: rounds to nearest, ties to
+ *                                            even; negative values and NaN give 0
  *   pack_four_8bit, pack_four_4bit, pack_four_2bit(p, a, b, c, d)    four groups
  *   fold_min, fold_max(p, x)             four floats, whose min or max is that of the lanes
  *   min_of_4, max_of_4(p)                of sixteen times four floats, the min or max of each four
@@ -114,7 +116,7 @@ static inline void prefetch(const uint8_t *p, int is_near)
         __builtin_prefetch(p, 0, 3);
     else
         __builtin_prefetch(p, 0, 2);
-    /* gcc takes a function that only prefetches for one without effect and deletes the calls to it. */
+    /* Without this, gcc takes a function that only prefetches as one without effect, and deletes the calls. */
     __asm__ volatile("");
 #elif defined(_M_X64)
     if (is_near)

@@ -210,7 +210,7 @@ static inline void lanes_in_order_quad(lanes x[4])
     const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(x[0], x[1]));
     const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(x[2], x[3]));
     const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(x[2], x[3]));
-    /* Part i, of four elements, of these is part 4i, 4i + 1, 4i + 2, 4i + 3 of the result. */
+    /* In parts of four elements: part i of p, q, r and s is part 4i, 4i + 1, 4i + 2 and 4i + 3 of the result. */
     const __m512 p = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), q = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
     const __m512 r = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)), s = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
     const __m512 pq_low = _mm512_shuffle_f32x4(p, q, 0x44), pq_high = _mm512_shuffle_f32x4(p, q, 0xee);

@@ -110,8 +110,10 @@ static inline lanes lanes_from_bytes(uint8x16_t codes)
 {
     const uint16x8_t low = vmovl_u8(vget_low_u8(codes));
     const uint16x8_t high = vmovl_u8(vget_high_u8(codes));
-    const lanes result = {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
-                           vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)))}};
+    const lanes result = {{
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high))),
+    }};
     return result;
 }
 

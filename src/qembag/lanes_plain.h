@@ -40,7 +40,7 @@ static inline float exact_fma(float a, float b, float c)
     int64_t bits;
     double odd;
     memcpy(&bits, &sum, sizeof bits);
-    /* An even last bit becomes odd by a step towards the error: up in magnitude where the signs agree. */
+    /* An even last bit becomes odd by one step towards the error: away from zero where the signs agree. */
     const int64_t step = (error > 0) == (sum > 0) ? 1 : -1;
     const int64_t inexact = (error > 0) | (error < 0);
     bits += step * (inexact & ~bits & 1);

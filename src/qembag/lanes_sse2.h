@@ -134,8 +134,10 @@ static inline lanes lanes_from_bytes(__m128i codes)
     const __m128i zero = _mm_setzero_si128();
     const __m128i low = _mm_unpacklo_epi8(codes, zero);
     const __m128i high = _mm_unpackhi_epi8(codes, zero);
-    const lanes result = {{_mm_cvtepi32_ps(_mm_unpacklo_epi16(low, zero)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(low, zero)),
-                           _mm_cvtepi32_ps(_mm_unpacklo_epi16(high, zero)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(high, zero))}};
+    const lanes result = {{
+        _mm_cvtepi32_ps(_mm_unpacklo_epi16(low, zero)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(low, zero)),
+        _mm_cvtepi32_ps(_mm_unpacklo_epi16(high, zero)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(high, zero)),
+    }};
     return result;
 }
 
@@ -152,7 +154,8 @@ static inline lanes unpack_8bit_short(const uint8_t *p)
 static inline lanes unpack_4bit_x16(__m128i bytes)
 {
     const __m128i mask = _mm_set1_epi8(15);
-    return lanes_from_bytes(_mm_unpacklo_epi8(_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16(bytes, 4), mask)));
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+    return lanes_from_bytes(_mm_unpacklo_epi8(_mm_and_si128(bytes, mask), high));
 }
 
 static inline lanes unpack_4bit(const uint8_t *p)

@@ -20,7 +20,7 @@ static inline void store_4_bytes(uint8_t *p, __m128i bytes)
     memcpy(p, &word, sizeof word);
 }
 
-/* Sixteen codes, a byte each, into the low 8 bytes. In each word of two codes the high one is shifted beside the low. */
+/* Sixteen codes, a byte each, into the low 8 bytes. In each word of two codes, the high one moves beside the low. */
 static inline __m128i pack_bytes_4bit(__m128i codes)
 {
     const __m128i pairs = _mm_and_si128(_mm_or_si128(codes, _mm_srli_epi16(codes, 4)), _mm_set1_epi16(255));
