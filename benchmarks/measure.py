@@ -76,9 +76,9 @@ def answer_of(worker: Worker) -> Any:
     return json.loads(line)
 
 
-def turn(worker: Worker, seed: int, calls: int, rows: int, checked: bool = False) -> list[Any]:
+def turn(worker: Worker, seed: int, calls: int, checked: bool = False) -> list[Any]:
     assert worker.stdin
-    worker.stdin.write(f"{json.dumps([seed, max(calls, 1), rows, checked])}\n")
+    worker.stdin.write(f"{json.dumps([seed, max(calls, 1), checked])}\n")
     worker.stdin.flush()
     return answer_of(worker)
 
@@ -130,13 +130,12 @@ def contenders_of(case: Case, against: Path | None) -> list[str]:
 
 
 def take_turns(
-    workers: dict[str, Worker], case: Case, seed: int, calls: int, order: random.Random, checked: bool
+    workers: dict[str, Worker], seed: int, calls: int, order: random.Random, checked: bool
 ) -> dict[str, list[Any]]:
     """One round, in random order."""
     names = order.sample(list(workers), len(workers))
     return {
-        name: turn(workers[name], seed, calls // NUMPY_SHARE if name == "numpy" else calls, case.rows, checked)
-        for name in names
+        name: turn(workers[name], seed, calls // NUMPY_SHARE if name == "numpy" else calls, checked) for name in names
     }
 
 
@@ -152,7 +151,7 @@ def measure_start(
     with working(order.sample(names, len(names)), case, against, number) as workers:
         for place in range(WARM_UPS + rounds):
             last = place == WARM_UPS + rounds - 1
-            turns = take_turns(workers, case, number * (WARM_UPS + rounds) + place, calls, order, last)
+            turns = take_turns(workers, number * (WARM_UPS + rounds) + place, calls, order, last)
             if last and rival:
                 equal = turns["qembag"][2] == turns[rival][2]
             if place < WARM_UPS:

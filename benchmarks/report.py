@@ -65,6 +65,8 @@ def size(num_bytes: float) -> str:
 def span(values: Iterable[Any], between: str) -> str:
     """The one value, or the first and the last."""
     found = sorted(set(values))
+    if not found:
+        return "none"
     return str(found[0]) if len(found) == 1 else f"{found[0]}{between}{found[-1]}"
 
 
@@ -172,6 +174,22 @@ def footprint(results: dict[str, Any]) -> list[str]:
         lines.append("Bytes that a call holds at its peak beyond its output, counted by tracemalloc:")
         lines.append(table(["call", "bytes"], [[name, f"{peak:,}"] for name, peak in peaks.items()]))
     return lines
+
+
+def of_counts(counts: dict[str, dict[str, float]]) -> str:
+    """Instructions a row: those of the other build and their ratio to ours, or of the plain loop and what ours cost of it."""
+    present = {contender for per_row in counts.values() for contender in per_row}
+    contenders = [name for name in ("other", "plain", "qembag") if name in present]
+    lines = []
+    for name, per_row in counts.items():
+        cells = [f"{per_row[contender]:.2f}" if contender in per_row else "" for contender in contenders]
+        compared = ""
+        if "other" in per_row:
+            compared = f"{per_row['other'] / per_row['qembag']:.3f}"
+        elif "plain" in per_row:
+            compared = f"{per_row['qembag'] / per_row['plain']:.3f}"
+        lines.append([f"`{name}`", *cells, compared])
+    return table(["case, instructions a row", *contenders, "ratio" if "other" in present else "cost"], lines) + "\n"
 
 
 def sections(cases: dict[str, Any]) -> dict[str, tuple[str, list[str], list[str], str]]:

@@ -1,7 +1,7 @@
 """A process of one contender: makes its table, then takes a turn for each line that comes in.
 
-A line is ``[seed, calls, rows, checked]``: so many calls, on the first `rows` rows of the table. The answer is
-``[seconds, rows that count, checksums]`` of the timed calls; checksums of those that are to be checked.
+A line is ``[seed, calls, checked]``: make so many calls. The answer is ``[seconds, rows that count, checksums]`` of the
+timed calls; checksums only of those that are to be checked.
 """
 
 from __future__ import annotations
@@ -60,11 +60,19 @@ def take_core(number: int) -> None:
         os.sched_setaffinity(0, {CORES[number % len(CORES)]})
 
 
+def rows_of(case: Case, rows: int, contender: Contender, traffic: list[tuple[np.ndarray, ...]], calls: int) -> int:
+    """How many rows so many calls look up, pruned ones and padding left out; or quantize."""
+    if case.work != "lookup":
+        return calls * rows
+    per_call = [len(indices) if contender.all_count else counted(case, rows, indices) for indices, *_ in traffic]
+    return sum(itertools.islice(itertools.cycle(per_call), calls))
+
+
 def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, checked: bool = False) -> list[Any]:
     """Seconds of the calls, how many rows they looked up, and checksums of the answers."""
     if case.threads == 1:
         take_core(seed)
-    call, arguments, all_count = contender
+    call, arguments, _ = contender
     count = number_of_sets(case, rows, calls)
     traffic = traffic_of(case, rows, (seed, 0), count)
     prepared = [arguments(*arrays) for arrays in traffic]
@@ -81,33 +89,33 @@ def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, che
     # The answers are not kept while the clock runs: that would measure fresh pages. Each set is looked up again.
     again = prepared if case.work == "lookup" else []
     checksums = [checksum([answer]), checksum(call(*some) for some in again)] if checked else None
-    if case.work != "lookup":
-        per_call = [rows]
-    else:
-        per_call = [len(indices) if all_count else counted(case, rows, indices) for indices, *_ in traffic]
-    return [seconds, sum(itertools.islice(itertools.cycle(per_call), calls)), checksums]
+    return [seconds, rows_of(case, rows, contender, traffic, calls), checksums]
 
 
-def main() -> None:
-    job = json.loads(sys.argv[1])
+def prepare(job: dict[str, Any]) -> tuple[Case, Contender]:
+    """The case of a job, and its contender with a table."""
     case, name = Case(**job["case"]), job["contender"]
-    PLACES.seed(job["start"])
-    shift = reserve(random_place())  # noqa: F841  moves what malloc hands out from here on
     if name == "numpy" or case.work in ("prepack", "greedy"):
         table = float_table(case)
     else:
         table = packed_table(case, job["path"])
-    mapping = mapping_of(case)
-    contender = build(name, case, table, mapping, job["own_output"])
+    return case, build(name, case, table, mapping_of(case), job["own_output"])
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    PLACES.seed(job["start"])
+    shift = reserve(random_place())  # noqa: F841 -- kept: moves what malloc hands out from here on
+    case, contender = prepare(job)
+    checkable = job["contender"] not in ("numpy", "floor")
     gc.disable()
     modules = {module: sys.modules[module].__file__ for module in ("qembag", "torch") if module in sys.modules}
     print(json.dumps(modules), flush=True)
     for line in sys.stdin:
-        seed, calls, rows, checked = json.loads(line)
+        seed, calls, checked = json.loads(line)
         if case.threads > 1:
             time.sleep(IDLE)
-        checked = checked and name not in ("numpy", "floor")
-        print(json.dumps(turn(case, rows, contender, seed, calls, checked)), flush=True)
+        print(json.dumps(turn(case, case.rows, contender, seed, calls, checked and checkable)), flush=True)
 
 
 if __name__ == "__main__":
