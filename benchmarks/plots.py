@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def draw_dims(pyplot: Any, cases: dict[str, Any]) -> Any:
     for panel, group in zip(panels, ("cached", "memory"), strict=True):
         for bits in BITS:
             base = f"{group}/{bits}bit"
-            names = [name for name in cases if name == base or name.startswith(f"{base}/dim=")]
-            points = sorted((CASES[name].dim, cases[name]) for name in names if name in CASES)
+            of_dims = [name for name in cases if re.fullmatch(rf"{base}(/dim=\d+)?", name) and name in CASES]
+            points = [(CASES[name].dim, cases[name]) for name in sorted(of_dims, key=lambda name: CASES[name].dim)]
             dims = [dim for dim, _ in points]
             ratios = [case["ratio"]["median"] for _, case in points]
             low, high = ([case["ratio"]["interval"][end] for _, case in points] for end in (0, 1))

@@ -39,25 +39,6 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, check=False)
 
 
-def of_starts(median: float, low: float, high: float):
-    return {"median": median, "interval": [low, high], "starts": [low, low, median, high, high]}
-
-
-def result(**changes):
-    ns = {"qembag": 4.321, "torch": 6.543, "numpy": 98.76, "floor": 1.234, "other": 5.678, "plain": 3.456}
-    some = {"ns": ns, "ratio": of_starts(1.5, 1.25, 1.75), "equal": True, "rounds": 7, "date": "2026-01-02"}
-    return some | changes
-
-
-def result_of(case):
-    """Of a case with options there is a cost, and of one that torch has not, no ratio."""
-    some = result(cost=of_starts(1.2, 1.1, 1.3)) if case.optional else result()
-    if case.beyond_torch:
-        del some["ratio"]
-        some["equal"] = None
-    return some
-
-
 def test_cases_are_of_each_their_own_kind(benchmarks):
     cases = benchmarks("cases").CASES
     assert 150 <= len([case for case in cases.values() if case.work == "lookup"]) <= 180
@@ -276,7 +257,7 @@ def test_an_answer_that_differs_in_one_start_is_noticed(benchmarks, monkeypatch)
 def test_the_floor_reads_the_first_and_last_bytes_of_rows_and_one_of_each_line_between(benchmarks):
     case = benchmarks("cases").Case("tiny", 9, 100, 8, bags=2, length=3)
     table = benchmarks("tables").packed_table(case)
-    call, arguments = benchmarks("contenders").build("floor", case, table, None)
+    call, arguments, _ = benchmarks("contenders").build("floor", case, table, None)
     indices = np.array([8, 0, 3, 3, 5, 1])
     assert call(*arguments(indices)) == table[indices][:, [0, 64, 107]].sum(dtype=np.int64)
 
@@ -317,83 +298,6 @@ def test_names_can_be_chosen(benchmarks):
     assert "import" not in main.select(None, against=True)
     with pytest.raises(SystemExit, match="no case is named like nothing"):
         main.select(["nothing"], against=False)
-
-
-MACHINE = {
-    "processor": "A Processor",
-    "slug": "a-processor",
-    "caches": {"L1d": 32768, "L2": 1 << 20, "L3": 32 << 20},
-    "cores": 2,
-    "numa_nodes": 1,
-    "huge_pages": "madvise",
-    "system": "Linux 6",
-    "level": "avx512",
-    "levels": ["baseline", "avx2", "avx512"],
-    "python": "3.11.0",
-    "numpy": "2.0.0",
-    "torch": "2.13.0",
-    "qembag": "0.1.0",
-}
-GROWTH = {
-    "rows": [1000, 4000],
-    "bytes": [72000, 288000],
-    "ns": {"qembag": [4.04, 5.05], "torch": [6.06, 7.07], "floor": [1.01, 2.02]},
-    "rounds": 3,
-    "date": "2026-01-03",
-}
-
-
-@pytest.fixture
-def results(benchmarks):
-    everything = {name: result_of(case) for name, case in benchmarks("cases").CASES.items()}
-    return {
-        "method": benchmarks("results").METHOD,
-        "machine": MACHINE,
-        "cases": everything,
-        "growth": {"8bit": GROWTH, "4bit": GROWTH},
-    }
-
-
-def test_the_report_has_the_numbers(benchmarks, results):
-    results["cases"]["cached/8bit/zipf"] = result(ratio=of_starts(0.91, 0.9, 0.92))
-    results["cases"]["cached/2bit/zipf"] = result(equal=False)
-    results["import"] = {"numpy": 80.0, "qembag": 4.04, "torch": 900.0}
-    results["allocation"] = {"8 bits, 10000 indices": 321}
-    text = benchmarks("report").render(results)
-    assert f"| one thread, cached, dim 128 |{3 * ' 1.50 (1.25 to 1.75) |'} 4.32 | 4.32 | 4.32 |" in text
-    assert "| `cached/8bit/dim=100` | 6.54 | 4.32 | 1.50 (1.25 to 1.75) |" in text
-    assert "| `memory/4bit` | 98.76 | 6.54 | 4.32 | 1.23 | 1.50 (1.25 to 1.75) |" in text
-    assert "| `cached/8bit/max` | 3.46 | 4.32 | 1.20 (1.10 to 1.30) |" in text
-    assert "- whole interval below 0.97: 1: `cached/8bit/zipf` 0.910 (0.900 to 0.920)" in text
-    assert "5 starts of 7 rounds" in text
-    assert "**Answers differ in: `cached/2bit/zipf`.**" in text
-    assert "| 70.3 KiB | 1,000 | 4.04 | 6.06 | 1.01 |" in text
-    assert "L1d 32 KiB, L2 1 MiB, L3 32 MiB" in text
-    assert "2026-01-02 to 2026-01-03" in text
-    assert "4.0 ms beyond" in text
-    assert "| 8 bits, 10000 indices | 321 |" in text
-    for name in results["cases"]:
-        assert f"| `{name}` |" in text
-
-
-def test_part_of_the_results_is_reported_too(benchmarks):
-    text = benchmarks("report").render({"machine": MACHINE, "cases": {"cached/2bit/zipf": result()}})
-    assert "`cached/2bit/zipf`" in text
-    assert "Growth" not in text
-    assert "- whole interval below 0.97: 0\n" in text
-    assert "No case has a rival." in benchmarks("report").render({"machine": MACHINE, "cases": {}})
-
-
-def test_plots_of_the_same_results_are_the_same(benchmarks, results, tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = []
-    for attempt in ("once", "again"):
-        folder = tmp_path / attempt
-        folder.mkdir()
-        benchmarks("plots").draw(results, folder, "some")
-        drawn.append([(folder / name).read_bytes() for name in ("some-dims.svg", "some-growth.svg")])
-    assert drawn[0] == drawn[1]
-    assert all(b"<dc:date>" not in plot for plot in drawn[0])
 
 
 @pytest.mark.torch
