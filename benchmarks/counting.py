@@ -109,7 +109,7 @@ def run(counter: Counter, name: str, case: Case, against: Path | None, calls: in
     done = subprocess.run(
         [*counter.command, sys.executable, "-m", "benchmarks.counting", job, str(calls)],
         cwd=ROOT,
-        env=environment(name, case, against) | {"PYTHONHASHSEED": "0"},
+        env=environment(case, against if name == "other" else None) | {"PYTHONHASHSEED": "0"},
         text=True,
         capture_output=True,
         check=False,

@@ -20,6 +20,7 @@ import numpy as np
 from . import tables
 from .cases import Case
 from .intervals import summary
+from .packages import check_origin, copy, package_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Timed work of a turn; shorter ones are disturbed more, longer ones leave more time between the two of a ratio.
@@ -33,8 +34,8 @@ NUMPY_SHARE = 8
 Worker = subprocess.Popen[str]
 
 
-def environment(name: str, case: Case, against: Path | None) -> dict[str, str]:
-    """One level for all where the case names it, and only "other" may see the package in `against`."""
+def environment(case: Case, folder: Path | None) -> dict[str, str]:
+    """One level for all where the case names it, and first of all what is in `folder`."""
     # A pool of BLAS would start threads that nothing here uses.
     settings = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     for variable in ("QEMBAG_KERNELS", "FBGEMM_ENABLE_INSTRUCTIONS"):
@@ -43,12 +44,12 @@ def environment(name: str, case: Case, against: Path | None) -> dict[str, str]:
         settings["QEMBAG_KERNELS"] = case.level
     if case.level == "avx2":
         settings["FBGEMM_ENABLE_INSTRUCTIONS"] = "AVX2"
-    if name == "other":
-        settings["PYTHONPATH"] = os.pathsep.join([str(against), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if folder:
+        settings["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return settings
 
 
-def start(name: str, case: Case, against: Path | None, path: str | None, own_output: bool, number: int) -> Worker:
+def start(name: str, case: Case, folder: Path | None, path: str | None, own_output: bool, number: int) -> Worker:
     job = json.dumps(
         {
             "contender": name,
@@ -64,7 +65,7 @@ def start(name: str, case: Case, against: Path | None, path: str | None, own_out
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=environment(name, case, against),
+        env=environment(case, folder),
     )
 
 
@@ -87,30 +88,27 @@ def turn(worker: Worker, seed: int, calls: int, checked: bool = False) -> list[A
 def working(names: list[str], case: Case, against: Path | None = None, number: int = 0) -> Iterator[dict[str, Worker]]:
     """A worker for each contender, ready. They start together, so that the making of their tables overlaps."""
     with contextlib.ExitStack() as stack:
-        path = None
+        room, path = Path(stack.enter_context(tempfile.TemporaryDirectory())), None
         if case.pages == "file":
-            path = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "table")
+            path = str(room / "table")
             tables.write_file(case, path)
-        workers = {}
+        workers: dict[str, Worker] = {}
+        folders: dict[str, Path] = {}
         try:
-            for name in names:
-                workers[name] = start(name, case, against, path, "torch" not in names, number)
+            for place, name in enumerate(names):
+                if package := package_of(name, against):
+                    folders[name] = room / str(place)
+                    copy(package, folders[name])
+                workers[name] = start(name, case, folders.get(name), path, "torch" not in names, number)
             for name, worker in workers.items():
-                check_origin(name, answer_of(worker), against)
+                modules = answer_of(worker)
+                if name in folders:
+                    check_origin(modules, folders[name])
             yield workers
         finally:
             for worker in workers.values():
                 worker.kill()
                 worker.communicate()
-
-
-def check_origin(name: str, modules: dict[str, str], against: Path | None) -> None:
-    """A comparison of one build with itself says nothing, and looks as if it did."""
-    if against is None or name not in ("qembag", "other"):
-        return
-    inside = Path(modules["qembag"]).resolve().is_relative_to(against.resolve())
-    if inside != (name == "other"):
-        raise SystemExit(f"{name} imported {modules['qembag']}, with --against {against}")
 
 
 def calls_for(seconds: float, calls: int) -> int:

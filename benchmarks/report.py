@@ -12,24 +12,29 @@ from .intervals import by_chance, is_faster, is_slower
 # Cases whose whole interval is below this are named first.
 MUCH_SLOWER = 0.97
 HOW = """\
-Each contender works in a process of its own, and they take turns, round by round, in random order; a turn is about 10 ms of
-calls after untimed ones that warm up. The processes are started anew several times, with a few rounds each: where arrays
-happen to lie in memory makes some 10 % of difference, the same in all rounds of a process. In each start tables, indices,
-offsets and outputs begin at random cache lines, the same for all contenders. With one thread, all contenders of a round run
-on one core, and those of the next round on the next. Indices are drawn outside the timed part, the same for all contenders of
-a round. From tables that do not fit in a cache each call looks up fresh ones.
+Each contender runs in its own process. They take turns, round by round, in random order; a turn is about 10 ms of calls
+after an untimed warm-up. With one thread, all contenders of a round run on one core, and those of the next round on the next.
+Indices are drawn outside the timed part and are the same for all contenders of a round; a table that does not fit in a cache
+sees fresh ones in each call.
 
-A ratio is PyTorch's time over qembag's, above 1 where qembag is faster: of each start the median of its rounds, and of these
-the median; in brackets the interval. It goes from the lowest start to the highest and holds the true median with a
-probability of 94 % (five starts) to 99 % (eight); of nine starts and more some at both ends are left out, as many as 95 %
-allow. A case counts as slower or faster only where its whole interval is, with five starts or more. Times are medians of
-nanoseconds a row; rows that are pruned or padding do not count. Answers are compared bit for bit. Both are called through
-their operators (`qembag.ops`, `torch.ops.quantized`), or where the name says `public` through `qembag.embedding_bag`, on
+Where arrays and code lie in memory changes times by some 10 %, the same in all rounds of a process. So a case is measured
+in several starts of a few rounds: each starts all processes anew, imports a fresh copy of the package, and puts tables,
+indices and offsets at other random cache lines, the same for all contenders. Each call makes its own output; in cases without
+PyTorch, whose operators cannot do it, calls of many bags write to one array (`out=`), also at a random cache line.
+
+A ratio is PyTorch's time over qembag's: above 1, qembag is faster. Each start gives the median of its rounds; the ratio is the
+median of the starts, and the interval is in brackets. With five to eight starts it runs from the lowest to the highest, which
+covers the true median with a probability of 94 to 99 %, whatever the noise is like; with nine or more, the most extreme ones
+at both ends are dropped as long as 95 % remain. A case is called slower or faster only if its whole interval is, with at
+least five starts.
+
+Times are median nanoseconds a row; pruned rows and padding are not counted. Answers are compared bit for bit. Both are called
+through their operators (`qembag.ops`, `torch.ops.quantized`), or `qembag.embedding_bag` if the name says `public`, with
 arguments made before the clock starts."""
 OPTIONS_NOTE = """\
-What an option costs: qembag's time with it over the time of a plain sum of the same indices, by the same function, each by
-row that counts. `padding=unused`: a `padding_idx` that no index is. `padding=30%`: the end of each bag. `pruned`: half of the
-rows. All but `pruned` through `qembag.embedding_bag`, and in PyTorch's operators there is no such thing."""
+The cost of an option: qembag's time with it over the time of a plain sum of the same indices by the same function, both per
+row that counts. `padding=unused`: a `padding_idx` that never occurs. `padding=30%`: at the end of each bag. `pruned`: half of
+the rows, through `qembag.ops`; the others, which PyTorch's operators do not have, through `qembag.embedding_bag`."""
 FLOOR_NOTE = """\
 NumPy: `np.add.reduceat(weights[indices], offsets)` on a float32 table. Floor: a C loop that prefetches the quantized
 rows as qembag does, loads from each of their cache lines once, adds that up and does nothing else."""

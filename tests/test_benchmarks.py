@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -277,14 +278,40 @@ def test_against_another_build(tmp_path):
     assert command("--against", str(tmp_path / "qembag"), "--only", "cached").returncode == 2
 
 
-def test_a_build_is_not_compared_with_itself(benchmarks, tmp_path):
-    measure = benchmarks("measure")
-    inside, outside = str(tmp_path / "qembag" / "__init__.py"), str(ROOT / "elsewhere.py")
-    measure.check_origin("other", {"qembag": inside}, tmp_path)
-    measure.check_origin("qembag", {"qembag": outside}, tmp_path)
-    for name, path in (("other", outside), ("qembag", inside)):
-        with pytest.raises(SystemExit, match=f"{name} imported"):
-            measure.check_origin(name, {"qembag": path}, tmp_path)
+def installed(folder: Path) -> Path:
+    """Something that looks like an installed qembag."""
+    package = folder / "qembag"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / f"_kernels{EXTENSION_SUFFIXES[-1]}").touch()
+    return package
+
+
+def test_each_contender_imports_the_package_that_it_stands_for(benchmarks, monkeypatch, tmp_path):
+    packages = benchmarks("packages")
+    ours, other = installed(tmp_path / "ours"), installed(tmp_path / "other")
+    spec = importlib.util.spec_from_file_location("qembag", ours / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    found = {name: packages.package_of(name, tmp_path / "other") for name in ("qembag", "plain", "other", "torch")}
+    assert found == {"qembag": ours, "plain": ours, "other": other, "torch": None}
+    with pytest.raises(SystemExit, match="compared with itself"):
+        packages.package_of("other", tmp_path / "ours")
+    for path in ours.glob("_kernels*"):  # as in an editable install
+        path.unlink()
+    assert packages.package_of("qembag", tmp_path / "other") is None
+
+
+def test_a_copied_package_has_its_libraries_and_no_bytecode(benchmarks, tmp_path):
+    packages = benchmarks("packages")
+    package = installed(tmp_path / "ours")
+    (tmp_path / "ours" / "qembag.libs").mkdir()
+    (tmp_path / "copy").mkdir()
+    packages.copy(package, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"qembag", "qembag.libs"}
+    assert not (tmp_path / "copy" / "qembag" / "__pycache__").exists()
+    packages.check_origin({"qembag": str(tmp_path / "copy" / "qembag" / "__init__.py")}, tmp_path / "copy")
+    with pytest.raises(SystemExit, match="in place of the one in"):
+        packages.check_origin({"qembag": str(package / "__init__.py")}, tmp_path / "copy")
 
 
 def test_names_can_be_chosen(benchmarks):
