@@ -30,7 +30,7 @@ SETS = 4
 SEED = 1
 # Rows of the shorter run, and at least so many calls. callgrind counts the same at each run, to some thousand instructions
 # of hundreds of millions; perf counts what the kernel's interruptions change, but is fifty times as fast.
-ROWS = 400_000
+ROWS = 100_000
 LEAST_CALLS = 8
 MOST_CALLS = 2_000
 PERF_SHARE = 50
