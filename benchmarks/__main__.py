@@ -25,8 +25,8 @@ from .measure import measure
 from .report import compare, line_of, of_counts, render
 from .results import empty, put, stored, write, write_documents
 
-# Nine starts: one at each end, an outlier perhaps, is left out of the interval. More of them and fewer rounds, for the places
-# of arrays, which differ from start to start, make more of a difference than what goes on from round to round.
+# Many starts of few rounds: times differ more from start to start than from round to round. With nine starts the interval
+# drops one outlier at each end.
 STARTS = 9
 ROUNDS = 7
 GROWTH_ROUNDS = 25  # in one process: tables of 8 GiB are not made more than once

@@ -20,8 +20,7 @@ def read(path: Path) -> str:
         return "unknown"
 
 
-# By vendor, family and model: on virtual machines the model's name may be only "AMD EPYC". Of a family that is not here by
-# model, by None.
+# By vendor, family and model: a virtual machine's model name may be just "AMD EPYC". None stands for any model.
 ARCHITECTURES = {
     ("AuthenticAMD", 25, 17): "Zen 4",
     ("AuthenticAMD", 26, None): "Zen 5",

@@ -19,9 +19,8 @@ CACHED_SETS = 64
 SCATTER = 2_654_435_761
 ZIPF_EXPONENT = 1.05
 PADDING_SHARE = 0.3
-# Arrays start at a random cache line of the first 4 KiB of their memory. Where an array happens to lie changes the speed of
-# the loops that read it, by up to 10 %; what is not under test is random. All contenders of one start have the same
-# places, the next start has others.
+# Arrays start at a random cache line of the first 4 KiB of their memory, because an array's address changes the speed of the
+# loops that read it, by up to 10 %. All contenders of a start use the same places; the next start has others.
 PLACES = random.Random(0)
 PLACES_BYTES = 4096
 
