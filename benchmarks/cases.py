@@ -12,7 +12,8 @@ HUGE_TABLE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. Everything goes through `qembag.ops` and `torch.ops.quantized`, which take the same arguments."""
+    """One measurement: through `qembag.ops`, or where `call` says so through `qembag.embedding_bag`; of torch, always
+    through `torch.ops.quantized`."""
 
     name: str
     rows: int  # stored ones: a pruned table has twice as many logical rows
@@ -25,6 +26,10 @@ class Case:
     offsets_dtype: str = "int64"
     weighted: bool = False
     pruned: bool = False
+    padding: str = "none"  # or "unused": a padding_idx that never occurs; "30%": of each bag, at its end
+    mode: str = "sum"  # or "mean", "max"
+    half: bool = False  # float16 output
+    call: str = "ops"  # or "public": qembag.embedding_bag on a QuantizedTable
     threads: int = 1
     level: str | None = None  # of our kernels; None is the best one here
     pages: str = "numpy"  # what holds the table: NumPy's allocator, "4k" pages or a mapped "file"
@@ -34,6 +39,16 @@ class Case:
     @property
     def row_bytes(self) -> int:
         return self.dim * self.bits // 8 + (8 if self.bits == 8 else 4)
+
+    @property
+    def beyond_torch(self) -> bool:
+        """Torch's quantized operators know neither padding nor means, maxima and float16."""
+        return self.padding != "none" or self.mode != "sum" or self.half
+
+    @property
+    def optional(self) -> bool:
+        """Compared with a plain lookup of the same build too, to see what the option costs."""
+        return self.beyond_torch or self.pruned
 
     @property
     def group(self) -> str:
@@ -52,6 +67,32 @@ def of_lengths(base: Case, *lengths: int) -> Iterator[Case]:
     yield varied(base, "length=mixed", length="mixed")
 
 
+def of_options(base: Case) -> Iterator[Case]:
+    """What a lookup can do beside plain sums, at 128 elements and at 64. Through the public function: not all of it is
+    in `ops`."""
+    for factor, changes in {
+        "padding=unused": {"padding": "unused"},
+        "padding=30%": {"padding": "30%"},
+        "mean": {"mode": "mean"},
+        "max": {"mode": "max"},
+        "float16": {"half": True},
+    }.items():
+        yield varied(base, factor, call="public", **changes)
+        yield varied(base, f"dim=64,{factor}", dim=64, call="public", **changes)
+
+
+def of_small_calls(base: Case) -> Iterator[Case]:
+    """What a call costs, whatever it looks up."""
+    for call, suffix in (("ops", ""), ("public", ",public")):
+        yield varied(base, f"one-bag=10{suffix}", bags=1, length=10, call=call)
+        yield varied(base, f"two-bags=2{suffix}", bags=2, length=2, call=call)
+
+
+def plain(case: Case) -> Case:
+    """The case without its options: what they are measured by."""
+    return replace(case, padding="none", mode="sum", half=False, pruned=False)
+
+
 def cached(bits: int) -> Iterator[Case]:
     base = Case(f"cached/{bits}bit", 2_000, 128, bits, extras=("numpy", "floor"))
     yield base
@@ -60,11 +101,13 @@ def cached(bits: int) -> Iterator[Case]:
         yield varied(base, f"dim={dim}", dim=dim, extras=base.extras if dim == 64 else ())
     yield varied(base, "rows=100000", rows=100_000)  # the edge of the caches
     yield from of_lengths(base, 1, 10, 200)
-    yield varied(base, "one-bag=10", bags=1, length=10)
+    yield from of_small_calls(base)
     yield varied(base, "one-bag=1000", bags=1, length=1000)
     yield varied(base, "zipf", traffic="zipf")
     yield varied(base, "weighted", weighted=True)
     yield varied(base, "pruned", pruned=True)
+    yield varied(base, "dim=64,pruned", dim=64, pruned=True)
+    yield from of_options(base)
     yield varied(base, "int32", index_dtype="int32")
     yield varied(base, "threads=2", threads=2)
     yield varied(base, "level=avx2", level="avx2")

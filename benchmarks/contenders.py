@@ -1,4 +1,4 @@
-"""Those who are measured: each is a function to time, and what makes its arguments outside the timed part."""
+"""What is measured: each contender is a function to time, and what makes its arguments outside the timed part."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import Case
-from .tables import sets
+from .cases import Case, plain
+from .tables import padding_idx, placed, reserve, sets
 
 WIDTHS = {8: "byte", 4: "4bit", 2: "2bit"}
 OPERATORS = {
@@ -25,17 +25,38 @@ OPERATORS = {
 }
 # Rows ahead that the floor tries on a table; it keeps the best.
 FLOOR_AHEAD = (16, 32, 64)
+MODES = {"sum": 0, "mean": 1, "max": 2}
+# Calls of fewer bags are about what a call costs, and the output that it makes is part of that.
+OWN_OUTPUT_BAGS = 16
 
-Contender = tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]
+
+class Contender(NamedTuple):
+    call: Callable[..., Any]
+    arguments: Callable[..., tuple[Any, ...]]
+    all_count: bool = False  # of a case with options, every row that is looked up, for there are none
 
 
-def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None) -> Contender:
-    """`call` and `arguments`: ``call(*arguments(indices, offsets))`` looks up, ``call(*arguments())`` quantizes."""
+def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, own_output: bool = False) -> Contender:
+    """`call` and `arguments`: ``call(*arguments(indices, offsets))`` looks up, ``call(*arguments())`` quantizes.
+
+    With `own_output` each call of qembag writes to the same array. torch's operators cannot, so beside them none does.
+    """
     if name == "numpy":
         # What one writes without a package. Not equal in bits: its table is not quantized.
-        return (lambda indices, offsets: np.add.reduceat(table[indices], offsets)), (lambda *traffic: traffic)
+        return Contender(lambda indices, offsets: np.add.reduceat(table[indices], offsets), lambda *traffic: traffic)
     if name == "floor":
         return floor(case, table)
+    if name == "plain":
+        call, arguments, _ = build("qembag", plain(case), table, None, own_output)
+        if not case.pruned:
+            return Contender(call, arguments, True)
+        # Half of the logical rows are stored, each as the row of half its number.
+        return Contender(call, lambda indices, *others: arguments(placed(indices // 2), *others), True)
+    options = {}
+    if own_output and case.work == "lookup" and case.bags >= OWN_OUTPUT_BAGS:
+        options["out"] = output(case)
+    if case.call == "public" and name != "torch":
+        return public(case, table, mapping, options)
     if name == "torch":
         import torch
 
@@ -47,6 +68,7 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None) 
         qembag.set_num_threads(case.threads)
         operators, convert = qembag.ops, lambda array: array
     call = getattr(operators, OPERATORS[case.work].format(WIDTHS[case.bits]))
+    call = functools.partial(call, **options) if options else call
     first = convert(table)
     of_mapping = None if mapping is None else convert(mapping)
 
@@ -54,12 +76,35 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None) 
         given = [convert(array) for array in traffic]
         if case.work == "greedy":
             return first, True
-        if not (case.weighted or case.pruned):
+        if not (case.weighted or case.pruned or case.mode != "sum"):
             return first, *given
         indices, offsets, weights = given if case.weighted else (*given, None)
-        return first, indices, offsets, False, 0, case.pruned, weights, of_mapping
+        return first, indices, offsets, False, MODES[case.mode], case.pruned, weights, of_mapping
 
-    return call, arguments
+    return Contender(call, arguments)
+
+
+def output(case: Case) -> np.ndarray:
+    dtype = np.dtype(np.float16 if case.half else np.float32)
+    return reserve(case.bags * case.dim * dtype.itemsize).view(dtype).reshape(case.bags, case.dim)
+
+
+def public(case: Case, table: np.ndarray, mapping: np.ndarray | None, options: dict[str, Any]) -> Contender:
+    """`qembag.embedding_bag`, with no argument that the case does not need."""
+    import qembag
+
+    if case.weighted:
+        raise ValueError(f"{case.name}: weights are measured through ops")
+    qembag.set_num_threads(case.threads)
+    weights = qembag.QuantizedTable(table, case.bits, compressed_indices_mapping=mapping)
+    if case.mode != "sum":
+        options["mode"] = case.mode
+    if case.padding != "none":
+        options["padding_idx"] = padding_idx(case, len(table))
+    if case.half and "out" not in options:
+        options["dtype"] = np.float16
+    call = functools.partial(qembag.embedding_bag, **options) if options else qembag.embedding_bag
+    return Contender(call, lambda indices, offsets: (weights, indices, offsets))
 
 
 @functools.lru_cache
@@ -92,4 +137,4 @@ def floor(case: Case, table: np.ndarray) -> Contender:
                 function(*some)
             times[ahead] = min(times[ahead], time.perf_counter() - start)
     ahead = min(times, key=times.__getitem__)
-    return function, arguments
+    return Contender(function, arguments)

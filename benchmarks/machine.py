@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,36 @@ def read(path: Path) -> str:
         return "unknown"
 
 
-def processor() -> str:
-    for line in read(Path("/proc/cpuinfo")).splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+# By vendor, family and model: a virtual machine's model name may be just "AMD EPYC". None stands for any model.
+ARCHITECTURES = {
+    ("AuthenticAMD", 25, 17): "Zen 4",
+    ("AuthenticAMD", 26, None): "Zen 5",
+    ("GenuineIntel", 6, 207): "Emerald Rapids",
+}
+VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
+
+
+def cpu_fields() -> dict[str, str]:
+    """What the system says of the first processor."""
+    lines = read(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def slug_of(text: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def identify(fields: dict[str, str]) -> tuple[str, str]:
+    """The processor's name, and what its files are called."""
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    vendor, family, model = (fields.get(key, "") for key in ("vendor_id", "cpu family", "model"))
+    if not (family.isdigit() and model.isdigit()):
+        return name, slug_of(name)
+    short = VENDORS.get(vendor, vendor)
+    for known in (int(model), None):
+        if architecture := ARCHITECTURES.get((vendor, int(family), known)):
+            return f"{name} ({architecture})", slug_of(f"{short} {architecture}")
+    return name, slug_of(f"{short} {family} {model}")
 
 
 def caches() -> dict[str, int]:
@@ -54,8 +80,10 @@ def describe() -> dict[str, Any]:
 
     config = qembag.show_config()
     nodes = len(list((SYSTEM / "node").glob("node[0-9]*")))
+    processor, slug = identify(cpu_fields())
     return {
-        "processor": processor(),
+        "processor": processor,
+        "slug": slug,
         "caches": caches(),
         "cores": os.cpu_count(),
         "numa_nodes": nodes or 1,

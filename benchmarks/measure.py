@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,16 +19,14 @@ import numpy as np
 
 from . import tables
 from .cases import Case
+from .intervals import summary
+from .packages import check_origin, copy, package_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Timed work of a turn; shorter ones are disturbed more, longer ones leave more time between the two of a ratio.
 TURN_SECONDS = 0.01
-# How often the contenders of a case whose table is soon made are started anew, each time for a part of the rounds. Where
-# the system happens to put a process's arrays is with it for life: bags of one row came out 0.90 to 1.12 times as fast
-# as in another process of the same build, each time with quartiles of 0.02.
-STARTS = 3
 # Rounds after each start before the first that counts; each corrects the number of calls a turn.
-WARM_UPS = 3
+WARM_UPS = 2
 MOST_CALLS = 20_000
 # NumPy takes about ten times as long.
 NUMPY_SHARE = 8
@@ -36,8 +34,8 @@ NUMPY_SHARE = 8
 Worker = subprocess.Popen[str]
 
 
-def environment(name: str, case: Case, against: Path | None) -> dict[str, str]:
-    """One level for all where the case names it, and only "other" may see the package in `against`."""
+def environment(case: Case, folder: Path | None) -> dict[str, str]:
+    """One level for all where the case names it, and first of all what is in `folder`."""
     # A pool of BLAS would start threads that nothing here uses.
     settings = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     for variable in ("QEMBAG_KERNELS", "FBGEMM_ENABLE_INSTRUCTIONS"):
@@ -46,20 +44,28 @@ def environment(name: str, case: Case, against: Path | None) -> dict[str, str]:
         settings["QEMBAG_KERNELS"] = case.level
     if case.level == "avx2":
         settings["FBGEMM_ENABLE_INSTRUCTIONS"] = "AVX2"
-    if name == "other":
-        settings["PYTHONPATH"] = os.pathsep.join([str(against), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if folder:
+        settings["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return settings
 
 
-def start(name: str, case: Case, against: Path | None = None, path: str | None = None) -> Worker:
-    job = json.dumps({"contender": name, "case": dataclasses.asdict(case), "path": path})
+def start(name: str, case: Case, folder: Path | None, path: str | None, own_output: bool, number: int) -> Worker:
+    job = json.dumps(
+        {
+            "contender": name,
+            "case": dataclasses.asdict(case),
+            "path": path,
+            "own_output": own_output,
+            "start": number,
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", job],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=environment(name, case, against),
+        env=environment(case, folder),
     )
 
 
@@ -71,27 +77,33 @@ def answer_of(worker: Worker) -> Any:
     return json.loads(line)
 
 
-def turn(worker: Worker, seed: int, calls: int, rows: int) -> list[Any]:
+def turn(worker: Worker, seed: int, calls: int, checked: bool = False) -> list[Any]:
     assert worker.stdin
-    worker.stdin.write(f"{json.dumps([seed, max(calls, 1), rows])}\n")
+    worker.stdin.write(f"{json.dumps([seed, max(calls, 1), checked])}\n")
     worker.stdin.flush()
     return answer_of(worker)
 
 
 @contextlib.contextmanager
-def working(names: list[str], case: Case, against: Path | None = None) -> Iterator[dict[str, Worker]]:
+def working(names: list[str], case: Case, against: Path | None = None, number: int = 0) -> Iterator[dict[str, Worker]]:
     """A worker for each contender, ready. They start together, so that the making of their tables overlaps."""
     with contextlib.ExitStack() as stack:
-        path = None
+        room, path = Path(stack.enter_context(tempfile.TemporaryDirectory())), None
         if case.pages == "file":
-            path = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "table")
+            path = str(room / "table")
             tables.write_file(case, path)
-        workers = {}
+        workers: dict[str, Worker] = {}
+        folders: dict[str, Path] = {}
         try:
-            for name in names:
-                workers[name] = start(name, case, against, path)
+            for place, name in enumerate(names):
+                if package := package_of(name, against):
+                    folders[name] = room / str(place)
+                    copy(package, folders[name])
+                workers[name] = start(name, case, folders.get(name), path, "torch" not in names, number)
             for name, worker in workers.items():
-                check_origin(name, answer_of(worker), against)
+                modules = answer_of(worker)
+                if name in folders:
+                    check_origin(modules, folders[name])
             yield workers
         finally:
             for worker in workers.values():
@@ -99,52 +111,77 @@ def working(names: list[str], case: Case, against: Path | None = None) -> Iterat
                 worker.communicate()
 
 
-def check_origin(name: str, modules: dict[str, str], against: Path | None) -> None:
-    """A comparison of one build with itself says nothing, and looks as if it did."""
-    if against is None or name not in ("qembag", "other"):
-        return
-    inside = Path(modules["qembag"]).resolve().is_relative_to(against.resolve())
-    if inside != (name == "other"):
-        raise SystemExit(f"{name} imported {modules['qembag']}, with --against {against}")
-
-
-def take_turns(workers: dict[str, Worker], seed: int, calls: int, rows: int) -> dict[str, list[Any]]:
-    """One round, in changing order."""
-    names = list(workers) if seed % 2 else list(workers)[::-1]
-    return {name: turn(workers[name], seed, calls // NUMPY_SHARE if name == "numpy" else calls, rows) for name in names}
-
-
 def calls_for(seconds: float, calls: int) -> int:
     """How many calls make a turn, from what so many took."""
     return int(np.clip(calls * TURN_SECONDS / seconds, 1, MOST_CALLS))
 
 
-def measure(case: Case, rounds: int, against: Path | None = None) -> dict[str, Any]:
-    """Median ns a row of each contender, and the median and quartiles of the rounds' ratios, theirs over ours."""
-    rival = "other" if against else "torch"
-    compared = ["qembag", rival]
-    names = [*compared, *([] if against else case.extras)]
-    nanoseconds: dict[str, list[float]] = {name: [] for name in names}
-    starts = STARTS if tables.is_cached(case, case.rows) else 1
-    equal, calls = True, 2
-    seeds = itertools.count()
-    for begun in range(min(starts, rounds)):
-        with working(names, case, against) as workers:
-            for number in range(WARM_UPS + len(range(begun, rounds, starts))):
-                turns = take_turns(workers, next(seeds), calls, case.rows)
-                equal = equal and turns["qembag"][2] == turns[rival][2]
-                if number < WARM_UPS:
-                    calls = calls_for(max(turns[name][0] for name in compared), calls)
-                    continue
-                for name, (seconds, indices, _) in turns.items():
-                    nanoseconds[name].append(seconds / indices * 1e9)
-    ratios = np.array(nanoseconds[rival]) / nanoseconds["qembag"]
+def rival_of(case: Case, against: Path | None) -> str | None:
+    """Whom answers are compared with, bit for bit; nobody where torch has no such operator."""
+    return "other" if against else None if case.beyond_torch else "torch"
+
+
+def contenders_of(case: Case, against: Path | None) -> list[str]:
+    rival = rival_of(case, against)
+    names = ["qembag", *([rival] if rival else [])]
+    return names if against else [*names, *(["plain"] if case.optional else []), *case.extras]
+
+
+def take_turns(
+    workers: dict[str, Worker], seed: int, calls: int, order: random.Random, checked: bool
+) -> dict[str, list[Any]]:
+    """One round, in random order."""
+    names = order.sample(list(workers), len(workers))
     return {
-        "ns": {name: float(np.median(times)) for name, times in nanoseconds.items()},
-        "ratio": float(np.median(ratios)),
-        "quartiles": [float(quartile) for quartile in np.percentile(ratios, [25, 75])],
-        "equal": equal,
+        name: turn(workers[name], seed, calls // NUMPY_SHARE if name == "numpy" else calls, checked) for name in names
+    }
+
+
+def measure_start(
+    case: Case, number: int, rounds: int, against: Path | None, calls: int
+) -> tuple[dict[str, list[float]], bool, int]:
+    """Ns a row of each contender in each round of one start, whether the answers are equal, and how many calls made a
+    turn."""
+    names, rival = contenders_of(case, against), rival_of(case, against)
+    nanoseconds: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(f"{case.name}/{number}")
+    equal = True
+    with working(order.sample(names, len(names)), case, against, number) as workers:
+        for place in range(WARM_UPS + rounds):
+            last = place == WARM_UPS + rounds - 1
+            turns = take_turns(workers, number * (WARM_UPS + rounds) + place, calls, order, last)
+            if last and rival:
+                equal = turns["qembag"][2] == turns[rival][2]
+            if place < WARM_UPS:
+                calls = calls_for(max(turns[name][0] for name in names if name not in case.extras), calls)
+                continue
+            for name, (seconds, rows, _) in turns.items():
+                nanoseconds[name].append(seconds / rows * 1e9)
+    return nanoseconds, equal, calls
+
+
+def median_ratio(times: dict[str, list[float]], above: str, below: str) -> float:
+    return float(np.median(np.array(times[above]) / times[below]))
+
+
+def measure(case: Case, starts: int, rounds: int, against: Path | None = None) -> dict[str, Any]:
+    """Median ns a row of each contender; `ratio`, the rival's time over ours, and where the case has an option `cost`, our
+    time over the plain loop's: of each start the median of its rounds, and over starts their median and interval."""
+    rival, calls = rival_of(case, against), 2
+    measured, equal = [], True
+    for number in range(starts):
+        nanoseconds, same, calls = measure_start(case, number, rounds, against, calls)
+        measured.append(nanoseconds)
+        equal = equal and same
+    result: dict[str, Any] = {
+        "ns": {name: float(np.median([np.median(times[name]) for times in measured])) for name in measured[0]},
+        "equal": equal if rival else None,
         "calls": calls,
         "rounds": rounds,
         "date": datetime.date.today().isoformat(),
     }
+    if rival:
+        result["ratio"] = summary([median_ratio(times, rival, "qembag") for times in measured])
+    if "plain" in measured[0]:
+        result["cost"] = summary([median_ratio(times, "qembag", "plain") for times in measured])
+    return result

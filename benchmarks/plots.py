@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ STYLES = {
 }
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
+def draw(results: dict[str, Any], folder: Path, slug: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,7 +26,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
     for name, figure in (("dims", draw_dims(pyplot, results["cases"])), ("growth", draw_growth(pyplot, results))):
         figure.tight_layout()
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{slug}-{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
 
 
@@ -34,11 +35,11 @@ def draw_dims(pyplot: Any, cases: dict[str, Any]) -> Any:
     for panel, group in zip(panels, ("cached", "memory"), strict=True):
         for bits in BITS:
             base = f"{group}/{bits}bit"
-            names = [name for name in cases if name == base or name.startswith(f"{base}/dim=")]
-            points = sorted((CASES[name].dim, cases[name]) for name in names if name in CASES)
+            of_dims = [name for name in cases if re.fullmatch(rf"{base}(/dim=\d+)?", name) and name in CASES]
+            points = [(CASES[name].dim, cases[name]) for name in sorted(of_dims, key=lambda name: CASES[name].dim)]
             dims = [dim for dim, _ in points]
-            ratios = [case["ratio"] for _, case in points]
-            low, high = ([case["quartiles"][end] for _, case in points] for end in (0, 1))
+            ratios = [case["ratio"]["median"] for _, case in points]
+            low, high = ([case["ratio"]["interval"][end] for _, case in points] for end in (0, 1))
             panel.plot(dims, ratios, marker="o", markersize=3, label=f"{bits}-bit")
             panel.fill_between(dims, low, high, alpha=0.2, linewidth=0)
         panel.axhline(1, color="0.5", linewidth=0.8)

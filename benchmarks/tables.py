@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,21 +18,38 @@ CACHED_SETS = 64
 # Spreads the popular rows of Zipf traffic over the table. A prime above the number of rows: no two of them meet.
 SCATTER = 2_654_435_761
 ZIPF_EXPONENT = 1.05
+PADDING_SHARE = 0.3
+# Arrays start at a random cache line of the first 4 KiB of their memory, because an array's address changes the speed of the
+# loops that read it, by up to 10 %. All contenders of a start use the same places; the next start has others.
+PLACES = random.Random(0)
+PLACES_BYTES = 4096
+
+
+def random_place() -> int:
+    return 64 * PLACES.randrange(PLACES_BYTES // 64)
 
 
 def reserve(num_bytes: int, pages: str = "numpy", path: str | None = None) -> np.ndarray:
-    """Bytes that start at a cache line in every process: where malloc happens to put a table changes its speed."""
+    """Bytes that start at a random cache line."""
     if pages == "file":
         # "c" is private and writeable: torch warns about arrays that are not. The pages are the page cache's.
         return np.memmap(path, dtype=np.uint8, mode="c", shape=(num_bytes,))
     if pages == "4k":
-        memory = mmap.mmap(-1, num_bytes)
+        memory = mmap.mmap(-1, num_bytes + PLACES_BYTES)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-        return np.frombuffer(memory, dtype=np.uint8)
-    room = np.empty(num_bytes + 64, dtype=np.uint8)
-    start = -room.ctypes.data % 64
+        room = np.frombuffer(memory, dtype=np.uint8)
+    else:
+        room = np.empty(num_bytes + PLACES_BYTES + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64 + random_place()
     return room[start : start + num_bytes]
+
+
+def placed(array: np.ndarray) -> np.ndarray:
+    """A copy at a random cache line."""
+    copy = reserve(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def packed_table(case: Case, path: str | None = None) -> np.ndarray:
@@ -78,7 +96,7 @@ def mapping_of(case: Case) -> np.ndarray | None:
         return None
     mapping = np.full(2 * case.rows, -1, dtype=np.int32)
     mapping[::2] = np.arange(case.rows)
-    return mapping
+    return placed(mapping)
 
 
 def is_cached(case: Case, rows: int) -> bool:
@@ -100,8 +118,30 @@ def zipf_sums(rows: int) -> np.ndarray:
     return np.cumsum(np.arange(1, rows + 1) ** -ZIPF_EXPONENT)
 
 
+def padding_idx(case: Case, rows: int) -> int | None:
+    """The last row: no other index is drawn where a case has padding."""
+    return None if case.padding == "none" else rows - 1
+
+
+def pad(indices: np.ndarray, lengths: np.ndarray, padding: int) -> None:
+    """The last 30 % of each bag."""
+    ends = np.cumsum(lengths)
+    place_from_end = np.repeat(ends, lengths) - np.arange(len(indices))
+    indices[place_from_end <= np.repeat(np.rint(PADDING_SHARE * lengths), lengths)] = padding
+
+
+def counted(case: Case, rows: int, indices: np.ndarray) -> int:
+    """Of the indices, those whose rows count: neither pruned nor padding."""
+    if case.pruned:
+        return int(np.count_nonzero(indices % 2 == 0))
+    padding = padding_idx(case, rows)
+    return len(indices) if padding is None else int(np.count_nonzero(indices != padding))
+
+
 def sets(case: Case, rows: int, seed: tuple[int, ...], count: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Indices and offsets of `count` calls, and weights where the case has them."""
+    padding = padding_idx(case, rows)
+    drawn = 2 * rows if case.pruned else rows if padding is None else padding
     rng = np.random.default_rng(seed)
     for _ in range(count):
         if case.length == "mixed":
@@ -113,6 +153,8 @@ def sets(case: Case, rows: int, seed: tuple[int, ...], count: int) -> Iterator[t
             sums = zipf_sums(rows)
             indices = np.searchsorted(sums, rng.random(ends[-1]) * sums[-1]) * SCATTER % rows
         else:
-            indices = rng.integers(0, 2 * rows if case.pruned else rows, ends[-1])
+            indices = rng.integers(0, drawn, ends[-1])
+        if case.padding == "30%":
+            pad(indices, lengths, rows - 1)
         traffic = indices.astype(case.index_dtype, copy=False), (ends - lengths).astype(case.offsets_dtype, copy=False)
         yield (*traffic, rng.standard_normal(ends[-1], dtype=np.float32)) if case.weighted else traffic

@@ -1,7 +1,7 @@
 """A process of one contender: makes its table, then takes a turn for each line that comes in.
 
-A line is ``[seed, calls, rows]``: so many calls, on the first `rows` rows of the table. The answer is
-``[seconds, indices, checksums]`` of the timed calls.
+A line is ``[seed, calls, checked]``: make so many calls. The answer is ``[seconds, rows that count, checksums]`` of the
+timed calls; checksums only of those that are to be checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ import numpy as np
 
 from .cases import Case
 from .contenders import Contender, build
-from .tables import float_table, mapping_of, number_of_sets, packed_table, sets
+from .tables import (
+    PLACES,
+    counted,
+    float_table,
+    mapping_of,
+    number_of_sets,
+    packed_table,
+    placed,
+    random_place,
+    reserve,
+    sets,
+)
 
 # Threads of a pool spin for a while after their work, and would take the next contender's core.
 IDLE = 0.05
@@ -30,7 +41,9 @@ WARM_UP_SHARE = 8
 
 def traffic_of(case: Case, rows: int, seed: tuple[int, ...], count: int) -> list[tuple[np.ndarray, ...]]:
     """What each call is given beside the table; to quantize or unpack, nothing."""
-    return list(sets(case, rows, seed, count)) if case.work == "lookup" else [()] * count
+    if case.work != "lookup":
+        return [()] * count
+    return [tuple(map(placed, arrays)) for arrays in sets(case, rows, seed, count)]
 
 
 def checksum(answers: Any) -> int:
@@ -47,10 +60,19 @@ def take_core(number: int) -> None:
         os.sched_setaffinity(0, {CORES[number % len(CORES)]})
 
 
-def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, checked: bool) -> list[Any]:
+def rows_of(case: Case, rows: int, contender: Contender, traffic: list[tuple[np.ndarray, ...]], calls: int) -> int:
+    """How many rows so many calls look up, pruned ones and padding left out; or quantize."""
+    if case.work != "lookup":
+        return calls * rows
+    per_call = [len(indices) if contender.all_count else counted(case, rows, indices) for indices, *_ in traffic]
+    return sum(itertools.islice(itertools.cycle(per_call), calls))
+
+
+def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, checked: bool = False) -> list[Any]:
+    """Seconds of the calls, how many rows they looked up, and checksums of the answers."""
     if case.threads == 1:
         take_core(seed)
-    call, arguments = contender
+    call, arguments, _ = contender
     count = number_of_sets(case, rows, calls)
     traffic = traffic_of(case, rows, (seed, 0), count)
     prepared = [arguments(*arrays) for arrays in traffic]
@@ -67,29 +89,33 @@ def turn(case: Case, rows: int, contender: Contender, seed: int, calls: int, che
     # The answers are not kept while the clock runs: that would measure fresh pages. Each set is looked up again.
     again = prepared if case.work == "lookup" else []
     checksums = [checksum([answer]), checksum(call(*some) for some in again)] if checked else None
-    per_call = [len(arrays[0]) if arrays else rows for arrays in traffic]
-    indices = sum(itertools.islice(itertools.cycle(per_call), calls))
-    return [seconds, indices, checksums]
+    return [seconds, rows_of(case, rows, contender, traffic, calls), checksums]
 
 
-def main() -> None:
-    job = json.loads(sys.argv[1])
+def prepare(job: dict[str, Any]) -> tuple[Case, Contender]:
+    """The case of a job, and its contender with a table."""
     case, name = Case(**job["case"]), job["contender"]
     if name == "numpy" or case.work in ("prepack", "greedy"):
         table = float_table(case)
     else:
         table = packed_table(case, job["path"])
-    mapping = mapping_of(case)
-    contender, built_for = build(name, case, table, mapping), case.rows
+    return case, build(name, case, table, mapping_of(case), job["own_output"])
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    PLACES.seed(job["start"])
+    shift = reserve(random_place())  # noqa: F841 -- kept: moves what malloc hands out from here on
+    case, contender = prepare(job)
+    checkable = job["contender"] not in ("numpy", "floor")
     gc.disable()
     modules = {module: sys.modules[module].__file__ for module in ("qembag", "torch") if module in sys.modules}
     print(json.dumps(modules), flush=True)
     for line in sys.stdin:
-        seed, calls, rows = json.loads(line)
-        if rows != built_for:
-            contender, built_for = build(name, case, table[:rows], mapping), rows
-        time.sleep(IDLE)
-        print(json.dumps(turn(case, rows, contender, seed, calls, name not in ("numpy", "floor"))), flush=True)
+        seed, calls, checked = json.loads(line)
+        if case.threads > 1:
+            time.sleep(IDLE)
+        print(json.dumps(turn(case, case.rows, contender, seed, calls, checked and checkable)), flush=True)
 
 
 if __name__ == "__main__":

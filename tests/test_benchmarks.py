@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import qembag
 
 ROOT = Path(__file__).parents[1]
 # A shared library is what `cc` makes of these options only where it is a Unix one.
+ONCE = ("--starts", "1", "--rounds", "1")
 NO_FLOOR = sys.platform == "win32" or shutil.which("cc") is None
 
 
@@ -38,15 +40,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, check=False)
 
 
-def result(ratio: float = 1.5, **changes):
-    ns = {"qembag": 4.321, "torch": 6.543, "numpy": 98.76, "floor": 1.234, "other": 5.678}
-    some = {"ns": ns, "ratio": ratio, "quartiles": [1.25, 1.75], "equal": True, "rounds": 7, "date": "2026-01-02"}
-    return some | changes
-
-
-def test_cases_are_about_a_hundred_of_each_their_own_kind(benchmarks):
+def test_cases_are_of_each_their_own_kind(benchmarks):
     cases = benchmarks("cases").CASES
-    assert 100 <= len([case for case in cases.values() if case.work == "lookup"]) <= 140
+    assert 150 <= len([case for case in cases.values() if case.work == "lookup"]) <= 180
     assert all(name == case.name for name, case in cases.items())
     factors = [repr(case).replace(repr(case.name), "") for case in cases.values()]
     assert len(set(factors)) == len(factors)
@@ -58,6 +54,20 @@ def test_what_the_first_table_promises_is_measured(benchmarks):
     for title, names in cases.TARGETS.items():
         assert [cases.CASES[name].bits for name in names] == [8, 4, 2]
         assert all((cases.CASES[name].threads == 2) == title.startswith("two") for name in names)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("dim", ["", "dim=64,"])
+def test_each_option_has_a_case(benchmarks, bits, dim):
+    cases = benchmarks("cases").CASES
+    for option in ("padding=unused", "padding=30%", "pruned", "max", "mean", "float16"):
+        case = cases[f"cached/{bits}bit/{dim}{option}"]
+        assert (case.bits, case.dim) == (bits, 64 if dim else 128)
+        assert case.optional
+        assert not benchmarks("cases").plain(case).optional
+    for small in ("one-bag=10", "two-bags=2"):
+        calls = [cases[f"cached/{bits}bit/{small}{suffix}"].call for suffix in ("", ",public")]
+        assert calls == ["ops", "public"]
 
 
 def test_tables_fit_and_torch_takes_them(benchmarks):
@@ -82,6 +92,91 @@ def test_the_traffic_of_a_seed_is_valid_and_always_the_same(benchmarks, changes)
         assert len(arrays) == 2 + case.weighted
 
 
+@pytest.mark.parametrize(("length", "padded"), [(10, 3), (40, 12), ("mixed", None)])
+def test_padding_ends_bags_and_is_nowhere_else(benchmarks, length, padded):
+    tables = benchmarks("tables")
+    case = benchmarks("cases").Case("tiny", 50, 16, 4, bags=30, length=length, padding="30%")
+    ((indices, offsets),) = tables.sets(case, 50, (1, 0), 1)
+    assert tables.padding_idx(case, 50) == 49
+    for bag in np.split(indices, offsets[1:]):
+        rest = len(bag) - (round(0.3 * len(bag)) if padded is None else padded)
+        assert (bag[rest:] == 49).all()
+        assert (bag[:rest] < 49).all()
+    assert tables.counted(case, 50, indices) == np.count_nonzero(indices < 49)
+
+
+def test_unused_padding_never_occurs(benchmarks):
+    tables = benchmarks("tables")
+    case = benchmarks("cases").Case("tiny", 5, 16, 4, bags=3, length=400, padding="unused")
+    ((indices, _),) = tables.sets(case, 5, (1, 0), 1)
+    assert set(indices.tolist()) == {0, 1, 2, 3}
+    assert tables.padding_idx(case, 5) == 4
+
+
+def test_arrays_begin_at_random_cache_lines_the_same_in_each_start_of_a_number(benchmarks):
+    tables = benchmarks("tables")
+    drawn = []
+    for start in (3, 4, 3):
+        tables.PLACES.seed(start)
+        drawn.append([tables.random_place() for _ in range(50)])
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert len(set(drawn[0])) > 20
+    assert {place % 64 for place in drawn[0]} == {0}
+    assert max(drawn[0]) < 4096
+    copy = tables.placed(np.arange(10))
+    assert np.array_equal(copy, np.arange(10))
+    assert copy.ctypes.data % 64 == 0
+
+
+def test_an_array_begins_at_the_place_that_is_drawn(benchmarks, monkeypatch):
+    tables = benchmarks("tables")
+    room = np.zeros(8192, dtype=np.uint8)
+    first_line = room.ctypes.data + -room.ctypes.data % 64
+    monkeypatch.setattr(tables.np, "empty", lambda num_bytes, dtype: room[:num_bytes])
+    for place in (0, 64, 4032):
+        monkeypatch.setattr(tables, "random_place", lambda place=place: place)
+        array = tables.reserve(100)
+        assert (array.ctypes.data - first_line, array.nbytes) == (place, 100)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"padding": "unused"},
+        {"padding": "30%"},
+        {"mode": "mean"},
+        {"mode": "max"},
+        {"half": True},
+        {"padding": "30%", "mode": "mean", "half": True},
+        {"pruned": True},
+        {},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own_output", [False, True])
+def test_the_public_contender_and_the_plain_one_do_what_the_case_says(benchmarks, changes, own_output):
+    contenders, tables = benchmarks("contenders"), benchmarks("tables")
+    case = benchmarks("cases").Case("tiny", 50, 16, 8, bags=20, length=10, call="public", **changes)
+    packed, mapping = tables.packed_table(case), tables.mapping_of(case)
+    ((indices, offsets),) = tables.sets(case, 50, (1, 0), 1)
+    values = qembag.QuantizedTable(packed, 8).dequantize().astype(np.float64)
+    bags = indices.reshape(20, 10)
+    counts = (bags % 2 == 0) if case.pruned else (bags != 49) if case.padding != "none" else np.ones(bags.shape, bool)
+    stored = bags // 2 if case.pruned else bags
+    assert tables.counted(case, 50, indices) == np.count_nonzero(counts)
+    per_row = np.where(counts[..., None], values[stored], -np.inf if case.mode == "max" else 0)
+    expected = per_row.max(axis=1) if case.mode == "max" else per_row.sum(axis=1)
+    if case.mode == "mean":
+        expected /= counts.sum(axis=1, keepdims=True)
+    ours, plain = (contenders.build(name, case, packed, mapping, own_output) for name in ("qembag", "plain"))
+    answer = ours.call(*ours.arguments(indices, offsets))
+    assert answer.dtype == (np.float16 if case.half else np.float32)
+    np.testing.assert_allclose(answer, expected, rtol=2e-3 if case.half else 1e-4, atol=1e-3)
+    answer = plain.call(*plain.arguments(indices, offsets))
+    np.testing.assert_allclose(answer, values[stored].sum(axis=1), rtol=1e-4, atol=1e-3)
+    assert (ours.all_count, plain.all_count) == (False, True)
+
+
 def test_each_piece_of_a_table_has_other_codes(benchmarks, monkeypatch, tiny):
     tables = benchmarks("tables")
     monkeypatch.setattr(tables, "PIECE_BYTES", 20 * tiny.row_bytes)
@@ -100,43 +195,82 @@ def test_workers_take_turns(benchmarks, tiny):
     answers = [look_up(table, *arrays) for arrays in tables.sets(tiny, tiny.rows, (3, 0), 2)]
     of_all = zlib.crc32(answers[1], zlib.crc32(answers[0]))
     with measure.working(["qembag", "numpy", *([] if NO_FLOOR else ["floor"])], tiny) as workers:
-        turns = {name: measure.turn(worker, 3, 2, tiny.rows) for name, worker in workers.items()}
+        turns = {name: measure.turn(worker, 3, 2, checked=True) for name, worker in workers.items()}
+        assert measure.turn(workers["qembag"], 3, 2)[2] is None
     assert all(seconds > 0 and indices == 30 for seconds, indices, _ in turns.values())
     assert turns.pop("qembag")[2] == [zlib.crc32(answers[1]), of_all]
     assert all(checksums is None for _, _, checksums in turns.values())
 
 
-@pytest.mark.parametrize(("rows", "rounds", "starts"), [(9, 7, 3), (9, 2, 2), (1 << 20, 7, 1)])
-def test_contenders_with_small_tables_are_started_anew(benchmarks, monkeypatch, rows, rounds, starts):
-    """All the rounds asked for, each with fresh indices, and the first of each start thrown away."""
-    measure, turns = benchmarks("measure"), []
+class Fake:
+    """Workers that take the time that the test gives them, and what they were told."""
+
+    def __init__(self, monkeypatch, measure, seconds):
+        self.starts: list[int] = []
+        self.turns: list[tuple[str, int, int, bool]] = []
+        self.seconds = seconds
+        monkeypatch.setattr(measure, "working", self.working)
+        monkeypatch.setattr(measure, "turn", self.turn)
 
     @contextlib.contextmanager
-    def working(names, case, against):
-        turns.append([])
+    def working(self, names, case, against, number):
+        self.starts.append(number)
         yield {name: name for name in names}
 
-    def turn(worker, seed, calls, rows):
-        if worker == "qembag":
-            turns[-1].append(seed)
-        return [0.01 * (1 if worker == "qembag" else 2), 40, [len(turns)]]
+    def turn(self, worker, seed, calls, checked):
+        self.turns.append((worker, seed, calls, checked))
+        return [self.seconds(worker, self.starts[-1]), 40, [7] if checked else None]
 
-    monkeypatch.setattr(measure, "working", working)
-    monkeypatch.setattr(measure, "turn", turn)
-    case = benchmarks("cases").Case("some", rows, 100, 8)
-    result = measure.measure(case, rounds)
-    seeds = [seed for start in turns for seed in start]
-    assert len(turns) == starts
-    assert seeds == list(range(rounds + starts * measure.WARM_UPS))
-    assert max(map(len, turns)) - min(map(len, turns)) <= 1
-    assert (result["ratio"], result["quartiles"], result["rounds"], result["equal"]) == (2, [2, 2], rounds, True)
+
+def test_contenders_are_started_anew_and_take_turns_in_random_order(benchmarks, monkeypatch):
+    """Each start with fresh indices, the same for all contenders; the first rounds of each are thrown away."""
+    measure = benchmarks("measure")
+    fake = Fake(monkeypatch, measure, lambda worker, start: 0.01 * (1 if worker == "qembag" else 2 + start))
+    case = benchmarks("cases").Case("some", 9, 100, 8, pruned=True)
+    result = measure.measure(case, 5, 10)
+    assert fake.starts == [0, 1, 2, 3, 4]
+    rounds = [fake.turns[at : at + 3] for at in range(0, len(fake.turns), 3)]
+    assert len(rounds) == 5 * (10 + measure.WARM_UPS)
+    assert all(sorted(name for name, *_ in some) == ["plain", "qembag", "torch"] for some in rounds)
+    assert [{turn[1] for turn in some} for some in rounds] == [{seed} for seed in range(len(rounds))]
+    assert len({tuple(name for name, *_ in some) for some in rounds}) == 6
+    assert sum(checked for *_, checked in fake.turns) == 5 * 3
+    assert (result["ratio"]["starts"], result["ratio"]["median"]) == ([2, 3, 4, 5, 6], 4)
+    assert (result["ratio"]["interval"], result["cost"]["median"]) == ([2, 6], 1 / 4)
+    assert (result["rounds"], result["equal"]) == (10, True)
+    assert set(result["ns"]) == {"qembag", "torch", "plain"}
+
+
+def test_a_case_that_torch_has_not_is_compared_with_the_plain_loop_and_the_other_build(
+    benchmarks, monkeypatch, tmp_path
+):
+    measure = benchmarks("measure")
+    Fake(monkeypatch, measure, lambda worker, start: {"qembag": 0.03, "plain": 0.02, "other": 0.06}[worker])
+    case = benchmarks("cases").Case("some", 9, 100, 8, mode="max", call="public")
+    alone, both = measure.measure(case, 2, 1), measure.measure(case, 2, 1, tmp_path)
+    assert alone["cost"]["median"] == 1.5
+    assert "ratio" not in alone
+    assert alone["equal"] is None
+    assert both["ratio"]["median"] == 2
+    assert "cost" not in both
+    assert both["equal"] is True
+
+
+def test_an_answer_that_differs_in_one_start_is_noticed(benchmarks, monkeypatch):
+    measure = benchmarks("measure")
+    fake = Fake(monkeypatch, measure, lambda worker, start: 0.01)
+    monkeypatch.setattr(
+        measure, "turn", lambda worker, *others: [0.01, 40, [worker == "torch" and fake.starts[-1] == 1]]
+    )
+    assert measure.measure(benchmarks("cases").Case("some", 9, 100, 8), 3, 1)["equal"] is False
+    assert measure.measure(benchmarks("cases").Case("some", 9, 100, 8), 1, 1)["equal"] is True
 
 
 @pytest.mark.skipif(NO_FLOOR, reason="needs cc")
 def test_the_floor_reads_the_first_and_last_bytes_of_rows_and_one_of_each_line_between(benchmarks):
     case = benchmarks("cases").Case("tiny", 9, 100, 8, bags=2, length=3)
     table = benchmarks("tables").packed_table(case)
-    call, arguments = benchmarks("contenders").build("floor", case, table, None)
+    call, arguments, _ = benchmarks("contenders").build("floor", case, table, None)
     indices = np.array([8, 0, 3, 3, 5, 1])
     assert call(*arguments(indices)) == table[indices][:, [0, 64, 107]].sum(dtype=np.int64)
 
@@ -148,21 +282,48 @@ def test_against_another_build(tmp_path):
     if Path(kernels.origin).parent != package:
         pytest.skip("an editable install has no directory of its own")
     shutil.copytree(package, tmp_path / "qembag")
-    done = command("--against", str(tmp_path), "--only", "cached/4bit/dim=8", "--rounds", "1")
+    done = command("--against", str(tmp_path), "--only", "cached/4bit/dim=8", *ONCE)
     assert done.returncode == 0, done.stderr
     assert "equal: True" in done.stderr
     assert "| case, ns a row | other | qembag | ratio |" in done.stdout
+    assert "1 cases; median of the ratios" in done.stdout
     assert command("--against", str(tmp_path / "qembag"), "--only", "cached").returncode == 2
 
 
-def test_a_build_is_not_compared_with_itself(benchmarks, tmp_path):
-    measure = benchmarks("measure")
-    inside, outside = str(tmp_path / "qembag" / "__init__.py"), str(ROOT / "elsewhere.py")
-    measure.check_origin("other", {"qembag": inside}, tmp_path)
-    measure.check_origin("qembag", {"qembag": outside}, tmp_path)
-    for name, path in (("other", outside), ("qembag", inside)):
-        with pytest.raises(SystemExit, match=f"{name} imported"):
-            measure.check_origin(name, {"qembag": path}, tmp_path)
+def installed(folder: Path) -> Path:
+    """Something that looks like an installed qembag."""
+    package = folder / "qembag"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / f"_kernels{EXTENSION_SUFFIXES[-1]}").touch()
+    return package
+
+
+def test_each_contender_imports_the_package_that_it_stands_for(benchmarks, monkeypatch, tmp_path):
+    packages = benchmarks("packages")
+    ours, other = installed(tmp_path / "ours"), installed(tmp_path / "other")
+    spec = importlib.util.spec_from_file_location("qembag", ours / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    found = {name: packages.package_of(name, tmp_path / "other") for name in ("qembag", "plain", "other", "torch")}
+    assert found == {"qembag": ours, "plain": ours, "other": other, "torch": None}
+    with pytest.raises(SystemExit, match="compared with itself"):
+        packages.package_of("other", tmp_path / "ours")
+    for path in ours.glob("_kernels*"):  # as in an editable install
+        path.unlink()
+    assert packages.package_of("qembag", tmp_path / "other") is None
+
+
+def test_a_copied_package_has_its_libraries_and_no_bytecode(benchmarks, tmp_path):
+    packages = benchmarks("packages")
+    package = installed(tmp_path / "ours")
+    (tmp_path / "ours" / "qembag.libs").mkdir()
+    (tmp_path / "copy").mkdir()
+    packages.copy(package, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"qembag", "qembag.libs"}
+    assert not (tmp_path / "copy" / "qembag" / "__pycache__").exists()
+    packages.check_origin({"qembag": str(tmp_path / "copy" / "qembag" / "__init__.py")}, tmp_path / "copy")
+    with pytest.raises(SystemExit, match="in place of the one in"):
+        packages.check_origin({"qembag": str(package / "__init__.py")}, tmp_path / "copy")
 
 
 def test_names_can_be_chosen(benchmarks):
@@ -178,79 +339,11 @@ def test_names_can_be_chosen(benchmarks):
         main.select(["nothing"], against=False)
 
 
-MACHINE = {
-    "processor": "A Processor",
-    "caches": {"L1d": 32768, "L2": 1 << 20, "L3": 32 << 20},
-    "cores": 2,
-    "numa_nodes": 1,
-    "huge_pages": "madvise",
-    "system": "Linux 6",
-    "level": "avx512",
-    "levels": ["baseline", "avx2", "avx512"],
-    "python": "3.11.0",
-    "numpy": "2.0.0",
-    "torch": "2.13.0",
-    "qembag": "0.1.0",
-}
-GROWTH = {
-    "rows": [1000, 4000],
-    "bytes": [72000, 288000],
-    "ns": {"qembag": [4.04, 5.05], "torch": [6.06, 7.07], "floor": [1.01, 2.02]},
-    "rounds": 3,
-    "date": "2026-01-03",
-}
-
-
-@pytest.fixture
-def results(benchmarks):
-    everything = {name: result() for name in benchmarks("cases").CASES}
-    return {"machine": MACHINE, "cases": everything, "growth": {"8bit": GROWTH, "4bit": GROWTH}}
-
-
-def test_the_report_has_the_numbers(benchmarks, results):
-    results["cases"]["cached/8bit/zipf"] = result(ratio=0.91)
-    results["cases"]["cached/2bit/zipf"] = result(equal=False)
-    results["import"] = {"numpy": 80.0, "qembag": 4.04, "torch": 900.0}
-    results["allocation"] = {"8 bits, 10000 indices": 321}
-    text = benchmarks("report").render(results)
-    assert "| one thread, cached, dim 128 | 1.50 | 1.50 | 1.50 | 4.32 | 4.32 | 4.32 |" in text
-    assert "| `cached/8bit/dim=100` | 6.54 | 4.32 | 1.50 (1.25 to 1.75) |" in text
-    assert "| `memory/4bit` | 98.76 | 6.54 | 4.32 | 1.23 | 1.50 (1.25 to 1.75) |" in text
-    assert "Below 0.95: `cached/8bit/zipf` (0.910)." in text
-    assert "**Answers differ in: `cached/2bit/zipf`.**" in text
-    assert "| 70.3 KiB | 1,000 | 4.04 | 6.06 | 1.01 |" in text
-    assert "L1d 32 KiB, L2 1 MiB, L3 32 MiB" in text
-    assert "3 to 7 rounds; 2026-01-02 to 2026-01-03" in text
-    assert "4.0 ms beyond" in text
-    assert "| 8 bits, 10000 indices | 321 |" in text
-    for name in results["cases"]:
-        assert f"| `{name}` |" in text
-
-
-def test_part_of_the_results_is_reported_too(benchmarks):
-    text = benchmarks("report").render({"machine": MACHINE, "cases": {"cached/2bit/zipf": result()}})
-    assert "`cached/2bit/zipf`" in text
-    assert "Growth" not in text
-    assert "Below 0.95: none." in text
-
-
-def test_plots_of_the_same_results_are_the_same(benchmarks, results, tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = []
-    for attempt in ("once", "again"):
-        folder = tmp_path / attempt
-        folder.mkdir()
-        benchmarks("plots").draw(results, folder)
-        drawn.append([(folder / name).read_bytes() for name in ("dims.svg", "growth.svg")])
-    assert drawn[0] == drawn[1]
-    assert all(b"<dc:date>" not in plot for plot in drawn[0])
-
-
 @pytest.mark.torch
 def test_one_case_against_torch():
     if importlib.util.find_spec("torch") is None:
         pytest.skip("needs torch")
-    done = command("--only", "cached/4bit/dim=8", "--rounds", "1")
+    done = command("--only", "cached/4bit/dim=8", *ONCE)
     assert done.returncode == 0, done.stderr
     assert "equal: True" in done.stderr
     assert "All answers of 1 cases are equal." in done.stdout
