@@ -501,6 +501,12 @@ cdef enum:
 # 1.15 to 1.4 times as fast, and 1.7 times at four times as much; at half of it they gain nothing. Opening a parallel
 # region takes 1 to 3 us when its threads are awake.
 cdef int64_t MIN_PARALLEL_WORK = 1 << 19
+# In a forked child a sleeping thread is woken instead (see parallel.h).
+cdef int64_t STALE_MIN_PARALLEL_WORK = 1 << 21
+
+
+cdef inline double min_parallel_work() noexcept nogil:
+    return STALE_MIN_PARALLEL_WORK if parallel_is_stale() else MIN_PARALLEL_WORK
 
 
 cdef void share_out(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, Py_ssize_t *bounds,
@@ -567,26 +573,53 @@ cdef void choose_loops(Lookup *job) noexcept nogil:
                      and (job.bits == 2 or is_near))
 
 
+# One call's chunks, and the threads that take them (see parallel.h).
+cdef struct Shared:
+    const Lookup *job
+    const Py_ssize_t *bounds
+    int num_chunks
+    int num_taken
+    int failures
+
+
+cdef int look_up_left(Shared *shared) noexcept nogil:
+    """Chunk by chunk, what nobody has taken."""
+    cdef int chunk, failures = 0
+    while True:
+        chunk = parallel_add(&shared.num_taken, 1)
+        if chunk >= shared.num_chunks:
+            return failures
+        failures += not look_up_bags(shared.job, shared.bounds[chunk], shared.bounds[chunk + 1])
+
+
+cdef void look_up_chunks(void *argument, int num_threads) noexcept nogil:
+    cdef Shared *shared = <Shared *> argument
+    cdef int worker, failures = 0
+    if num_threads == 1:
+        failures = look_up_left(shared)
+    else:
+        for worker in prange(num_threads, schedule="static", chunksize=1, num_threads=num_threads):
+            failures += look_up_left(shared)
+    parallel_add(&shared.failures, failures)
+
+
 cdef bint look_up_shared(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag, int num_threads) noexcept nogil:
     """Bags, shared out among threads where that pays."""
     cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
-    cdef Py_ssize_t chunk, num_chunks
-    cdef int failures = 0
-    cdef parallel_crew crew
-    if end_bag - first_bag < 2 or work_of(job, first_bag, end_bag) < MIN_PARALLEL_WORK:
+    cdef Shared shared
+    if end_bag - first_bag < 2 or work_of(job, first_bag, end_bag) < min_parallel_work():
         return look_up_bags(job, first_bag, end_bag)
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
     if num_threads == 1:
-        failures = not look_up_bags(job, first_bag, end_bag)
+        shared.failures = not look_up_bags(job, first_bag, end_bag)
     else:
-        num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
-        num_threads = min(<Py_ssize_t> num_threads, num_chunks)
-        share_out(job, first_bag, end_bag, bounds, num_chunks)
-        parallel_prepare(&crew, num_threads)
-        for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-            parallel_spread(&crew)
-            failures += not look_up_bags(job, bounds[chunk], bounds[chunk + 1])
+        shared.job = job
+        shared.bounds = bounds
+        shared.num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
+        shared.num_taken = shared.failures = 0
+        share_out(job, first_bag, end_bag, bounds, shared.num_chunks)
+        parallel_run(look_up_chunks, &shared, min(num_threads, shared.num_chunks))
     parallel_leave()
-    return failures == 0
+    return shared.failures == 0

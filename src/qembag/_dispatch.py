@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import importlib.machinery
+import importlib.util
 import os
 from typing import TYPE_CHECKING, cast
 
 from . import _cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, Protocol
 
     from numpy.typing import NDArray
@@ -52,28 +51,23 @@ def load(level: str) -> _Kernels:
     return _load(MODULES[level])
 
 
-@contextlib.contextmanager
-def _bounded_spin() -> Iterator[None]:
-    """How long the waiting threads of an OpenMP runtime that is loaded meanwhile look for work before they sleep.
+# How often a waiting thread of libgomp looks for work before it sleeps: about 10 us. Calls that follow each other at once
+# still meet threads awake.
+SPIN_COUNT = "1000"
+
+
+def _load_openmp() -> None:
+    """Load OpenMP's runtime so that the spin of its waiting threads is bounded.
 
     libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and those of
     NumPy's matrix product, or another runtime's, take the processors from each other at each change from one to the other.
-    Whoever has set a policy is left alone.
+    Where the modules are not plain files, the default stays: what an unusual loader does is not ours to guess.
     """
-    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
+    spec = importlib.util.find_spec("._kernels", __package__)
+    if spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
+        _cpu.load_openmp(os.fsencode(spec.loader.path), SPIN_COUNT.encode())
 
 
-# About 10 us. Calls that follow each other at once still meet threads awake; `parallel_spread` sees to those that meet
-# them asleep.
-SPIN_COUNT = "1000"
-
-with _bounded_spin():
-    MODULES = _available()
+_load_openmp()
+MODULES = _available()
 kernels = load(os.environ.get("QEMBAG_KERNELS") or list(MODULES)[-1])

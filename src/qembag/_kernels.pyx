@@ -32,14 +32,12 @@ cdef extern from "parallel.h" nogil:
     int parallel_max_threads()
     int parallel_enter(int)
     void parallel_leave()
-    bint parallel_is_caller()
+    bint parallel_is_inside()
     double parallel_clock()
     int parallel_watch_forks()
-    void parallel_learn_to_move()
-    ctypedef struct parallel_crew:
-        pass
-    void parallel_prepare(parallel_crew *, int)
-    void parallel_spread(parallel_crew *)
+    bint parallel_is_stale()
+    int parallel_add(volatile int *, int)
+    void parallel_run(void (*function)(void *, int) noexcept nogil, void *argument, int num_threads)
 
 cdef extern from "lanes.h" nogil:
     const char *LANES_LEVEL
@@ -277,11 +275,13 @@ cdef bint handle_signals() noexcept with gil:
 
 
 cdef bint may_go_on(const Lookup *job) noexcept nogil:
-    """Asked by each thread of a long call from time to time. The main thread sees to signals."""
+    """Asked by each thread of a long call from time to time. The main thread sees to signals, but not while it works with
+    others: a handler may fork, and a child inside a region would wait for threads that it has not. What is shared out is
+    no longer than a piece, so that nobody waits for long."""
     cdef double now
     if job.signals == NULL:
         return True
-    if not job.signals.has_raised and parallel_is_caller():
+    if not job.signals.has_raised and not parallel_is_inside():
         now = parallel_clock()
         # Not at each look: another thread may keep the GIL for milliseconds.
         if now >= job.signals.next_look:
@@ -703,7 +703,6 @@ def max_threads():
 
 if parallel_watch_forks() != 0:
     raise MemoryError("qembag: no memory to watch for forks")
-parallel_learn_to_move()
 
 
 include "_quantize.pxi"

@@ -292,6 +292,39 @@ cdef inline Py_ssize_t chunk_start(Py_ssize_t first, Py_ssize_t end, Py_ssize_t 
     return first + <Py_ssize_t> (<int64_t> chunk * (end - first) // num_chunks)
 
 
+# One call's chunks, and the threads that take them (see parallel.h).
+cdef struct QuantizeShared:
+    const Quantize *job
+    Py_ssize_t first
+    Py_ssize_t end
+    int num_chunks
+    int num_taken
+    RowFault *faults
+    Py_ssize_t *rows_at_fault
+
+
+cdef void quantize_left(QuantizeShared *shared) noexcept nogil:
+    """Chunk by chunk, what nobody has taken."""
+    cdef int chunk
+    while True:
+        chunk = parallel_add(&shared.num_taken, 1)
+        if chunk >= shared.num_chunks:
+            return
+        shared.rows_at_fault[chunk] = quantize_chunk(
+            shared.job, chunk_start(shared.first, shared.end, chunk, shared.num_chunks),
+            chunk_start(shared.first, shared.end, chunk + 1, shared.num_chunks), &shared.faults[chunk])
+
+
+cdef void quantize_chunks(void *argument, int num_threads) noexcept nogil:
+    cdef QuantizeShared *shared = <QuantizeShared *> argument
+    cdef int worker
+    if num_threads == 1:
+        quantize_left(shared)
+    else:
+        for worker in prange(num_threads, schedule="static", chunksize=1, num_threads=num_threads):
+            quantize_left(shared)
+
+
 def quantize(object weights, int bits, object out, object bounds, bint greedy, int64_t num_bins, double ratio,
              int num_threads):
     """Rows of float32 into `out`: None, or (what is wrong, row)."""
@@ -302,7 +335,7 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
     cdef double work = FIRST_PIECE, started = 0, row_work
     cdef bint in_pieces
     cdef int chunk_threads
-    cdef parallel_crew crew
+    cdef QuantizeShared shared
     if not (is_plain(weights) and cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_FLOAT32
             and cnp.PyArray_NDIM(<cnp.ndarray> weights) == 2 and cnp.PyArray_DIM(<cnp.ndarray> weights, 1) > 0):
         raise TypeError("weights must be float32 rows in one piece")
@@ -344,19 +377,21 @@ def quantize(object weights, int bits, object out, object bounds, bint greedy, i
             end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (job.num_rows - first))
         with nogil:
             num_chunks = 1
-            if (end - first) * row_work < MIN_PARALLEL_WORK * (1 if greedy else 0.25):
+            if (end - first) * row_work < min_parallel_work() * (1 if greedy else 0.25):
                 rows_at_fault[0] = quantize_chunk(&job, first, end, &faults[0])
             else:
                 chunk_threads = parallel_enter(num_threads)
                 if chunk_threads > 1:
                     num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * chunk_threads), end - first)
                     chunk_threads = min(<Py_ssize_t> chunk_threads, num_chunks)
-                parallel_prepare(&crew, chunk_threads)
-                for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=chunk_threads):
-                    parallel_spread(&crew)
-                    rows_at_fault[chunk] = quantize_chunk(
-                        &job, chunk_start(first, end, chunk, num_chunks),
-                        chunk_start(first, end, chunk + 1, num_chunks), &faults[chunk])
+                shared.job = &job
+                shared.first = first
+                shared.end = end
+                shared.num_chunks = num_chunks
+                shared.num_taken = 0
+                shared.faults = faults
+                shared.rows_at_fault = rows_at_fault
+                parallel_run(quantize_chunks, &shared, chunk_threads)
                 parallel_leave()
         for chunk in range(num_chunks):
             if faults[chunk] == NO_MEMORY:

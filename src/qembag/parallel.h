@@ -1,10 +1,40 @@
-/* The only door to OpenMP. Without it the same names say "one thread". */
+/* The only door to OpenMP, and what keeps it safe across forks. Without OpenMP the same names say "one thread".
+ *
+ * A call that wants threads does this, in the thread that called it:
+ *
+ *     num_threads = parallel_enter(num_threads);           its share of the processors
+ *     parallel_run(function, argument, num_threads);
+ *     parallel_leave();
+ *
+ * function(argument, num_threads) does what is left of the work with so many threads: for more than one it opens a
+ * parallel region, for one it opens none. The work is cut into chunks, and each thread takes the next one by
+ * parallel_add(&counter, 1) until there is none left. `function` may be run by two threads at once, one of which is not
+ * the caller: all that it reads and writes stands in `argument`, and what it counts it adds by parallel_add. When
+ * parallel_run returns, the work is done. `function` runs no Python code while parallel_is_inside(): a signal's handler
+ * there may fork, and leave its child with chunks that threads have taken that it has not, or call parallel_run again.
+ *
+ * Forks. libgomp keeps a pool of waiting workers for each thread that has opened a region. A forked child has only the
+ * thread that forked, and if that thread had a pool, its workers do not exist: its next region would wait for them for
+ * ever. We cannot ask libgomp whether there is a pool, since another library that shares libgomp may have made it; and to
+ * end the pool before the fork, as omp_pause_resource_all does, resets other libraries' threadprivate variables in the
+ * parent. So nothing is done to the parent, and the thread that survives in the child is "stale": it never opens a region
+ * of ours again. It works alone, and a helper thread that it makes at its first such call works beside it with the other
+ * threads: a new thread has no pool, and libgomp makes one for it. Threads that the child makes itself are not stale.
+ *
+ * The helper waits for the next call, for a new thread with a new pool costs 100 to 180 us. parallel_is_stale() tells
+ * callers to use threads only for work that is worth waking it. Where it does not start in time, or cannot be made, the
+ * caller has done all the work. The helper blocks signals, so that Python's handlers run in the thread they ran in before.
+ *
+ * The handler is the C library's, so it also sees forks that Python does not know of. libomp, clang's, makes itself usable
+ * in a forked child, and Windows has no fork: there parallel_run is a plain call. */
 #ifndef QEMBAG_PARALLEL_H
 #define QEMBAG_PARALLEL_H
 
 #ifdef _OPENMP
-#include <errno.h>
 #include <omp.h>
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
 #define PARALLEL_OPENMP _OPENMP
 
 static inline int parallel_max_threads(void)
@@ -12,103 +42,18 @@ static inline int parallel_max_threads(void)
     return omp_get_max_threads();
 }
 
-/* Whether this is the thread that has opened the region, or outside of one. */
-static inline int parallel_is_caller(void)
-{
-    return omp_get_thread_num() == 0;
-}
-
 /* In seconds, from some start. */
 static inline double parallel_clock(void)
 {
     return omp_get_wtime();
 }
-
-/* Calls that work in parallel at this moment, in all threads of Python. Where there are as many as processors, each does
- * better alone: on 2 processors 32 threads' calls of two threads each came to 0.8 of one thread's, alone to 1.0. */
-#if defined(__GNUC__)
-static int parallel_calls;
-
-/* Of `num_threads`, this call's share. */
-static inline int parallel_enter(int num_threads)
-{
-    int calls = __atomic_add_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
-    int share = calls > 1 && num_threads > 1 ? omp_get_num_procs() / calls : num_threads;
-    return share < 1 ? 1 : share < num_threads ? share : num_threads;
-}
-
-static inline void parallel_leave(void)
-{
-    __atomic_sub_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
-}
-#else
-static inline int parallel_enter(int num_threads)
-{
-    return num_threads;
-}
-
-static inline void parallel_leave(void)
-{
-}
-#endif
-
-/* A forked child has none of the threads that its parent's pool counts on, and its next parallel region would wait for
- * them for ever. Without a pool at the fork it makes one of its own. A handler of the C library's, so that forks that
- * Python does not know of are seen to as well. That is libgomp's way; libomp, clang's, sees to forks itself, and MSVC has
- * none. Nor has the child the calls of its parent's other threads. */
-#if defined(__GNUC__) && !defined(_WIN32)
-#include <pthread.h>
-
-static void parallel_pause(void)
-{
-#if !defined(__clang__) && __GNUC__ >= 9
-    omp_pause_resource_all(omp_pause_hard);
-#endif
-}
-
-static void parallel_begin_child(void)
-{
-    parallel_calls = 0;
-}
-
-/* 0, or why it cannot be done. */
-static inline int parallel_watch_forks(void)
-{
-    return pthread_atfork(parallel_pause, NULL, parallel_begin_child);
-}
-#else
-static inline int parallel_watch_forks(void)
-{
-    return 0;
-}
-#endif
 #else
 #include <time.h>
 #define PARALLEL_OPENMP 0
 
-static inline int parallel_watch_forks(void)
-{
-    return 0;
-}
-
 static inline int parallel_max_threads(void)
 {
     return 1;
-}
-
-static inline int parallel_is_caller(void)
-{
-    return 1;
-}
-
-static inline int parallel_enter(int num_threads)
-{
-    (void)num_threads;
-    return 1;
-}
-
-static inline void parallel_leave(void)
-{
 }
 
 static inline double parallel_clock(void)
@@ -117,120 +62,220 @@ static inline double parallel_clock(void)
 }
 #endif
 
-/* The threads of one parallel region, and what keeps them apart.
- *
- * A thread that has slept may be woken on the processor of the thread that wakes it. Linux looks for an idle one first,
- * but only among those that share a cache, and in a virtual machine an idle processor may count as taken by its host. The
- * two then take turns on one processor, a time slice of some milliseconds each, call after call until the system spreads
- * them. So a worker that finds itself on its caller's processor moves to another one that it may use, and then may use
- * what it could before; and a caller that has done a share before any worker came lets others run for once, for it would
- * have to wait for them at the end anyway. */
-typedef struct {
-    int processor;      /* where the caller was when it last took a share; -1 where no worker may move */
-    int moves_left;
-    int callers_shares;
-    int workers_shares;
-} parallel_crew;
-
-#if defined(_OPENMP) && defined(__linux__)
-#include <sched.h> /* sched_getcpu and the like: Python.h, which comes before all, has defined _GNU_SOURCE */
-#include <stdio.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-static int parallel_may_move;
-
-/* A service may be forbidden to change affinities on pain of death: systemd's SystemCallFilter=~@resources is a common
- * way. No call says what a filter does, so where there is one, a child tries: not the C library's fork, whose handlers
- * are for children that live on, and without a signal that this process would have to expect. */
-static inline void parallel_learn_to_move(void)
+/* What `number` was before, atomically. */
+static inline int parallel_add(volatile int *number, int more)
 {
-    char line[128];
-    cpu_set_t own;
-    int status, is_filtered = 1;
-    long child, waited;
-    FILE *file = fopen("/proc/self/status", "re");
-    if (file != NULL) {
-        while (fgets(line, sizeof(line), file) != NULL)
-            if (strncmp(line, "Seccomp:\t0", 10) == 0)
-                is_filtered = 0;
-        fclose(file);
-    }
-    parallel_may_move = !is_filtered;
-    if (parallel_may_move || sched_getaffinity(0, sizeof(own), &own) != 0)
-        return;
-    child = syscall(SYS_clone, 0L, 0L, 0L, 0L, 0L);
-    if (child == 0) {
-        prctl(PR_SET_DUMPABLE, 0L, 0L, 0L, 0L);
-        _exit(syscall(SYS_sched_setaffinity, 0L, sizeof(own), &own) != 0);
-    }
-    if (child > 0) {
-        do
-            waited = waitpid((pid_t)child, &status, __WALL);
-        while (waited < 0 && errno == EINTR);
-        parallel_may_move = waited == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
+#if !defined(_OPENMP)
+    int before = *number;
+    *number = before + more;
+    return before;
+#elif defined(_MSC_VER) && !defined(__clang__)
+    return _InterlockedExchangeAdd((volatile long *)number, more);
+#else
+    return __atomic_fetch_add(number, more, __ATOMIC_RELAXED);
+#endif
 }
 
-static inline void parallel_prepare(parallel_crew *crew, int num_threads)
+/* ---- How many threads a call gets ---- */
+
+#if defined(_OPENMP) && defined(__GNUC__)
+/* Calls that work in parallel at this moment, in all threads of Python, and those of them that are this thread's. Where
+ * there are as many as processors, each does better alone: on 2 processors 32 threads' calls of two threads each came to
+ * 0.8 of one thread's, alone to 1.0. */
+static int parallel_calls;
+static _Thread_local int parallel_own_calls;
+
+/* Of `num_threads`, this call's share. */
+static inline int parallel_enter(int num_threads)
 {
-    crew->processor = parallel_may_move ? sched_getcpu() : -1;
-    crew->moves_left = 2 * num_threads;     /* a thread of another program's may chase us */
-    crew->callers_shares = 0;
-    crew->workers_shares = 0;
+    int calls = __atomic_add_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
+    int share = calls > 1 && num_threads > 1 ? omp_get_num_procs() / calls : num_threads;
+    parallel_own_calls++;
+    return share < 1 ? 1 : share < num_threads ? share : num_threads;
 }
 
-/* Off this processor. What a thread may use is then set to everything, of which the system leaves what its control group
- * has: with just those set it would not follow when the group is given more. Unless it was set to less before. */
-static inline void parallel_move(int processor)
+static inline void parallel_leave(void)
 {
-    cpu_set_t allowed, others, all;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
-        return;
-    others = allowed;
-    CPU_CLR(processor, &others);
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0)
-        return;
-    memset(&all, 0xff, sizeof(all));
-    if (sched_setaffinity(0, sizeof(all), &all) != 0 || sched_getaffinity(0, sizeof(all), &all) != 0
-        || !CPU_EQUAL(&all, &allowed))
-        sched_setaffinity(0, sizeof(allowed), &allowed);
-}
-
-/* By each thread before each share of the work that it does. */
-static inline void parallel_spread(parallel_crew *crew)
-{
-    int processor = sched_getcpu();
-    if (omp_get_thread_num() == 0) {
-        if (parallel_may_move)
-            __atomic_store_n(&crew->processor, processor, __ATOMIC_RELAXED);
-        if (++crew->callers_shares == 2 && omp_get_num_threads() > 1
-            && __atomic_load_n(&crew->workers_shares, __ATOMIC_RELAXED) == 0)
-            sched_yield();
-        return;
-    }
-    __atomic_fetch_add(&crew->workers_shares, 1, __ATOMIC_RELAXED);
-    if (processor >= 0 && processor == __atomic_load_n(&crew->processor, __ATOMIC_RELAXED)
-        && __atomic_fetch_sub(&crew->moves_left, 1, __ATOMIC_RELAXED) > 0)
-        parallel_move(processor);
+    parallel_own_calls--;
+    __atomic_sub_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
 }
 #else
-static inline void parallel_learn_to_move(void)
+static inline int parallel_enter(int num_threads)
 {
+    return PARALLEL_OPENMP ? num_threads : 1;
 }
 
-static inline void parallel_prepare(parallel_crew *crew, int num_threads)
+static inline void parallel_leave(void)
 {
-    (void)crew;
-    (void)num_threads;
+}
+#endif
+
+/* ---- Forks ---- */
+
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(_WIN32)
+#include <pthread.h>
+
+#if defined(__clang__)
+static void parallel_begin_child(void)
+{
+    parallel_calls = parallel_own_calls;
 }
 
-static inline void parallel_spread(parallel_crew *crew)
+static inline int parallel_is_stale(void)
 {
-    (void)crew;
+    return 0;
+}
+
+static inline int parallel_is_inside(void)
+{
+    return omp_in_parallel();
+}
+
+static inline void parallel_run(void (*function)(void *, int), void *argument, int num_threads)
+{
+    function(argument, num_threads);
+}
+#else
+#include <signal.h>
+
+/* Only one thread is stale, so the helper has one caller. */
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    void (*function)(void *, int);      /* asked for, and not begun; or NULL */
+    void *argument;
+    int num_threads;
+    int is_working;
+    int exists;
+} parallel_helper = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, NULL, 0, 0, 0};
+
+static _Thread_local int parallel_stale;
+static _Thread_local int parallel_inside;       /* the helper and its caller */
+
+/* In the child, in its only thread. The helper of a parent that is a child itself is gone too, and may have held the
+ * mutex. */
+static void parallel_begin_child(void)
+{
+    parallel_calls = parallel_own_calls;
+    parallel_stale = 1;
+    pthread_mutex_init(&parallel_helper.mutex, NULL);
+    pthread_cond_init(&parallel_helper.changed, NULL);
+    parallel_helper.function = NULL;
+    parallel_helper.is_working = 0;
+    parallel_helper.exists = 0;
+}
+
+static inline int parallel_is_stale(void)
+{
+    return parallel_stale;
+}
+
+static inline int parallel_is_inside(void)
+{
+    return parallel_inside || omp_in_parallel();
+}
+
+static void *parallel_help(void *unused)
+{
+    void (*function)(void *, int);
+    parallel_inside = 1;
+    pthread_mutex_lock(&parallel_helper.mutex);
+    for (;;) {
+        while (parallel_helper.function == NULL)
+            pthread_cond_wait(&parallel_helper.changed, &parallel_helper.mutex);
+        function = parallel_helper.function;
+        parallel_helper.function = NULL;
+        parallel_helper.is_working = 1;
+        pthread_mutex_unlock(&parallel_helper.mutex);
+        function(parallel_helper.argument, parallel_helper.num_threads);
+        pthread_mutex_lock(&parallel_helper.mutex);
+        parallel_helper.is_working = 0;
+        pthread_cond_signal(&parallel_helper.changed);
+    }
+    return unused;
+}
+
+/* Without signals, which its workers inherit, except those that a thread's own faults raise: a handler such as
+ * faulthandler's is still to see them. */
+static int parallel_make_helper(void)
+{
+    pthread_t thread;
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    sigdelset(&blocked, SIGSEGV);
+    sigdelset(&blocked, SIGBUS);
+    sigdelset(&blocked, SIGILL);
+    sigdelset(&blocked, SIGFPE);
+    sigdelset(&blocked, SIGTRAP);
+    if (pthread_sigmask(SIG_SETMASK, &blocked, &before) != 0)
+        return 0;
+    parallel_helper.exists = pthread_create(&thread, NULL, parallel_help, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (parallel_helper.exists)
+        pthread_detach(thread);
+    return parallel_helper.exists;
+}
+
+static void parallel_run_stale(void (*function)(void *, int), void *argument, int num_threads)
+{
+    int is_helped = num_threads > 1 && (parallel_helper.exists || parallel_make_helper());
+    if (is_helped) {
+        pthread_mutex_lock(&parallel_helper.mutex);
+        parallel_helper.argument = argument;
+        parallel_helper.num_threads = num_threads - 1;
+        parallel_helper.function = function;
+        pthread_cond_signal(&parallel_helper.changed);
+        pthread_mutex_unlock(&parallel_helper.mutex);
+    }
+    parallel_inside = 1;
+    function(argument, 1);
+    parallel_inside = 0;
+    if (is_helped) {
+        pthread_mutex_lock(&parallel_helper.mutex);
+        parallel_helper.function = NULL;    /* if it has not begun, it would find nothing left */
+        while (parallel_helper.is_working)
+            pthread_cond_wait(&parallel_helper.changed, &parallel_helper.mutex);
+        pthread_mutex_unlock(&parallel_helper.mutex);
+    }
+}
+
+static inline void parallel_run(void (*function)(void *, int), void *argument, int num_threads)
+{
+    if (parallel_stale)
+        parallel_run_stale(function, argument, num_threads);
+    else
+        function(argument, num_threads);
+}
+#endif
+
+/* 0, or why it cannot be done. Once, before the first region. */
+static inline int parallel_watch_forks(void)
+{
+    return pthread_atfork(NULL, NULL, parallel_begin_child);
+}
+#else
+static inline int parallel_watch_forks(void)
+{
+    return 0;
+}
+
+static inline int parallel_is_stale(void)
+{
+    return 0;
+}
+
+static inline int parallel_is_inside(void)
+{
+#ifdef _OPENMP
+    return omp_in_parallel();
+#else
+    return 0;
+#endif
+}
+
+static inline void parallel_run(void (*function)(void *, int), void *argument, int num_threads)
+{
+    function(argument, num_threads);
 }
 #endif
 
