@@ -1,6 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, autotestdict=False
-"""What this processor and its operating system can run, and how the loops' modules are loaded. Compiled for the baseline
-and without OpenMP: it is imported before anyone knows more."""
+"""What this processor and its operating system can run, and how OpenMP's runtime is loaded. Compiled for the baseline and
+without OpenMP: it is imported before anyone knows more."""
 
 cdef extern from "cpu.h":
     int cpu_level()
@@ -16,6 +16,6 @@ def x86_level():
 
 
 def load_openmp(bytes path not None, bytes spin_count not None):
-    """Load the module at `path`, and libgomp with it, with its waiting threads' spin bounded unless the user has set how
-    they wait. Whether that was done; if not, the import of the module loads both."""
+    """Load the module at `path`, and libgomp with it, so that waiting threads spin no longer than `spin_count`. Whether
+    that was done: not where the user has set how threads wait."""
     return bool(load_with_variable(path, b"GOMP_SPINCOUNT", spin_count, b"OMP_WAIT_POLICY"))

@@ -275,9 +275,9 @@ cdef bint handle_signals() noexcept with gil:
 
 
 cdef bint may_go_on(const Lookup *job) noexcept nogil:
-    """Asked by each thread of a long call from time to time. The main thread sees to signals, but not while it works with
-    others: a handler may fork, and a child inside a region would wait for threads that it has not. What is shared out is
-    no longer than a piece, so that nobody waits for long."""
+    """Asked by each thread of a long call from time to time. The main thread sees to signals, except while it works with
+    others: a handler may fork, and a child inside a region would wait for threads that it does not have. What is shared
+    out is one piece at most, so signals wait for PIECE_SECONDS or so."""
     cdef double now
     if job.signals == NULL:
         return True
