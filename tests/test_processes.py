@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pathlib
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +147,230 @@ def test_a_fork_pool_of_multiprocessing_works_after_a_parallel_call():
     assert said(code) == "True"
 
 
+def test_children_and_theirs_call_many_times():
+    code = """
+    def generations(left):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            for number in range(100):
+                look_up(2 + number % 2)
+                table_again = qembag.quantize(table.dequantize(), num_threads=3)
+                assert np.array_equal(table_again.data, quantized)
+            os._exit(42 if left == 0 or generations(left - 1) else 1)
+        return ended_well(child)
+    quantized = qembag.quantize(table.dequantize(), num_threads=1).data
+    results = []
+    def work():
+        look_up()
+        results.append(generations(2))
+        look_up()
+    work()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    print(results)
+    """
+    assert said(code) == "[True, True]"
+
+
+def test_threads_of_a_child_call_beside_each_other():
+    """The one that forked and new ones; the first of them forks again meanwhile."""
+    code = """
+    look_up()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        good = []
+        def work():
+            for _ in range(30):
+                look_up()
+            good.append(True)
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            look_up()
+            good.append(ended_well(in_child()))
+        threads.append(threading.Thread(target=lambda: good.append(ended_well(in_child()))))
+        threads[-1].start()
+        for thread in threads:
+            thread.join()
+        os._exit(42 if good == 14 * [True] else 1)
+    print(ended_well(child))
+    """
+    assert said(code) == "True"
+
+
+def test_a_child_that_is_forked_while_another_thread_works_in_parallel():
+    code = """
+    many = rng.integers(0, 1000, (2000, 2000), dtype=np.int32)
+    started = threading.Event()
+    def work():
+        started.set()
+        qembag.embedding_bag(table, many, num_threads=2)
+    good = []
+    for _ in range(10):
+        started.clear()
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        good.append(ended_well(in_child()) and thread.is_alive())
+        thread.join()
+    print(sum(good) > 5)
+    """
+    assert said(code) == "True"
+
+
+# The time that a child's threads have worked, the first one's and the others'.
+TIME_OF_THREADS = """
+def seconds_of_threads():
+    times = {}
+    for thread in os.listdir("/proc/self/task"):
+        times[int(thread)] = int(open(f"/proc/self/task/{thread}/schedstat").read().split()[0]) / 1e9
+    return times.pop(os.getpid()), times
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="for systems that list a process's threads")
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_child_works_in_threads(num_threads):
+    code = f"""
+    look_up()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        before = seconds_of_threads()[0]
+        for _ in range(100):
+            look_up({num_threads})
+        own, others = seconds_of_threads()
+        print(len(others), {num_threads} == 1 or sum(others.values()) > 0.1 * (own - before), flush=True)
+        os._exit(42)
+    print(ended_well(child))
+    """
+    answer = run(SETUP + TIME_OF_THREADS + textwrap.dedent(code)).stdout.split()
+    assert answer == [str(num_threads - 1), "True", "True"]
+
+
+@needs_openmp
+def test_a_child_that_may_make_no_thread_works_alone():
+    code = """
+    import resource
+    look_up()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        if os.getuid() == 0:
+            os.setuid(65534)  # the limit is not root's
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        try:
+            threading.Thread(target=look_up).start()
+        except RuntimeError:
+            look_up()
+            os._exit(42)
+        os._exit(1)
+    print(ended_well(child))
+    """
+    assert said(code) == "True"
+
+
+@pytest.mark.parametrize("forks_first", [False, True], ids=["in the parent", "in a child"])
+def test_a_handler_may_fork_in_a_long_call(forks_first):
+    """Both go on with the call. The handler runs in the main thread, which works with others."""
+    code = f"""
+    many = rng.integers(0, 1000, (4000, 4000), dtype=np.int32)
+    expected_of_many = qembag.embedding_bag(table, many, padding_idx=3, num_threads=1)
+    children, is_child, handled = [], False, []
+    def handle(*_):
+        global is_child
+        handled.append(threading.current_thread() is threading.main_thread())
+        if is_child or len(children) == 4:
+            return
+        child = os.fork()
+        is_child = child == 0
+        if is_child:
+            signal.alarm(60)
+        else:
+            children.append(child)
+    if {forks_first}:
+        look_up()
+        child = os.fork()
+        if child != 0:
+            print(ended_well(child))
+            raise SystemExit
+    signal.signal(signal.SIGUSR1, handle)
+    over = threading.Event()
+    def send():
+        while not over.wait(0.02):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    thread = threading.Thread(target=send)
+    thread.start()
+    bags = qembag.embedding_bag(table, many, padding_idx=3, num_threads=2)
+    good = np.array_equal(bags, expected_of_many) and all(handled)
+    if is_child:
+        os._exit(42 if good else 1)
+    over.set()
+    thread.join()
+    good = all([good, len(children) > 0, *map(ended_well, children)])
+    if {forks_first}:
+        os._exit(42 if good else 1)
+    print(good)
+    """
+    assert said(code) == "True"
+
+
+@pytest.fixture(scope="module")
+def other_library(tmp_path_factory):
+    """A library of another's with OpenMP, and state in each of its threads."""
+    source = tmp_path_factory.mktemp("other") / "other.c"
+    source.write_text("""
+        #include <omp.h>
+        static int counter;
+        #pragma omp threadprivate(counter)
+        void count(int num_threads)
+        {
+            #pragma omp parallel num_threads(num_threads)
+            counter++;
+        }
+        int sum(int num_threads)
+        {
+            int result = 0;
+            #pragma omp parallel num_threads(num_threads) reduction(+ : result)
+            result += counter;
+            return result;
+        }
+    """)
+    library = source.with_suffix(".so")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    command = [compiler, "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(library)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs a C compiler with OpenMP")
+    return library
+
+
+@needs_openmp
+@pytest.mark.parametrize("first", [True, False], ids=["before qembag", "after qembag"])
+def test_a_fork_leaves_another_librarys_threads_alone(other_library, first):
+    """Also where it shares libgomp with qembag: with a build from source always."""
+    load = f"import ctypes\nother = ctypes.CDLL({str(other_library)!r})\n"
+    code = """
+    for _ in range(5):
+        other.count(3)
+        look_up(3)
+    before = other.sum(3)
+    good = [ended_well(in_child()) for _ in range(3)]
+    after = other.sum(3)
+    look_up(3)
+    other.count(3)
+    print(before, good, after, other.sum(3))
+    """
+    script = (load if first else "") + SETUP + ("" if first else load) + textwrap.dedent(code)
+    assert run(script).stdout.strip() == "15 [True, True, True] 15 18"
+
+
 # Others that have threads of OpenMP's: torch shares qembag's libgomp where either finds the other's loaded, scikit-learn
 # brings its own.
 OTHERS = {
@@ -208,10 +434,64 @@ def test_a_waiting_policy_of_the_users_is_left_alone(no_policy):
     assert int(spin_of_libgomp(OMP_WAIT_POLICY="active") or 0) > 10**9
 
 
+@needs_openmp
+def test_no_python_code_runs_while_the_spin_is_in_the_environment(no_policy):
+    """So no other thread sees it, nor does a process that one starts: a thread could run wherever Python code does."""
+    code = """
+    import ctypes, os, sys
+    import numpy
+    getenv = ctypes.PyDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    seen = []
+    def look(*_):
+        seen.append(getenv(b"GOMP_SPINCOUNT") or os.environ.get("GOMP_SPINCOUNT"))
+    sys.setprofile(look)
+    import qembag
+    sys.setprofile(None)
+    print(len(seen) > 1000, set(seen))
+    """
+    assert run(textwrap.dedent(code)).stdout.strip() == "True {None}"
+
+
+QUIET_WORK = """
+import sys, numpy as np, qembag
+rng = np.random.default_rng(0)
+weights = rng.normal(size=(5000, 64)).astype(np.float32)
+for num_threads in (2, 3):
+    table = qembag.quantize(weights, num_threads=num_threads)
+    for _ in range(20):
+        qembag.embedding_bag(table, rng.integers(0, 5000, (10_000, 10)), num_threads=num_threads)
+"""
+
+
+def loud_calls(script: str, log: pathlib.Path) -> list[str]:
+    """The system calls of a script that start a process or set an affinity; those that start a thread are left out."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    traced = "trace=?clone,?clone3,?fork,?vfork,sched_setaffinity"
+    command = [strace, "-f", "-qq", "-o", str(log), "-e", traced, sys.executable, "-c"]
+    if subprocess.run([*command, ""], capture_output=True, check=False).returncode != 0:
+        pytest.skip("strace does not work here")
+    subprocess.run([*command, script], check=True, timeout=120, env=child_environment())
+    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
+    calls = [call for call in calls if not call.startswith(("<...", "+++", "---"))]
+    assert not _dispatch.kernels.OPENMP or any("CLONE_THREAD" in call for call in calls), "nothing worked in threads"
+    return [call for call in calls if "CLONE_THREAD" not in call]
+
+
+def test_import_and_calls_start_no_process_and_set_no_affinity(tmp_path):
+    assert loud_calls(QUIET_WORK, tmp_path / "log") == []
+
+
+@pytest.mark.parametrize("planted", ["os.waitpid(os.fork() or os._exit(0), 0)", "os.sched_setaffinity(0, {0})"])
+def test_a_process_or_an_affinity_would_be_seen(planted, tmp_path):
+    assert len(loud_calls(QUIET_WORK + "import os\n" + planted, tmp_path / "log")) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="for systems with affinities")
 @pytest.mark.parametrize("cores", [1, 2])
 def test_the_affinity_of_threads_is_what_it_was(cores):
-    """Workers that are woken on their caller's processor move away, and then may use what they could before."""
     code = f"""
     others = set(os.listdir("/proc/self/task"))  # the main thread and NumPy's
     allowed = set(sorted(os.sched_getaffinity(0))[:{cores}])
@@ -226,40 +506,61 @@ def test_the_affinity_of_threads_is_what_it_was(cores):
     assert said(code) == f"{2 if _dispatch.kernels.OPENMP else 0} True"
 
 
-# Of struct sock_filter: code, jt, jf, k. The number of the call at offset 0; kill the process, or allow.
+# Numbers of system calls on x86-64, and instructions of a filter: code, operand, how many to skip if true and if false.
+# A filter cannot see the flags of clone3, so there is none, and the C library takes clone.
 SECCOMP = """
-import ctypes, platform, struct
-number = {{"x86_64": 203, "aarch64": 122}}[platform.machine()]
-forbidden = number if {forbidden} else 1 << 30
-program = b"".join(struct.pack("HBBI", *line) for line in
-                   [(0x20, 0, 0, 0), (0x15, 0, 1, forbidden), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)])
-buffer = ctypes.create_string_buffer(program)
-header = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, header, 0, 0) != 0:
-    print("no filter")
-    raise SystemExit
+import ctypes, struct, numpy
+CLONE, FORK, VFORK, SCHED_SETAFFINITY, CLONE3 = 56, 57, 58, 203, 435
+LOAD, IS, HAS, END = 0x20, 0x15, 0x45, 0x06
+KILL, NO_SUCH_CALL, ALLOW = 0x80000000, 0x00050000 | 38, 0x7FFF0000
+NUMBER, FLAGS, CLONE_THREAD = 0, 16, 0x10000
+filters = {
+    "processes": [
+        (LOAD, NUMBER, 0, 0),
+        (IS, CLONE3, 0, 1), (END, NO_SUCH_CALL, 0, 0),
+        (IS, FORK, 1, 0), (IS, VFORK, 0, 1), (END, KILL, 0, 0),
+        (IS, CLONE, 0, 3), (LOAD, FLAGS, 0, 0), (HAS, CLONE_THREAD, 1, 0), (END, KILL, 0, 0),
+        (END, ALLOW, 0, 0),
+    ],
+    "affinities": [
+        (LOAD, NUMBER, 0, 0),
+        (IS, SCHED_SETAFFINITY, 0, 1), (END, KILL, 0, 0),
+        (END, ALLOW, 0, 0),
+    ],
+}
+def forbid(name):
+    program = b"".join(struct.pack("HBBI", code, yes, no, operand) for code, operand, yes, no in filters[name])
+    buffer = ctypes.create_string_buffer(program)
+    header = struct.pack("HxxxxxxP", len(filters[name]), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None)
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, header, 0, 0) != 0:
+        print("no filter")
+        raise SystemExit
 """
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64") or sys.maxsize < 2**32,
-    reason="for the numbers of system calls that it knows",
+    sys.platform != "linux" or platform.machine() != "x86_64" or sys.maxsize < 2**32,
+    reason="for the system calls whose numbers it knows",
 )
-@pytest.mark.parametrize("forbidden", [True, False])
-def test_a_service_that_may_not_change_affinities_lives(forbidden):
-    """A service of systemd's with SystemCallFilter=~@resources is killed if it does."""
-    code = """
-    import time
-    for _ in range(500):
-        look_up(2)
-        time.sleep(0.0005)
-    print("alive")
-    """
-    answer = run(SECCOMP.format(forbidden=forbidden) + SETUP + textwrap.dedent(code)).stdout.strip()
-    if answer == "no filter":
+@pytest.mark.parametrize(
+    ("forbidden", "proof"), [("processes", "os.fork()"), ("affinities", "os.sched_setaffinity(0, {0})")]
+)
+def test_a_sandbox_that_kills_lets_it_live(forbidden, proof):
+    """A service with systemd's SystemCallFilter=~@resources, for one, is killed if it sets an affinity."""
+    proof = f"print('alive', flush=True)\nimport os\n{proof}\nprint('not forbidden')"
+    script = f"{SECCOMP}\nforbid({forbidden!r})\n{QUIET_WORK}\n{proof}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=child_environment(),
+    )
+    if done.stdout.strip() == "no filter":
         pytest.skip("the system takes no filter")
-    assert answer == "alive"
+    assert (done.stdout, done.returncode) == ("alive\n", -signal.SIGSYS), done.stderr
 
 
 @needs_openmp

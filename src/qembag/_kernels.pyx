@@ -32,7 +32,7 @@ cdef extern from "parallel.h" nogil:
     int parallel_max_threads()
     int parallel_enter(int)
     void parallel_leave()
-    bint parallel_is_caller()
+    bint parallel_is_inside()
     bint parallel_is_forked()
     double parallel_clock()
     int parallel_watch_forks()
@@ -81,10 +81,11 @@ cdef enum:
 
 
 cdef bint may_go_on(const Lookup *job) noexcept nogil:
-    """Asked by each thread of a long call from time to time. Only the thread that called handles signals."""
+    """Asked from time to time during a long bag of a long call, which one thread sums. Calls of many bags are done in
+    pieces, with signals handled between them."""
     if job.signals == NULL:
         return True
-    if not job.signals.has_raised and parallel_is_caller():
+    if not job.signals.has_raised and not parallel_is_inside():
         job.signals.look(job.signals)
     return not job.signals.has_raised
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import importlib.machinery
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -11,7 +11,6 @@ from . import _arguments, _cpu, _handle
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     class _Kernels(Protocol):
         """What each level's module holds."""
@@ -56,29 +55,25 @@ def level() -> str:
     return _kernels.LEVEL
 
 
-@contextlib.contextmanager
-def _bounded_spin() -> Iterator[None]:
-    """How long the waiting threads of an OpenMP runtime that is loaded meanwhile look for work before they sleep.
+# How often a waiting thread of libgomp looks for work before it sleeps: about 10 us. Calls that follow each other at once
+# still meet threads awake.
+SPIN_COUNT = "1000"
+
+
+def _load_openmp() -> None:
+    """Load OpenMP's runtime so that the spin of its waiting threads is bounded.
 
     libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and those of
     NumPy's matrix product, or another runtime's, take the processors from each other at each change from one to the other.
-    Whoever has set a policy is left alone.
+    Where the modules are not plain files, the default stays: what an unusual loader does is not ours to guess.
     """
-    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
+    spec = importlib.util.find_spec("._kernels", __package__)
+    if spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
+        _cpu.load_openmp(os.fsencode(spec.loader.path), SPIN_COUNT.encode())
 
 
-# About 10 us. Calls that follow each other at once still meet threads awake.
-SPIN_COUNT = "1000"
-
-with _bounded_spin():
-    LEVELS = _available()
+_load_openmp()
+LEVELS = _available()
 _kernels = _load(LEVELS[list(LEVELS)[-1]])
 use_level(os.environ.get("QEMBAG_KERNELS") or list(LEVELS)[-1])
 

@@ -19,10 +19,11 @@ static inline int parallel_max_threads(void)
     return omp_get_max_threads();
 }
 
-/* Whether this is the thread that has opened the region, or outside of one. */
-static inline int parallel_is_caller(void)
+/* Within a region of several threads. No signal's handler may run there: it may fork, and the child has no other threads
+ * that would do their share. */
+static inline int parallel_is_inside(void)
 {
-    return omp_get_thread_num() == 0;
+    return omp_in_parallel();
 }
 
 /* In seconds, from some start. */
@@ -114,9 +115,9 @@ static inline int parallel_max_threads(void)
     return 1;
 }
 
-static inline int parallel_is_caller(void)
+static inline int parallel_is_inside(void)
 {
-    return 1;
+    return 0;
 }
 
 static inline int parallel_enter(int num_threads)
