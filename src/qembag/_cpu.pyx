@@ -1,6 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, autotestdict=False
-"""What this processor and its operating system can run, and how OpenMP's runtime is loaded. Compiled for the baseline and
-without OpenMP: it is imported before anyone knows more."""
+"""What this processor and its operating system can run, and how OpenMP's runtime is loaded. Compiled for the baseline
+and without OpenMP: it is imported before the level is known."""
 
 cdef extern from "cpu.h":
     int cpu_level()

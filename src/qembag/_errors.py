@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from ._handle import Fault
     from .layout import RowLayout
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+# What is wrong: the argument, the position in it, the bag, the value, the position in the indices.
+Fault: TypeAlias = tuple[str, int, int, int, int]
 
 INT64_MAX = np.iinfo(np.int64).max
 # Characters of a value that an error shows.

@@ -192,7 +192,7 @@ NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
 
 def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
              const float[:, ::1] bounds, bint greedy, int64_t num_bins, double ratio, int num_threads):
-    """Rows of floats into `out`; `bounds` are the minimum and maximum to use for each. None, or (what is wrong, row)."""
+    """Rows of floats into `out`; `bounds` has the minimum and maximum for each. None, or (what is wrong, row)."""
     cdef const float[:, ::1] own_bounds = NO_BOUNDS if bounds is None else bounds
     cdef Quantize job
     cdef Py_ssize_t row = 0, first = 0, end, num_rows = weights.shape[0]

@@ -14,16 +14,15 @@ Functions are inlined into the loops that use them, with `bits`, `width` (groups
 constants: accumulators stay in registers only where their number is known at compile time.
 """
 
-cimport cython
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
 from libc.math cimport isfinite, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy
 
 from loops cimport (
-    FINE, Layout, Lookup, Loops, MAX, MEAN, Mode, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_index,
+    FINE, Layout, Lookup, Loops, MAX, MEAN, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_index,
     read_offset, work_of,
 )
 
@@ -109,7 +108,7 @@ cdef bint offsets_are_in_order(const Lookup *job) noexcept nogil:
 
 
 cdef bint is_in_range(const Lookup *job) noexcept nogil:
-    """The indices in a loop that vectorizes. They may have changed by the time that a row is read: `gather` checks again."""
+    """The indices in a loop that vectorizes. They may change before a row is read: `gather` checks again."""
     cdef Py_ssize_t position, middle
     cdef int64_t start, stop
     cdef uint64_t end = job.num_embeddings

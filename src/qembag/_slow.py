@@ -187,7 +187,7 @@ def _look_up_bags(
         num_threads,
     )
     if isinstance(answer, np.ndarray):
-        return answer if out is None else out
+        return out if isinstance(out, np.ndarray) else answer
     if answer is None:
         raise RuntimeError(_UNKNOWN)
     raise _errors.of_fault(
@@ -233,7 +233,7 @@ def look_up_rows(
     flat_target = None if target is None else target.reshape(-1, dim)
     answer = _handle.look_up_rows(handle, is_pruned, flat, dequantize, flat_target, half, num_threads)
     if isinstance(answer, np.ndarray):
-        if target is None:
+        if target is None or not isinstance(out, np.ndarray):
             return answer.reshape(*shape, dim)
         if not np.may_share_memory(target, answer):  # `reshape` has copied
             np.copyto(target, answer.reshape(target.shape))

@@ -117,11 +117,11 @@ def dims(bits: int, row_bytes: int) -> range:
     return range((codes_bytes - 1) * per_byte + 1, codes_bytes * per_byte + 1) if codes_bytes > 0 else range(0)
 
 
-@functools.lru_cache(maxsize=256)
 def packed_layout(bits: int, row_bytes: int) -> RowLayout | None:
     """The layout of rows that hold as many elements as they can, as PyTorch's do; None where they are too short."""
     possible = dims(bits, row_bytes)
     return RowLayout(bits, possible[-1]) if possible else None
 
 
-register_packed_layout(packed_layout)
+# `ops` asks at each call. Not a decorator, which would hide the signature from mypy.
+register_packed_layout(functools.lru_cache(maxsize=256)(packed_layout))

@@ -316,8 +316,8 @@ cdef inline int64_t index_at(const Block *block, int64_t position, const int ind
 cdef inline bint fetch_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
                            const int bits, const int width, const bint quads, const int index_size,
                            const bint is_plain) noexcept nogil:
-    """The row at a position, with one ahead of it prefetched. False where there is none: for padding, and where the index
-    is out of range."""
+    """The row at a position, with one ahead of it prefetched. False where there is none: for padding, and where the
+    index is out of range."""
     cdef int64_t number
     if not unlikely(position >= block.last):
         number = index_at(block, position + block.ahead, index_size)
@@ -381,7 +381,8 @@ cdef inline bint add_rows(lanes *acc, const Lookup *job, const uint8_t[:, :] row
             take_row(acc, job, row, block, position, is_first[0], bits, width, quads, is_max, is_plain)
             is_first[0] = False
             position += 1
-            is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size, is_plain)
+            is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size,
+                                                     is_plain)
         if not unlikely(position < stop):
             return True
         after = stop if is_plain else skip_padding(job, position, stop, index_size)
@@ -395,8 +396,8 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
                                 const Block *block, int64_t start, int64_t middle, int64_t both, const int bits,
                                 const int width, const bint quads, const int index_size,
                                 const bint is_plain) noexcept nogil:
-    """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How many
-    of `both` were added to each, up to padding or an index out of range in one of them."""
+    """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How
+    many of `both` were added to each, up to padding or an index out of range in one of them."""
     cdef const uint8_t *row = NULL
     cdef const uint8_t *another = NULL
     cdef int64_t k = 0
@@ -416,7 +417,7 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
 cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits, const int width,
                          const bint quads, const bint is_max, const int index_size,
                          const bint is_plain) noexcept nogil:
-    """Sums (or maxima) of whole bags, over the columns of one block. False where an index or an offset is out of range."""
+    """Sums (or maxima) of whole bags, over the columns of one block. False where an index or offset is out of range."""
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef Py_ssize_t bag = task.first_bag
@@ -438,8 +439,8 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
             set_zero(other, width)
             count = middle - start
             other_count = stop - middle
-            added = add_in_turn(acc, other, job, rows, &block, start, middle, min(count, other_count), bits, width, quads,
-                                index_size, is_plain)
+            added = add_in_turn(acc, other, job, rows, &block, start, middle, min(count, other_count), bits, width,
+                                quads, index_size, is_plain)
             if not add_rows(acc, job, rows, &block, start + added, middle, &count, &is_first, bits, width, quads, False,
                             index_size, is_plain):
                 return False
@@ -538,8 +539,8 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
 # ---- Blocks of every width ----------------------------------------------------------------------------------------
 
 cdef inline int max_width(const int bits, const bint quads) noexcept nogil:
-    """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which has
-    no quads, 8 to 10 % faster than 6."""
+    """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
+    has no quads, 8 to 10 % faster than 6."""
     if bits == 2 and (quads or LANES_MAX_BLOCK < 8):
         return 8
     return LANES_MAX_BLOCK
@@ -829,8 +830,8 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
     if num_passes == 1 and block_width(num_groups) > num_groups:
         num_passes = 2
     task.limit = read_offset(job, end_bag)
-    # The end bounds what is prefetched, so it is checked before anything is. An offset is wrong also where no bag starts
-    # at it: the end of no bags.
+    # The end bounds what is prefetched, so it is checked before anything is. An offset is wrong also where no bag
+    # starts at it: the end of no bags.
     if not 0 <= task.limit <= job.num_indices or not 0 <= read_offset(job, first_bag) <= job.num_indices:
         return False
     task.in_pairs = plan.in_pairs
@@ -921,7 +922,7 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
     else:
         share_out(job, first_bag, end_bag, bounds, num_chunks)
         if is_forked:
-            # Of the pool that this thread had before the fork, no thread lives. A region within a region does not use it.
+            # No thread of the pool that this thread had before the fork lives. A nested region does not use it.
             with parallel(num_threads=1):
                 look_up_chunks(job, rows, &plan, bounds, num_chunks, num_threads, &failures)
         else:

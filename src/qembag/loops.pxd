@@ -1,4 +1,4 @@
-"""What the front door (`_handle`) and the loops (`_kernels`, once a level) share: the jobs, and the functions of a level."""
+"""What the front door (`_handle`) and the loops (`_kernels`, once a level) share: jobs, and a level's functions."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
@@ -73,8 +73,8 @@ cdef struct Quantize:
 cdef struct Loops:
     # Whether offsets and indices are all in range, at a glance (0.1 ns an index). False where it takes a closer look.
     bint (*is_in_range)(const Lookup *job) noexcept nogil
-    # Bags `first` to `end`, on up to so many threads. False where an index, an offset or a mapped row is out of range, or
-    # where a signal's handler has raised.
+    # Bags `first` to `end`, on up to so many threads. False where an index, an offset or a mapped row is out of range,
+    # or where a signal's handler has raised.
     bint (*look_up)(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t first, Py_ssize_t end,
                     int num_threads) noexcept nogil
     # Rows `first` to `end`. The fault of the lowest row that has one, and which row.

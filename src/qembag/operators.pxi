@@ -86,7 +86,7 @@ cdef object packed_rows(int bits, object weight, object indices, object pruned_w
     return slow.packed_rows(bits, weight, indices, pruned_weights)
 
 
-# ---- 8 bits ------------------------------------------------------------------------------------------------------------
+# ---- 8 bits -------------------------------------------------------------------------------------------------------
 
 def embedding_bag_byte_rowwise_offsets(weight, indices, offsets=None, scale_grad_by_freq=False, mode=0,
                                        pruned_weights=False, per_sample_weights=None, compressed_indices_mapping=None,
@@ -174,7 +174,7 @@ def embedding_byte(weight, indices, pruned_weights=False):
     return packed_rows(8, weight, indices, pruned_weights)
 
 
-# ---- 4 bits ------------------------------------------------------------------------------------------------------------
+# ---- 4 bits -------------------------------------------------------------------------------------------------------
 
 def embedding_bag_4bit_rowwise_offsets(weight, indices, offsets=None, scale_grad_by_freq=False, mode=0,
                                        pruned_weights=False, per_sample_weights=None, compressed_indices_mapping=None,
@@ -262,7 +262,7 @@ def embedding_4bit(weight, indices, pruned_weights=False):
     return packed_rows(4, weight, indices, pruned_weights)
 
 
-# ---- 2 bits ------------------------------------------------------------------------------------------------------------
+# ---- 2 bits -------------------------------------------------------------------------------------------------------
 
 def embedding_bag_2bit_rowwise_offsets(weight, indices, offsets=None, scale_grad_by_freq=False, mode=0,
                                        pruned_weights=False, per_sample_weights=None, compressed_indices_mapping=None,

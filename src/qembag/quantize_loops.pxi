@@ -29,8 +29,8 @@ cdef extern from "lanes.h" nogil:
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
 
-# Rows are quantized in tiles: first the bounds of each row, then scales and biases of all at once, a lane each, then the
-# codes of each row, while its elements are still in the first-level cache.
+# Rows are quantized in tiles: first the bounds of each row, then scales and biases of all at once, a lane each, then
+# the codes of each row, while its elements are still in the first-level cache.
 cdef enum:
     TILE_ROWS = 16              # the lanes
     # Of these and twice and four times as many, rows of 1024 are 1.0, 1.2 and 1.3 times as slow. The processor finds
@@ -241,7 +241,8 @@ cdef inline void write_codes(const float *row, Py_ssize_t dim, uint8_t *out, con
         return
     for i in range(0, dim - 63, 64):
         pack_four(out + i // codes_per_byte,
-                  code_of(lanes_load(row + i), bias, inverse, top), code_of(lanes_load(row + i + 16), bias, inverse, top),
+                  code_of(lanes_load(row + i), bias, inverse, top),
+                  code_of(lanes_load(row + i + 16), bias, inverse, top),
                   code_of(lanes_load(row + i + 32), bias, inverse, top),
                   code_of(lanes_load(row + i + 48), bias, inverse, top), bits)
     for i in range(dim // 64 * 64, dim - 15, 16):

@@ -145,7 +145,6 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
 cdef enum:
     NOT_RECOGNIZED = -2
 
-MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 cdef object FLOAT32 = numpy.float32
 cdef object FLOAT16 = numpy.float16
 
