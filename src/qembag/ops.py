@@ -76,9 +76,11 @@ def _floats_to_pack(weight: object, bits: int) -> NDArray[Any]:
     if bits == 8:
         if array.ndim == 0 or array.shape[-1] == 0:
             raise ValueError(f"weight must have rows of one element or more, got {_errors.kind_of(array)}")
-    elif array.ndim != 2 or array.shape[1] == 0 or array.shape[1] % (8 // bits):
+        return array
+    multiple = smallest(bits).codes_per_byte
+    if array.ndim != 2 or array.shape[1] == 0 or array.shape[1] % multiple:
         raise ValueError(
-            f"weight must have 2 dimensions and rows of a multiple of {8 // bits} elements, got {_errors.kind_of(array)}"
+            f"weight must have 2 dimensions and rows of a multiple of {multiple} elements, got {_errors.kind_of(array)}"
         )
     return array
 
