@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-import fenced
 import qembag
 import reference
 from conftest import child_environment
 from qembag import ops
+from support import fenced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

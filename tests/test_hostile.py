@@ -26,8 +26,9 @@ import numpy as np
 import pytest
 
 import qembag
-from conftest import packed_rows, same_bits
 from qembag import ops
+from support.arrays import same_bits
+from support.layouts import packed_rows
 
 strided = np.lib.stride_tricks.as_strided
 # In-place changes of an array's shape and the like, which newer NumPys advise against, are what this is about.

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fenced
 import qembag
 import reference
-from conftest import TAIL, bag_offsets, packed_rows
 from qembag import QuantizedTable
+from support import fenced, levels
+from support.layouts import LAYOUTS, bag_offsets, packed_rows
 
 # Each remainder of every block of lanes, each count of blocks up to several passes over a bag, and two long rows.
 DIMS = sorted({*range(1, 41), *(m + d for m in range(16, 513, 16) for d in (-1, 0, 1)), 1000, 3000})
@@ -136,10 +136,8 @@ def test_bags_of_pruned_rows_and_padding_of_any_length(level, bits, length, shar
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 129])
 def test_a_constant_code_is_read_wherever_it_stands(level, bits, dim, same_bits):
     """Each element alone set, all others zero: a code taken from a neighbour's place would show."""
-    codes_bytes = -(-dim * bits // 8)
-    kind, tail_bytes = TAIL[bits]
-    rows = np.zeros((dim, codes_bytes + tail_bytes), dtype=np.uint8)
-    rows[:, codes_bytes:] = np.array([1, 0], dtype=kind).view(np.uint8)
+    rows = np.zeros((dim, LAYOUTS[bits].row_bytes(dim)), dtype=np.uint8)
+    LAYOUTS[bits].set_pairs(rows, np.array([[1, 0]] * dim))
     per_byte = 8 // bits
     for element in range(dim):
         rows[element, element // per_byte] = (2**bits - 1) << bits * (element % per_byte)
@@ -340,10 +338,9 @@ def test_extreme_scales_and_biases_give_the_oracles_bits(level, bits, rng, mode,
 
 def tail_rows(bits: int, dim: int, tails: list[tuple[float, float]], code: int = 0) -> np.ndarray:
     """Rows of one code throughout, with these scales and biases."""
-    kind, tail_bytes = TAIL[bits]
     byte = sum(code << shift for shift in range(0, 8, bits))
-    rows = np.full((len(tails), -(-dim * bits // 8) + tail_bytes), byte, dtype=np.uint8)
-    rows[:, -tail_bytes:] = np.array(tails, dtype=kind).view(np.uint8)
+    rows = np.full((len(tails), LAYOUTS[bits].row_bytes(dim)), byte, dtype=np.uint8)
+    LAYOUTS[bits].set_pairs(rows, np.array(tails))
     return rows
 
 
@@ -545,8 +542,8 @@ def large_lookup(bits: int) -> tuple[QuantizedTable, np.ndarray, np.ndarray, np.
     ends = np.sort(rng.integers(0, 200_000, 20_000))
     ends[0] = 0
     indices = rng.integers(0, 1000, 200_000)
-    kernels = qembag._dispatch._load("_kernels")
-    expected = kernels.embedding_bag(table.data, bits, 200, None, indices, ends, False, None, -1, 0, None, False, 1)
+    with levels.use(levels.levels()[0]):
+        expected = qembag.embedding_bag(table, indices, ends, num_threads=1)
     return table, indices, ends, expected
 
 
@@ -821,8 +818,9 @@ def test_a_fence_kills_whoever_touches_it(at, offset):
     """That the tests below can fail at all."""
     script = f"""
 import sys
-sys.path.insert(0, {str(pathlib.Path(fenced.__file__).parent)!r})
-import ctypes, fenced
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import ctypes
+from support import fenced
 array = fenced.empty(100, "u1", at={at!r})
 beyond = array.ctypes.data + (100 if {at!r} == "end" else 0) + {offset}
 ctypes.string_at(beyond - {offset} - ({at!r} == "end"), 1)

@@ -20,7 +20,7 @@ from conftest import child_environment
 from qembag import _dispatch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="for systems with fork and timers")
-needs_openmp = pytest.mark.skipif(not _dispatch.kernels.OPENMP, reason="built without OpenMP")
+needs_openmp = pytest.mark.skipif(not qembag.show_config()["openmp"], reason="built without OpenMP")
 
 # Each child works in several threads, where its parent's pool has none left; one that waits for them hangs.
 SETUP = """
@@ -223,7 +223,7 @@ def test_the_affinity_of_threads_is_what_it_was(cores):
     threads = set(os.listdir("/proc/self/task")) - others
     print(len(threads), all(os.sched_getaffinity(int(thread)) == allowed for thread in threads))
     """
-    assert said(code) == f"{2 if _dispatch.kernels.OPENMP else 0} True"
+    assert said(code) == f"{2 if qembag.show_config()['openmp'] else 0} True"
 
 
 # Of struct sock_filter: code, jt, jf, k. The number of the call at offset 0; kill the process, or allow.
