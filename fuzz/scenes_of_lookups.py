@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import checks
-from checks import LEVELS, Finding, at_each_level, attempt, is_same, require
+from checks import LEVELS, NO_OUT, Finding, at_each_level, attempt, is_same, require
 from makers import Maker
 from source import FLOATS, INTEGERS, POOL, WILD
 from support import levels, rules
@@ -36,11 +36,10 @@ def in_rounds(make: Maker, call: Bags | SingleRows, small: int, often: int) -> N
     """The same call again and again, with other bytes in its arguments. The oracle, which is slow, is asked now and then."""
     for _ in range(MOST_ROUNDS):
         verdict = call.judge()
-        can_take_out = getattr(call, "family", None) != "packed" or isinstance(call, Bags)
-        out = make.out(verdict) if can_take_out else None
+        out = make.out(verdict) if call.takes_out else NO_OUT
         work = int(np.prod(verdict.shape)) if verdict.shape else 0
         ask = make.source.rarely(often if work < small else 8)
-        at_each_level(call, verdict, *([out] if out else []), ask=ask)
+        at_each_level(call, verdict, out, ask)
         if make.source.is_at_end:
             break
         make.flip()

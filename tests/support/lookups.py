@@ -82,6 +82,7 @@ class Bags:
     dtype: Any = None
     pruned: Any = False
     mapping: Any = None
+    takes_out = True
 
     def __post_init__(self) -> None:
         if self.mode is None:
@@ -125,10 +126,12 @@ class Bags:
         padding, more = rules.padding_idx(self.padding_idx, count)
         faults |= more
         indices, offsets, num_bags, used, more = rules.bags(self.indices, self.offsets, last)
-        used = [index for index in used if index != padding]
-        faults |= more or rules.used_rows("indices", used, count, num_rows, by)
+        faults |= more
         weights, more = self.judge_weights(mode, indices)
         faults |= more
+        if not faults:  # only then is anything looked up
+            used = [index for index in used if index != padding]
+            faults = rules.used_rows("indices", used, count, num_rows, by)
 
         def answer() -> np.ndarray:
             return reference.embedding_bag(
@@ -187,6 +190,10 @@ class SingleRows:
     dtype: Any = None
     pruned: Any = False
 
+    @property
+    def takes_out(self) -> bool:
+        return self.family != "packed"
+
     def __call__(self, out: Any = None) -> Any:
         table = self.table.make()
         if self.family == "embedding":
@@ -211,9 +218,9 @@ class SingleRows:
             name = "rows" if self.family == "dequantize" else "indices"
             indices, more = rules.whole_numbers(name, self.indices)
         faults |= more
-        if indices is not None:
+        if not faults:
             name = "rows" if self.family == "dequantize" else "indices"
-            faults |= rules.used_rows(name, indices.ravel().tolist(), count, len(rows), by)
+            faults = rules.used_rows(name, indices.ravel().tolist(), count, len(rows), by)
         shape = (dim,) if indices is None else (*indices.shape, dim)
 
         def answer() -> np.ndarray:

@@ -1,7 +1,7 @@
 """The model of the arguments: what each value that is given counts as, and which errors it may lead to.
 
 It shares nothing with the package. A fault is an error's type and the argument that its text must begin with. Where
-several arguments are wrong, any one of them may be reported, except where the package promises an order.
+several arguments are wrong, any one of them may be reported; but an index is only looked up where all else is right.
 """
 
 from __future__ import annotations
