@@ -96,7 +96,8 @@ def at_each_level(call: Callable[[Any], Any], verdict: Verdict, out: Out = NO_OU
             result = np.array(result, copy=True, subok=False)
             if first is None:
                 first = result
-                if ask and verdict.answer is not None:
+                # A planted overread is the kernels' to find: the oracle reads whole tables.
+                if ask and verdict.answer is not None and PLANTED != "overread":
                     compare(result, verdict.expected(None if out.value is None else result))
             elif not is_same(result, first):
                 raise Finding(f"the answers of two levels differ: {first} and {result}")

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("support")
+
 import qembag
 from support import levels
 from support.arrays import same_bits
+from support.asking import DIM, NUM_ROWS, Ask
 from support.layouts import bag_offsets, packed_rows
+from support.lookups import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,3 +71,27 @@ def bag_offsets_fixture() -> Callable[..., np.ndarray]:
 @pytest.fixture(name="same_bits")
 def same_bits_fixture() -> Callable[[Any, Any], None]:
     return same_bits
+
+
+# ---- One small table, and calls for bags of it -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(bits: int, rng: np.random.Generator) -> np.ndarray:
+    return packed_rows(rng, NUM_ROWS, DIM, bits)
+
+
+@pytest.fixture
+def table(bits: int, rows: np.ndarray) -> Table:
+    return Table(rows, bits)
+
+
+@pytest.fixture(params=["public", "rowwise", "packed"])
+def ask(request: pytest.FixtureRequest, level: str, bits: int, rows: np.ndarray) -> Ask:
+    """Each way to have bags looked up, at each level and width."""
+    return Ask(request.param, bits, rows)
+
+
+@pytest.fixture
+def public(level: str, bits: int, rows: np.ndarray) -> Ask:
+    return Ask("public", bits, rows)
