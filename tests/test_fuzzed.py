@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import random
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from conftest import child_environment
+from support import fenced
 
 FUZZ = Path(__file__).parents[1] / "fuzz"
 if not FUZZ.is_dir():
@@ -52,6 +57,35 @@ def test_an_oracle_that_is_wrong_in_one_bit_is_found(calls, checks, monkeypatch)
     monkeypatch.setattr(checks, "PLANTED", "answer")
     with pytest.raises(checks.Finding, match=r"not the oracle's"):
         test_the_corpus_finds_nothing(calls)
+
+
+SHORT = """
+import faulthandler, sys
+sys.path[:0] = {folders!r}
+import numpy as np
+import calls, makers
+from support import fenced
+
+faulthandler.enable()
+makers.exact_block = lambda num_bytes: fenced.empty(num_bytes, np.uint8)
+for name in {inputs!r}:
+    calls.run(open(name, "rb").read())
+"""
+
+
+@fenced.needs_fences
+@pytest.mark.parametrize("plant", ["overread", "overwrite"])
+def test_tables_and_outputs_that_end_a_byte_early_are_found(plant):
+    """Without a sanitizer, before a page that may not be touched; and it is a call that touches it, not the oracle."""
+    inputs = [str(path) for path in sorted((FUZZ / "corpus").iterdir())]
+    code = SHORT.format(folders=[str(FUZZ)], inputs=inputs)
+    environment = child_environment(QEMBAG_FUZZ_PLANT=plant)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == -signal.SIGSEGV, done.stderr
+    assert "support/lookups.py" in done.stderr
+    assert "reference.py" not in done.stderr
 
 
 def test_the_corpus_is_what_its_script_writes(calls):
