@@ -140,13 +140,15 @@ def geometry(shape: tuple[int, ...], size: int, way: str) -> tuple[tuple[int, ..
     return tuple(strides), last, offset
 
 
-def empty(shape: tuple[int, ...], dtype: Any, way: str) -> tuple[np.ndarray, np.ndarray]:
-    """An array laid out in this way in memory of its own, and that memory."""
+def empty(shape: tuple[int, ...], dtype: Any, way: str, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """An array laid out in this way, and its memory, all bytes of which are 77: so many on either side, and between."""
     dtype = np.dtype(dtype)
     strides, num_bytes, offset = geometry(shape, dtype.itemsize, way)
+    num_bytes += 2 * margin
     block = np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8) if way == "mapped" else exact_block(num_bytes)
+    block[:] = 77
     kind = dtype.newbyteorder() if way == "swapped" else dtype
-    return np.ndarray(shape, kind, block, offset, strides), block
+    return np.ndarray(shape, kind, block, margin + offset, strides), block
 
 
 def place(values: np.ndarray, way: str) -> Placed:
