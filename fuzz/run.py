@@ -18,7 +18,7 @@ def one_input(data: bytes) -> None:
     try:
         calls.run(data)
     finally:
-        os.pwrite(COUNT, b"%d\n" % calls.calls, 0)
+        os.pwrite(COUNT, b"%d\n" % checks.calls, 0)
 
 
 atheris.Setup(sys.argv, one_input)
