@@ -9,6 +9,7 @@ import atheris
 
 with atheris.instrument_imports(include=["qembag"]):
     import calls
+    import checks
 
 # libFuzzer ends the process without a word to Python: the number of calls so far stands in a file.
 COUNT = os.open(os.environ["QEMBAG_FUZZ_COUNT"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
