@@ -9,6 +9,7 @@ import atheris
 
 with atheris.instrument_imports(include=["qembag"]):
     import calls
+    import checks
 
 # libFuzzer ends the process without a word to Python: the number of calls so far stands in a file.
 COUNT = os.open(os.environ["QEMBAG_FUZZ_COUNT"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -18,7 +19,7 @@ def one_input(data: bytes) -> None:
     try:
         calls.run(data)
     finally:
-        os.pwrite(COUNT, b"%d\n" % calls.calls, 0)
+        os.pwrite(COUNT, b"%d\n" % checks.calls, 0)
 
 
 atheris.Setup(sys.argv, one_input)

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("support")
+
 import qembag
-from qembag import _dispatch
+from support import levels
+from support.arrays import same_bits
+from support.asking import DIM, NUM_ROWS, Ask
+from support.layouts import bag_offsets, packed_rows
+from support.lookups import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-TAIL = {8: ("<f4", 8), 4: ("<f2", 4), 2: ("<f2", 4)}
 
 
 def pytest_report_header() -> str:
@@ -24,16 +28,16 @@ def pytest_report_header() -> str:
 
 
 def child_environment(**variables: str) -> dict[str, str]:
-    """For a Python that is to find the qembag that is tested here, wherever it was imported from."""
-    paths = [str(Path(qembag.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+    """For a Python that is to find the qembag that is tested here, wherever it was imported from, and what tests share."""
+    paths = [str(Path(qembag.__path__[0]).parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
 
 
-@pytest.fixture(params=list(_dispatch.MODULES))
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=levels.levels())
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each level that this machine can run serves in turn."""
-    monkeypatch.setattr(_dispatch, "kernels", _dispatch.load(request.param))
-    return request.param
+    with levels.use(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -54,34 +58,9 @@ def bits(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-def packed_rows(rng: np.random.Generator, num_rows: int, dim: int, bits: int, extremes: bool = False) -> np.ndarray:
-    """Rows of full-range codes, scales and biases of either sign; with `extremes`, some of them denormal, huge, zero or
-    infinite."""
-    kind, tail_bytes = TAIL[bits]
-    codes_bytes = -(-dim * bits // 8)
-    rows = rng.integers(0, 256, (num_rows, codes_bytes + tail_bytes), dtype=np.uint8)
-    tail = rng.normal(size=(num_rows, 2))
-    if extremes:
-        special = [0.0, -0.0, np.inf, -np.inf, 6e-8, 1e-40, -1e-44, 65504.0, 3e38, -3e38]
-        picks = rng.integers(0, 4 * len(special), tail.shape)
-        tail = np.where(picks < len(special), np.resize(special, 4 * len(special))[picks], tail)
-    with np.errstate(all="ignore"):
-        rows[:, codes_bytes:] = tail.astype(kind).view(np.uint8)
-    return rows
-
-
 @pytest.fixture(name="packed_rows")
 def packed_rows_fixture() -> Callable[..., np.ndarray]:
     return packed_rows
-
-
-def bag_offsets(rng: np.random.Generator, num_bags: int, longest: int) -> np.ndarray:
-    """Starts and the last end of bags of mixed lengths: a third empty, one long."""
-    lengths = rng.integers(0, longest + 1, num_bags)
-    lengths[rng.random(num_bags) < 1 / 3] = 0
-    if num_bags:
-        lengths[rng.integers(num_bags)] = 5 * longest
-    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 @pytest.fixture(name="bag_offsets")
@@ -89,22 +68,30 @@ def bag_offsets_fixture() -> Callable[..., np.ndarray]:
     return bag_offsets
 
 
-def same_bits(ours: Any, theirs: Any) -> None:
-    """Equal in every bit, but for the sign and payload of a NaN."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.dtype == theirs.dtype
-    assert ours.shape == theirs.shape
-    whole = np.dtype(f"u{ours.dtype.itemsize}")
-    different = ours.view(whole) != theirs.view(whole)
-    if ours.dtype.kind == "f":
-        different &= ~(np.isnan(ours) & np.isnan(theirs))
-    places = np.argwhere(different)
-    assert not len(places), (
-        f"{len(places)} of {ours.size} differ, first at {places[0]}: "
-        f"{ours[tuple(places[0])]!r} is not {theirs[tuple(places[0])]!r}"
-    )
-
-
 @pytest.fixture(name="same_bits")
 def same_bits_fixture() -> Callable[[Any, Any], None]:
     return same_bits
+
+
+# ---- One small table, and calls for bags of it -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(bits: int, rng: np.random.Generator) -> np.ndarray:
+    return packed_rows(rng, NUM_ROWS, DIM, bits)
+
+
+@pytest.fixture
+def table(bits: int, rows: np.ndarray) -> Table:
+    return Table(rows, bits)
+
+
+@pytest.fixture(params=["public", "rowwise", "packed"])
+def ask(request: pytest.FixtureRequest, level: str, bits: int, rows: np.ndarray) -> Ask:
+    """Each way to have bags looked up, at each level and width."""
+    return Ask(request.param, bits, rows)
+
+
+@pytest.fixture
+def public(level: str, bits: int, rows: np.ndarray) -> Ask:
+    return Ask("public", bits, rows)

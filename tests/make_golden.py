@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from support.layouts import LAYOUTS, NAMES
+
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 SMALL_DIMS = {
     8: [*range(1, 34), 39, 40, 47, 48, 49],
     4: [*range(2, 50, 2), 62, 64, 66],
@@ -41,7 +42,7 @@ def save(name: str, cases: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 def packed_rows(rng: np.random.Generator, num_rows: int, dim: int, bits: int, extreme: bool) -> np.ndarray:
-    kind = np.float32 if bits == 8 else np.float16
+    kind = np.dtype(LAYOUTS[bits].pair)
     tail = rng.normal(size=(num_rows, 2)).astype(kind)
     if extreme:
         tail[0] = [np.finfo(kind).smallest_subnormal * 5, -np.finfo(kind).tiny / 2]

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-TAIL = {8: ("<f4", 8), 4: ("<f2", 4), 2: ("<f2", 4)}
+PAIRS = {8: "<f4", 4: "<f2", 2: "<f2"}  # the types of scale and bias, which end a row
 
 
 # ---- One rounding ------------------------------------------------------------------------------------------------
@@ -61,15 +61,15 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def unpack(rows: np.ndarray, bits: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, scales and biases of packed rows."""
-    kind, tail_bytes = TAIL[bits]
+    pair = np.dtype((PAIRS[bits], 2))
     per_byte = 8 // bits
     codes = np.zeros((len(rows), dim), dtype=np.float32)
     for element in range(dim):
         byte = rows[:, element // per_byte].astype(np.int64)
         codes[:, element] = byte >> bits * (element % per_byte) & 2**bits - 1
-    tail = np.frombuffer(np.ascontiguousarray(rows[:, rows.shape[1] - tail_bytes :]).tobytes(), dtype=kind)
-    tail = tail.reshape(len(rows), 2).astype(np.float32)
-    return codes, tail[:, 0], tail[:, 1]
+    ends = rows[:, rows.shape[1] - pair.itemsize :].tobytes()
+    scales, biases = np.frombuffer(ends, dtype=PAIRS[bits]).reshape(len(rows), 2).astype(np.float32).T
+    return codes, scales, biases
 
 
 def dequantize(rows: np.ndarray, bits: int, dim: int) -> np.ndarray:
@@ -138,8 +138,7 @@ def _pack(codes: np.ndarray, bits: int, scale: np.float32, bias: np.float32) -> 
     packed = bytearray(-(-len(codes) // per_byte))
     for element, code in enumerate(codes):
         packed[element // per_byte] |= int(code) << bits * (element % per_byte)
-    kind, _ = TAIL[bits]
-    return bytes(packed) + np.array([scale, bias]).astype(kind).tobytes()
+    return bytes(packed) + np.array([scale, bias]).astype(PAIRS[bits]).tobytes()
 
 
 def _few_bit_parameters(low: np.float32, high: np.float32, top: int) -> tuple[np.float32, np.float32]:
@@ -181,8 +180,8 @@ def quantize(
                     scale = inverse = np.float32(1)
             codes = np.clip(np.nan_to_num(np.rint((row - bias) * inverse), nan=0.0), 0, top)
             packed.append(_pack(codes, bits, scale, bias))
-    width = -(-weights.shape[1] * bits // 8) + TAIL[bits][1]
-    return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(weights), width)
+    row_bytes = -(-weights.shape[1] * bits // 8) + 2 * np.dtype(PAIRS[bits]).itemsize
+    return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(weights), row_bytes)
 
 
 def _greedy_bounds(

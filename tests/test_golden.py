@@ -11,12 +11,13 @@ import pytest
 
 import qembag
 from qembag import ops
+from support.arrays import same_rows
+from support.layouts import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 # Enough elements in a call for the kernels to take a second thread.
 PARALLEL_WORK = 1 << 20
 
@@ -108,16 +109,6 @@ def test_values_are_those_that_torch_unpacked(
             same_bits(qembag.QuantizedTable(case["rows"], bits).dequantize(), case["unpacked"])
             unpacked += 1
     assert unpacked >= 5
-
-
-def same_rows(ours: np.ndarray, theirs: np.ndarray, bits: int) -> None:
-    """Equal packed rows; a bias of zero may carry either sign."""
-    kind, tail_bytes = ("<f4", 8) if bits == 8 else ("<f2", 4)
-    np.testing.assert_array_equal(ours[:, :-tail_bytes], theirs[:, :-tail_bytes])
-    tails = [np.ascontiguousarray(rows[:, -tail_bytes:]).view(kind) for rows in (ours, theirs)]
-    for tail in tails:
-        tail[tail == 0] = 0
-    np.testing.assert_array_equal(tails[0].view(np.uint8), tails[1].view(np.uint8))
 
 
 def test_rows_are_quantized_to_the_bytes_that_torch_gave(

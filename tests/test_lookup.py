@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fenced
 import qembag
 import reference
-from conftest import TAIL, bag_offsets, packed_rows
 from qembag import QuantizedTable
+from support import fenced, levels
+from support.arrays import PLACES, WRAPPERS, empty, place
+from support.layouts import LAYOUTS, bag_offsets, packed_rows
 
 # Each remainder of every block of lanes, each count of blocks up to several passes over a bag, and two long rows.
 DIMS = sorted({*range(1, 41), *(m + d for m in range(16, 513, 16) for d in (-1, 0, 1)), 1000, 3000})
@@ -136,10 +137,8 @@ def test_bags_of_pruned_rows_and_padding_of_any_length(level, bits, length, shar
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 129])
 def test_a_constant_code_is_read_wherever_it_stands(level, bits, dim, same_bits):
     """Each element alone set, all others zero: a code taken from a neighbour's place would show."""
-    codes_bytes = -(-dim * bits // 8)
-    kind, tail_bytes = TAIL[bits]
-    rows = np.zeros((dim, codes_bytes + tail_bytes), dtype=np.uint8)
-    rows[:, codes_bytes:] = np.array([1, 0], dtype=kind).view(np.uint8)
+    rows = np.zeros((dim, LAYOUTS[bits].row_bytes(dim)), dtype=np.uint8)
+    LAYOUTS[bits].set_pairs(rows, np.array([[1, 0]] * dim))
     per_byte = 8 // bits
     for element in range(dim):
         rows[element, element // per_byte] = (2**bits - 1) << bits * (element % per_byte)
@@ -340,10 +339,9 @@ def test_extreme_scales_and_biases_give_the_oracles_bits(level, bits, rng, mode,
 
 def tail_rows(bits: int, dim: int, tails: list[tuple[float, float]], code: int = 0) -> np.ndarray:
     """Rows of one code throughout, with these scales and biases."""
-    kind, tail_bytes = TAIL[bits]
     byte = sum(code << shift for shift in range(0, 8, bits))
-    rows = np.full((len(tails), -(-dim * bits // 8) + tail_bytes), byte, dtype=np.uint8)
-    rows[:, -tail_bytes:] = np.array(tails, dtype=kind).view(np.uint8)
+    rows = np.full((len(tails), LAYOUTS[bits].row_bytes(dim)), byte, dtype=np.uint8)
+    LAYOUTS[bits].set_pairs(rows, np.array(tails))
     return rows
 
 
@@ -545,52 +543,15 @@ def large_lookup(bits: int) -> tuple[QuantizedTable, np.ndarray, np.ndarray, np.
     ends = np.sort(rng.integers(0, 200_000, 20_000))
     ends[0] = 0
     indices = rng.integers(0, 1000, 200_000)
-    kernels = qembag._dispatch._load("_kernels")
-    expected = kernels.embedding_bag(table.data, bits, 200, None, indices, ends, False, None, -1, 0, None, False, 1)
+    with levels.use(levels.levels()[0]):
+        expected = qembag.embedding_bag(table, indices, ends, num_threads=1)
     return table, indices, ends, expected
 
 
 # ---- Arrays as they come -----------------------------------------------------------------------------------------------
 
 
-def read_only(array: np.ndarray) -> np.ndarray:
-    array = array.copy()
-    array.flags.writeable = False
-    return array
-
-
-def misaligned(array: np.ndarray) -> np.ndarray:
-    """The same numbers one byte off."""
-    memory = np.zeros(array.nbytes + 1, dtype=np.uint8)
-    memory[1:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    return memory[1:].view(array.dtype).reshape(array.shape)
-
-
-def strided(array: np.ndarray) -> np.ndarray:
-    """The same numbers, each second one of a longer array."""
-    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 99, dtype=array.dtype)
-    wide[..., ::2] = array
-    return wide[..., ::2]
-
-
-def reversed_memory(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
-
-
-AS_THEY_COME = {
-    "plain": np.array,
-    "read-only": read_only,
-    "misaligned": misaligned,
-    "strided": strided,
-    "reversed": reversed_memory,
-    "byte-swapped": lambda array: array.astype(array.dtype.newbyteorder()),
-    "Fortran": np.asfortranarray,
-    "subclass": lambda array: array.view(type("Sub", (np.ndarray,), {})),
-    "list": lambda array: array.tolist(),
-}
-
-
-@pytest.mark.parametrize("way", AS_THEY_COME)
+@pytest.mark.parametrize("way", [*PLACES, *WRAPPERS])
 @pytest.mark.parametrize("index_type", [np.int32, np.int64])
 def test_index_arrays_in_any_memory_give_the_same(level, rng, way, index_type, same_bits):
     rows = packed_rows(rng, 9, 19, 4)
@@ -598,7 +559,10 @@ def test_index_arrays_in_any_memory_give_the_same(level, rng, way, index_type, s
     indices = rng.integers(0, 9, 24).astype(index_type)
     offsets = np.array([0, 3, 3, 20], dtype=index_type)
     weights = rng.normal(size=24).astype(np.float32)
-    changed = AS_THEY_COME[way]
+
+    def changed(array: np.ndarray) -> Any:
+        return place(array, way).value
+
     expected = reference.embedding_bag(rows, 4, 19, indices, offsets, weights=weights)
     same_bits(qembag.embedding_bag(table, changed(indices), offsets, per_sample_weights=weights), expected)
     same_bits(qembag.embedding_bag(table, indices, changed(offsets), per_sample_weights=weights), expected)
@@ -633,53 +597,20 @@ def test_an_empty_list_is_no_indices(bits, rng):
     assert qembag.embedding(table, []).shape == (0, 7)
 
 
-def rows_in(way: str, rows: np.ndarray, folder: Any) -> np.ndarray:
-    """The same packed rows, lying in memory in some other way."""
-    num_rows, row_bytes = rows.shape
-    if way == "every third row":
-        wide = np.full((3 * num_rows, row_bytes), 255, dtype=np.uint8)
-        wide[::3] = rows
-        return wide[::3]
-    if way == "columns of a wider array":
-        wide = np.full((num_rows, row_bytes + 9), 255, dtype=np.uint8)
-        wide[:, 5 : 5 + row_bytes] = rows
-        return wide[:, 5 : 5 + row_bytes]
-    if way == "last row first":
-        return rows[::-1].copy()[::-1]
-    if way == "last row first, every second":
-        wide = np.full((2 * num_rows, row_bytes), 255, dtype=np.uint8)
-        wide[1::2] = rows[::-1]
-        return wide[::-2]
-    if way == "read-only":
-        return read_only(rows)
-    if way == "a mapped file":
-        path = folder / "rows.bin"
-        path.write_bytes(b"head" + rows.tobytes())
-        return np.memmap(path, dtype=np.uint8, mode="r", offset=4, shape=rows.shape)
-    if way == "one byte off":
-        return misaligned(rows)
-    if way == "bytes":
-        return np.frombuffer(rows.tobytes(), dtype=np.uint8).reshape(rows.shape)
-    raise AssertionError(way)
+OF_ROWS = ("plain", "gaps", "odd gaps", "far", "reversed", "misaligned", "read-only", "mapped")
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "every third row",
-        "columns of a wider array",
-        "last row first",
-        "last row first, every second",
-        "read-only",
-        "a mapped file",
-        "one byte off",
-        "bytes",
-    ],
-)
+@pytest.mark.parametrize("way", [*OF_ROWS, "a mapped file", "bytes"])
 def test_tables_in_any_memory_give_the_same_uncopied(level, bits, rng, way, tmp_path, same_bits):
     for dim in (1, 15, 33, 260):
         rows = packed_rows(rng, 11, dim, bits)
-        lying = rows_in(way, rows, tmp_path)
+        if way == "a mapped file":
+            (tmp_path / "rows.bin").write_bytes(b"head" + rows.tobytes())
+            lying = np.memmap(tmp_path / "rows.bin", dtype=np.uint8, mode="r", offset=4, shape=rows.shape)
+        elif way == "bytes":
+            lying = np.frombuffer(rows.tobytes(), dtype=np.uint8).reshape(rows.shape)
+        else:
+            lying = place(rows, way).value
         table = table_of(lying, bits, dim)
         assert np.shares_memory(table.data, lying)
         indices, offsets = rng.integers(0, 11, 40), np.array([0, 13, 13])
@@ -700,38 +631,13 @@ def test_rows_may_all_be_one(level, bits, rng, same_bits):
 # ---- Output of the caller's ----------------------------------------------------------------------------------------------
 
 
-def output(way: str, num_bags: int, dim: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A larger array filled with 77, and the part of it that is to be the output."""
-    if way == "whole":
-        whole = np.full((num_bags, dim), 77, dtype=dtype)
-        return whole, whole
-    if way == "every second row":
-        whole = np.full((2 * num_bags + 3, dim), 77, dtype=dtype)
-        return whole, whole[2 : 2 + 2 * num_bags : 2]
-    if way == "columns":
-        whole = np.full((num_bags + 2, dim + 5), 77, dtype=dtype)
-        return whole, whole[1 : 1 + num_bags, 3 : 3 + dim]
-    if way == "last row first":
-        whole = np.full((num_bags + 2, dim + 5), 77, dtype=dtype)
-        return whole, whole[num_bags:0:-1, 3 : 3 + dim]
-    if way == "a plane of a cube":
-        whole = np.full((num_bags, 3, dim), 77, dtype=dtype)
-        return whole, whole[:, 1]
-    if way == "one byte off":
-        whole = np.full(num_bags * dim * np.dtype(dtype).itemsize + 64, 77, dtype=np.uint8)
-        inner = whole[33 : 33 + num_bags * dim * np.dtype(dtype).itemsize]
-        return whole, inner.view(dtype).reshape(num_bags, dim)
-    raise AssertionError(way)
+OUTPUTS = ("plain", "gaps", "odd gaps", "far", "reversed", "misaligned")
 
 
 def is_untouched_beside(whole: np.ndarray, out: np.ndarray) -> bool:
-    """Whether all outside `out` still is 77; `out` becomes so too."""
-    part = out.view(np.uint8) if whole.dtype == np.uint8 else out
-    part[...] = 77
+    """Whether all bytes outside `out` still are 77; those of `out` become so too."""
+    out[...] = np.frombuffer(bytes([77] * out.itemsize), out.dtype)
     return bool((whole == 77).all())
-
-
-OUTPUTS = ["whole", "every second row", "columns", "last row first", "a plane of a cube", "one byte off"]
 
 
 @pytest.mark.parametrize("way", OUTPUTS)
@@ -742,7 +648,7 @@ def test_an_output_is_written_and_nothing_beside_it(level, bits, rng, way, dtype
         table = table_of(rows, bits, dim)
         indices, offsets = rng.integers(0, 11, 40), np.array([0, 13, 13, 14])
         expected = reference.embedding_bag(rows, bits, dim, indices, offsets, half=dtype == np.float16)
-        whole, out = output(way, 4, dim, dtype)
+        out, whole = empty((4, dim), dtype, way, margin=64)
         assert qembag.embedding_bag(table, indices, offsets, out=out) is out
         same_bits(out.copy(), expected)
         assert is_untouched_beside(whole, out)
@@ -756,7 +662,7 @@ def test_threads_write_into_strided_outputs(level, threads, bits, same_bits):
     expected = many_expected(bits, "mixed", "sum")
     table = table_of(case["rows"], bits, THREAD_DIM)
     for way in OUTPUTS:
-        whole, out = output(way, len(expected), THREAD_DIM, np.float32)
+        out, whole = empty(expected.shape, np.float32, way, margin=64)
         qembag.embedding_bag(table, case["indices"], case["ends"], include_last_offset=True, out=out)
         same_bits(out.copy(), expected)
         assert is_untouched_beside(whole, out)
@@ -821,8 +727,9 @@ def test_a_fence_kills_whoever_touches_it(at, offset):
     """That the tests below can fail at all."""
     script = f"""
 import sys
-sys.path.insert(0, {str(pathlib.Path(fenced.__file__).parent)!r})
-import ctypes, fenced
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import ctypes
+from support import fenced
 array = fenced.empty(100, "u1", at={at!r})
 beyond = array.ctypes.data + (100 if {at!r} == "end" else 0) + {offset}
 ctypes.string_at(beyond - {offset} - ({at!r} == "end"), 1)

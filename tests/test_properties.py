@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,13 @@ from hypothesis.extra import numpy as arrays
 
 import qembag
 import reference
-from conftest import TAIL, same_bits
-from qembag import QuantizedTable, _dispatch
+from qembag import QuantizedTable
+from support import levels
+from support.arrays import same_bits, same_rows
+from support.layouts import LAYOUTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 # The same examples on every run: a failure is never a matter of luck.
 modestly = settings(
@@ -34,30 +35,17 @@ ODD = [0.0, -0.0, 1e-45, 1e-40, 6e-8, 65504.0, 3.4e38, np.inf, -np.inf, np.nan]
 FLOATS = st.one_of(st.floats(width=32), st.sampled_from([float(np.float32(number)) for number in ODD]))
 
 
-@contextlib.contextmanager
-def serving(level: str) -> Iterator[None]:
-    before = _dispatch.kernels
-    _dispatch.kernels = _dispatch.load(level)
-    try:
-        yield
-    finally:
-        _dispatch.kernels = before
-
-
 @st.composite
 def tables(draw: Any) -> tuple[np.ndarray, int, int, np.ndarray | None]:
     """Packed rows, bits, dim and perhaps a pruning map."""
     bits, dim, num_rows = draw(WIDTHS), draw(DIMS), draw(st.integers(1, 12))
-    kind, tail_bytes = TAIL[bits]
-    codes_bytes = -(-dim * bits // 8)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows = rng.integers(0, 256, (num_rows, codes_bytes + tail_bytes), dtype=np.uint8)
+    rows = rng.integers(0, 256, (num_rows, LAYOUTS[bits].row_bytes(dim)), dtype=np.uint8)
     if draw(st.booleans()):
         tails = draw(arrays.arrays(np.float32, (num_rows, 2), elements=FLOATS))
     else:
         tails = rng.normal(size=(num_rows, 2)).astype(np.float32)
-    with np.errstate(all="ignore"):
-        rows[:, codes_bytes:] = tails.astype(kind).view(np.uint8)
+    LAYOUTS[bits].set_pairs(rows, tails)
     mapping = None
     if draw(st.booleans()):
         mapping = draw(arrays.arrays(np.int32, st.integers(1, 20), elements=st.integers(-1, num_rows - 1)))
@@ -101,8 +89,8 @@ def test_every_lookup_gives_the_oracles_bits(lookup):
     ours = {name: value for name, value in arguments.items() if name not in ("half", "weights")}
     ours["per_sample_weights"] = arguments.get("weights")
     dtype = np.float16 if arguments["half"] else np.float32
-    for level in _dispatch.MODULES:
-        with serving(level):
+    for level in levels.levels():
+        with levels.use(level):
             same_bits(qembag.embedding_bag(table, dtype=dtype, **ours), expected)
             out = np.full(expected.shape, 77, dtype)
             assert qembag.embedding_bag(table, out=out, **ours) is out
@@ -117,8 +105,8 @@ def test_every_table_dequantizes_to_the_oracles_values(case):
     values = reference.dequantize(rows, bits, dim)
     if table.compressed_indices_mapping is not None:
         values = np.where(mapping[:, None] < 0, np.float32(0), values[mapping])
-    for level in _dispatch.MODULES:
-        with serving(level):
+    for level in levels.levels():
+        with levels.use(level):
             same_bits(table.dequantize(), values)
 
 
@@ -159,32 +147,24 @@ def float_rows(draw: Any, largest: float) -> np.ndarray:
     return (rng.normal(size=shape) * 10.0 ** draw(st.integers(-30, 3))).astype(np.float32)
 
 
-def without_signs_of_zero(rows: np.ndarray, bits: int) -> bytes:
-    """A scale or bias of zero may carry either sign."""
-    kind, tail_bytes = TAIL[bits]
-    tail = np.ascontiguousarray(rows[:, -tail_bytes:]).view(kind)
-    return rows[:, :-tail_bytes].tobytes() + (tail + np.zeros((), kind)).tobytes()
-
-
 @given(st.data(), WIDTHS)
 @modestly
 def test_every_row_is_quantized_to_the_oracles_bytes(data, bits):
     weights = data.draw(float_rows(1e38 if bits == 8 else 2e4))
-    expected = without_signs_of_zero(reference.quantize(weights, bits), bits)
-    for level in _dispatch.MODULES:
-        with serving(level):
-            assert without_signs_of_zero(qembag.quantize(weights, bits).data, bits) == expected
+    expected = reference.quantize(weights, bits)
+    for level in levels.levels():
+        with levels.use(level):
+            same_rows(qembag.quantize(weights, bits).data, expected, bits)
 
 
 @given(st.data(), st.sampled_from([4, 2]))
 @settings(modestly, max_examples=150)
 def test_every_greedy_search_gives_the_oracles_bytes(data, bits):
     weights = data.draw(float_rows(2e4))
-    expected = without_signs_of_zero(reference.quantize(weights, bits, greedy=True), bits)
-    for level in _dispatch.MODULES:
-        with serving(level):
-            ours = qembag.quantize(weights, bits, method="greedy").data
-            assert without_signs_of_zero(ours, bits) == expected
+    expected = reference.quantize(weights, bits, greedy=True)
+    for level in levels.levels():
+        with levels.use(level):
+            same_rows(qembag.quantize(weights, bits, method="greedy").data, expected, bits)
 
 
 @given(float_rows(1e38))

@@ -6,36 +6,18 @@ import functools
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
-import fenced
 import qembag
 import reference
-from conftest import TAIL
-from qembag import _dispatch
+from support import fenced, levels
+from support.arrays import same_rows
+from support.layouts import LAYOUTS, NAMES
 
 DIMS = [*range(1, 41), 47, 48, 49, 63, 64, 65, 100, 127, 128, 129, 255, 300, 1000]
 GREEDY_DIMS = [1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 48, 70]
-
-
-def same_rows(ours: np.ndarray, theirs: np.ndarray, bits: int) -> None:
-    """Equal bytes, but that a scale or a bias of zero may carry either sign: which of +0 and -0 is the minimum is left
-    open."""
-    kind, tail_bytes = TAIL[bits]
-    assert ours.dtype == theirs.dtype == np.uint8
-    assert ours.shape == theirs.shape
-    alike = []
-    for rows in (ours, theirs):
-        rows = rows.copy()
-        tail = np.ascontiguousarray(rows[:, -tail_bytes:]).view(kind)
-        tail[tail == 0] = 0
-        rows[:, -tail_bytes:] = tail.view(np.uint8)
-        alike.append(rows)
-    wrong = np.flatnonzero((alike[0] != alike[1]).any(axis=1))
-    assert not len(wrong), f"row {wrong[0]} (of {len(wrong)}): {ours[wrong[0]]} is not {theirs[wrong[0]]}"
 
 
 def float_rows(rng: np.random.Generator, dim: int) -> np.ndarray:
@@ -148,7 +130,7 @@ def test_unused_high_bits_are_zero(level, rng, bits, dim):
     rows = qembag.quantize(weights, bits).data
     last = rows[:, -(-dim * bits // 8) - 1]
     assert (last >> used if used else 0 * last).max() == 0
-    assert (rows[:, : -TAIL[bits][1]].max() > 0) or dim == 1
+    assert (rows[:, : -LAYOUTS[bits].pair_bytes].max() > 0) or dim == 1
 
 
 def test_a_constant_row_comes_back(level, bits):
@@ -217,7 +199,7 @@ def test_the_greedy_search_ends_where_its_step_is_lost_in_rounding():
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np, qembag, reference
-from qembag import _dispatch
+from support import levels
 rows = np.array([
     [1024, 1024 + 2**-11, 1024 + 2**-12, 1024 + 2**-13],
     [-1024, -1024 - 2**-11, -1024 - 2**-12, -1024 - 2**-13],
@@ -227,8 +209,8 @@ rows = np.array([
     [0, 2**-149, 2**-148, 0],
     [-1, 1, 2**-24, 1],
 ], dtype=np.float32)
-for level in _dispatch.MODULES:
-    _dispatch.kernels = _dispatch.load(level)
+for level in levels.levels():
+    levels.serve(level)
     for bits in (4, 2):
         for wide in (rows, np.tile(rows, (1, 9))):
             greedy = qembag.quantize(wide, bits, method="greedy")
@@ -301,9 +283,8 @@ def greedy_sample_expected() -> np.ndarray:
 
 @functools.cache
 def greedy_baseline() -> np.ndarray:
-    packed = np.empty((BIG_ROWS, BIG_DIM // 2 + 4), dtype=np.uint8)
-    assert _dispatch._load("_kernels").quantize(big_weights(), 4, packed, None, True, 200, 0.16, 1) is None
-    return packed
+    with levels.use(levels.levels()[0]):
+        return qembag.quantize(big_weights(), 4, method="greedy", num_threads=1).data
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -459,16 +440,13 @@ def test_other_thread_counts_are_an_error():
 
 @fenced.needs_fences
 @pytest.mark.parametrize("at", ["start", "end"])
-def test_nothing_outside_weights_bounds_and_rows_is_touched(level, bits, at, rng):
-    """The kernel itself, so that the rows too lie beside a page that may not be touched."""
-    kernels: Any = _dispatch.kernels
+def test_nothing_outside_weights_and_bounds_is_read(level, bits, at, rng):
     for dim in [*range(1, 41), 63, 64, 65, 130]:
         weights = fenced.copy(rng.normal(size=(3, dim)).astype(np.float32), at=at)
-        packed = fenced.empty((3, -(-dim * bits // 8) + TAIL[bits][1]), np.uint8, at=at)
-        assert kernels.quantize(weights, bits, packed, None, False, 200, 0.16, 1) is None
-        same_rows(packed, reference.quantize(weights, bits), bits)
-        bounds = fenced.copy(np.array([[-1, 1]] * 3, dtype=np.float32), at=at)
-        assert kernels.quantize(weights, bits, packed, bounds, False, 200, 0.16, 1) is None
-        same_rows(packed, reference.quantize(weights, bits, bounds=bounds), bits)
+        same_rows(qembag.quantize(weights, bits).data, reference.quantize(weights, bits), bits)
         if bits != 8:
-            assert kernels.quantize(weights, bits, packed, None, True, 200, 0.16, 1) is None
+            qembag.quantize(weights, bits, method="greedy")
+        if dim % LAYOUTS[bits].per_byte == 0:
+            bounds = fenced.copy(np.array([[-1, 1]] * 3, dtype=np.float32), at=at)
+            packed = getattr(qembag.ops, f"embedding_bag_{NAMES[bits]}_prepack_with_rowwise_min_max")(weights, bounds)
+            same_rows(packed, reference.quantize(weights, bits, bounds=bounds), bits)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import qembag
-from conftest import packed_rows, same_bits
 from qembag import ops
+from support.arrays import same_bits
+from support.layouts import NAMES, packed_rows
 
 # Enough of each to be shared out among threads; see MIN_PARALLEL_WORK.
 NUM_ROWS, DIM, NUM_BAGS, BAG = 500, 40, 300, 20
@@ -141,8 +142,7 @@ def test_threads_quantize_one_array(level, bits, method):
 
 def test_the_number_of_threads_changes_while_others_work(level, cases):
     case = cases[0]
-    name = {8: "byte", 4: "4bit", 2: "2bit"}[case.table.bits]
-    operator = getattr(ops, f"embedding_bag_{name}_rowwise_offsets")
+    operator = getattr(ops, f"embedding_bag_{NAMES[case.table.bits]}_rowwise_offsets")
     offsets = np.arange(0, NUM_BAGS * BAG, BAG)
     expected = operator(case.table.data, case.indices, offsets)
     turns = itertools.cycle([1, 2, 3, None])

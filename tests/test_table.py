@@ -13,8 +13,8 @@ import pytest
 
 import qembag
 import reference
-from conftest import TAIL, packed_rows
 from qembag import QuantizedTable
+from support.layouts import LAYOUTS, packed_rows
 
 MAPPING = np.array([2, -1, 0, 3, -1, 1, 1], dtype=np.int32)
 NUM_ROWS = 4
@@ -94,7 +94,7 @@ def test_nbytes_count_the_rows_of_a_strided_table_not_its_gaps(rng, packed_rows,
 
 def test_repr_tells_stored_rows_only_where_pruned(bits):
     table = qembag.quantize(np.ones((3, 5), np.float32), bits)
-    row_bytes = codes_bytes(5, bits) + TAIL[bits][1]
+    row_bytes = LAYOUTS[bits].row_bytes(5)
     assert repr(table) == f"QuantizedTable(num_embeddings=3, dim=5, bits={bits}, nbytes={3 * row_bytes})"
     nbytes = row_bytes + 12
     expected = f"QuantizedTable(num_embeddings=3, num_rows=1, dim=5, bits={bits}, nbytes={nbytes})"

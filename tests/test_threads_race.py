@@ -15,37 +15,24 @@ RACE = """
 import sys, threading, time
 import numpy as np
 import qembag
-from qembag import _dispatch, ops
+from qembag import ops
+from support import fenced, levels
+from support.layouts import NAMES
 
 bits, seconds = {bits}, {seconds}
-name = {{8: "byte", 4: "4bit", 2: "2bit"}}[bits]
+name = NAMES[bits]
 rng = np.random.default_rng(5)
 num_rows, dim, size = 64, 40, 12_000
 table = qembag.quantize(rng.normal(size=(num_rows, dim)).astype(np.float32), bits)
 # The rows end where the memory does: a read beyond them is a fault. So do the arrays that change.
-import ctypes, mmap
-PAGE = mmap.PAGESIZE
-libc = ctypes.CDLL(None, use_errno=True)
-
-def guarded(array):
-    pages = -(-array.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    whole = np.frombuffer(memory, dtype=np.uint8)
-    for place in (0, (pages + 1) * PAGE):
-        assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + place), ctypes.c_size_t(PAGE), 0) == 0
-    end = (pages + 1) * PAGE
-    inside = whole[end - array.nbytes : end].view(array.dtype).reshape(array.shape)
-    inside[...] = array
-    return inside
-
-rows = guarded(table.data)
+rows = fenced.copy(table.data)
 kinds = {{"index": np.int64, "offset": np.int32}} if bits != 4 else {{"index": np.int32, "offset": np.int64}}
 good = {{
     "indices": rng.integers(0, num_rows, size).astype(kinds["index"]),
     "offsets": np.arange(0, size + 1, 6).astype(kinds["offset"]),
     "mapping": rng.permutation(num_rows).astype(np.int32),
 }}
-live = {{key: guarded(value) for key, value in good.items()}}
+live = {{key: fenced.copy(value) for key, value in good.items()}}
 stop = threading.Event()
 garbage = [-1, -2, num_rows, num_rows - 1, 2**31 - 1, -(2**31), 0, size, size + 1]
 
@@ -86,13 +73,13 @@ kinds_of_error = set()
 writer = threading.Thread(target=spoil)
 sys.setswitchinterval(1e-4)
 writer.start()
-levels = [_dispatch.load(level) for level in _dispatch.MODULES]
+names = levels.levels()
 end = time.monotonic() + seconds
 turn = 0
 try:
     while time.monotonic() < end:
-        _dispatch.kernels = levels[turn % len(levels)]
-        qembag.set_num_threads(1 + turn // len(levels) % 3)
+        levels.serve(names[turn % len(names)])
+        qembag.set_num_threads(1 + turn // len(names) % 3)
         number = turn % len(calls) if turn % 2 else (turn // 7) % len(calls)
         turn += 1
         try:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import qembag
-from qembag import _dispatch, ops
+from qembag import ops
+from support import levels
+from support.arrays import same_rows
+from support.layouts import LAYOUTS, NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
 CODES_PER_BYTE = {8: 1, 4: 2, 2: 4}
 INTEGERS = [np.int32, np.int64]
 # Enough elements in a call for the kernels to take a second thread.
@@ -367,15 +369,10 @@ def test_unpacking_a_packed_table_returns_the_parts_that_torch_returns(
 
 
 def same_bytes(ours: np.ndarray, theirs: np.ndarray, bits: int) -> None:
-    """Equal packed rows; a bias of zero may carry either sign."""
-    assert ours.dtype == theirs.dtype == np.uint8
-    assert ours.shape == theirs.shape
-    tail_bytes, kind = (8, "<f4") if bits == 8 else (4, "<f2")
-    np.testing.assert_array_equal(ours[..., :-tail_bytes], theirs[..., :-tail_bytes], err_msg="codes")
-    tails = [np.ascontiguousarray(packed[..., -tail_bytes:]).view(kind) for packed in (ours, theirs)]
-    for tail in tails:
-        tail[..., 1][tail[..., 1] == 0] = 0
-    np.testing.assert_array_equal(tails[0].view(np.uint8), tails[1].view(np.uint8), err_msg="scales and biases")
+    """Equal packed rows; a bias of zero may carry either sign, but no scale."""
+    same_rows(ours, theirs, bits)
+    scales = [LAYOUTS[bits].pairs(rows)[..., 0].view(f"u{4 if bits == 8 else 2}") for rows in (ours, theirs)]
+    np.testing.assert_array_equal(*scales)
 
 
 def float_rows(rng: np.random.Generator, num_rows: int, dim: int) -> np.ndarray:
@@ -559,10 +556,9 @@ def test_a_hundred_million_sums_are_torchs_in_every_bit(
     rng: np.random.Generator,
     packed_rows: Callable[..., np.ndarray],
     same_bits: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Levels, thread counts, dims, types and extremes rotate; every element is compared."""
-    levels = [_dispatch.load(level) for level in _dispatch.MODULES]
+    names, before = levels.levels(), levels.serve(levels.levels()[0])
     compared = rounds = 0
     dims = [64, 128, 32, 100, 256, 20, 512, 300, 48, 1000]
     try:
@@ -581,8 +577,8 @@ def test_a_hundred_million_sums_are_torchs_in_every_bit(
                 options["weights"] = rng.normal(size=ends[-1]).astype(kind)
             indices = rng.integers(0, num_embeddings, ends[-1]).astype(INTEGERS[rounds & 1])
             ends = ends.astype(INTEGERS[rounds >> 1 & 1])
-            monkeypatch.setattr(_dispatch, "kernels", levels[rounds % len(levels)])
-            qembag.set_num_threads(1 + rounds // len(levels) % 3)
+            levels.serve(names[rounds % len(names)])
+            qembag.set_num_threads(1 + rounds // len(names) % 3)
             theirs = torch_bags(bits, rows, indices, ends, **options)
             ours = our_bags(bits, rows, indices, ends, **options)
             if not np.array_equal(ours.view(np.uint32), theirs.view(np.uint32)):
@@ -590,6 +586,7 @@ def test_a_hundred_million_sums_are_torchs_in_every_bit(
             compared += theirs.size
             rounds += 1
     finally:
+        levels.serve(before)
         qembag.set_num_threads(None)
     assert compared >= 100_000_000
-    assert rounds >= 3 * len(levels)
+    assert rounds >= 3 * len(names)

@@ -33,8 +33,9 @@ cdef struct Block:
 cdef enum:
     # Positions gathered at a time.
     WINDOW = 64
-    # How far ahead of gathering entries of the mapping are prefetched.
+    # How far ahead of gathering entries of the mapping are prefetched, where it has more than so many.
     MAPPING_AHEAD = 64
+    NEAR_MAPPING = 1 << 16
 
 # The rows of some positions of the indices that take part: neither pruned nor padding.
 cdef struct Window:
@@ -53,62 +54,78 @@ cdef struct Windows:
     int64_t limit               # no position behind it is gathered
 
 
+cdef inline int64_t index_at(const Block *block, int64_t position, int index_size) noexcept nogil:
+    """`read_index` from a copy of the address."""
+    if index_size == 8:
+        return (<const volatile int64_t *> block.indices)[position]
+    if index_size == 4:
+        return (<const volatile int32_t *> block.indices)[position]
+    return position
+
+
 cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept nogil:
     if job.weight_size == 4:
         return (<const float *> job.weights)[position]
     return float_of_half((<const uint16_t *> job.weights)[position])
 
 
-cdef inline bint gather(const Lookup *job, Window *window, const uint8_t[:, :] rows, const Block *block, int64_t limit,
-                        const int index_size, const bint is_pruned, const bint is_weighted) noexcept nogil:
+cdef inline bint gather(const Lookup *job, Window *window, const uint8_t[:, :] rows, const Block *block,
+                        int64_t mapping_limit, const int index_size, const bint is_pruned, const bint is_padded,
+                        const bint is_weighted) noexcept nogil:
     """The rows from `window.start` to `window.stop`, prefetched, without a branch on which take part: where rows are
     pruned at random, a branch is mispredicted as often as not, and that costs as much as a row. False where an index or
     a mapped row is out of range."""
     cdef uint64_t num_rows = job.num_rows, num_embeddings = job.num_embeddings
-    cdef int64_t padding_idx = job.padding_idx, position, index, row
-    cdef int32_t place = 0, count = 0, entry = 0
-    cdef Py_ssize_t byte
+    cdef const volatile int32_t *mapping = job.mapping
+    cdef int64_t padding_idx = job.padding_idx, start = window.start, position, index, row
+    cdef Py_ssize_t place = 0, byte
+    cdef int32_t count = 0
     cdef const uint8_t *address
-    cdef bint is_padding
+    cdef bint is_padding = False
     window.row_of[0] = window.count_of[0] = 0
-    for position in range(window.start, window.stop):
-        if is_pruned and not unlikely(position + MAPPING_AHEAD >= limit):
-            index = read_index(job, position + MAPPING_AHEAD, index_size)
+    for position in range(start, window.stop):
+        if is_pruned and unlikely(position < mapping_limit):
+            index = index_at(block, position + MAPPING_AHEAD, index_size)
             if not unlikely(<uint64_t> index >= num_embeddings):
-                prefetch(<const uint8_t *> &job.mapping[index], False)
-        index = row = read_index(job, position, index_size)
+                prefetch(<const uint8_t *> &mapping[index], False)
+        index = row = index_at(block, position, index_size)
         if unlikely(<uint64_t> index >= num_embeddings):
             return False
-        is_padding = index == padding_idx
+        if is_padded:
+            is_padding = index == padding_idx
         if is_pruned:
-            row = job.mapping[index]
+            row = mapping[index]
             # -1 is the only number beyond the rows that is right, and padding's row is never looked at.
             if unlikely(<uint64_t> (row + 1) > num_rows) and not is_padding:
                 return False
-        # A row that does not take part is prefetched as row 0, which costs less than a branch.
-        address = &rows[row & ~(row >> 63), 0]
-        for byte in range(block.first_byte, block.last_byte + 1, 64):
+        # A hint is allowed at any address, also at that of row -1: a branch would cost more.
+        address = &rows[row, 0]
+        prefetch(address + block.first_byte, False)
+        for byte in range(block.first_byte + 64, block.last_byte + 1, 64):
             prefetch(address + byte, False)
         prefetch(address + block.end_byte, False)
         window.row[place] = address
         if is_weighted:
             window.weight[place] = read_weight(job, position)
         place += (row >= 0) & (not is_padding)
-        count += not is_padding
-        entry += 1
-        window.row_of[entry] = place
-        window.count_of[entry] = count
+        window.row_of[position - start + 1] = place
+        if is_padded:
+            count += not is_padding
+            window.count_of[position - start + 1] = count
     return True
 
 
 cdef bint gather_window(const Lookup *job, Window *window, const uint8_t[:, :] rows, const Block *block,
                         int64_t limit) noexcept nogil:
-    cdef bint is_weighted = job.weight_size != 0
-    if job.mapping == NULL:
-        return gather(job, window, rows, block, limit, job.index_size, False, is_weighted)
-    if job.index_size == 8 and not is_weighted:
-        return gather(job, window, rows, block, limit, 8, True, False)
-    return gather(job, window, rows, block, limit, job.index_size, True, is_weighted)
+    cdef bint is_weighted = job.weight_size != 0, is_padded = job.padding_idx >= 0
+    # A small mapping is in cache.
+    cdef int64_t mapping_limit = limit - MAPPING_AHEAD if job.num_embeddings > NEAR_MAPPING else 0
+    if job.mapping != NULL and not is_weighted and not is_padded:
+        if job.index_size == 8:
+            return gather(job, window, rows, block, mapping_limit, 8, True, False, False)
+        if job.index_size == 4:
+            return gather(job, window, rows, block, mapping_limit, 4, True, False, False)
+    return gather(job, window, rows, block, mapping_limit, job.index_size, job.mapping != NULL, is_padded, is_weighted)
 
 
 cdef Window *next_window(const Lookup *job, Windows *windows, const uint8_t[:, :] rows,
@@ -280,7 +297,7 @@ cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const 
     if bits == 4:
         for k in range(width):
             acc[k] = lanes_in_order_4bit(acc[k])
-    if block.is_whole:
+    if not unlikely(not block.is_whole):
         for k in range(width):
             lanes_store(<float *> out + element_of_group(block, k, bits, width, quads), acc[k])
     else:
@@ -307,29 +324,43 @@ cdef inline void finish_bag(lanes *acc, const Lookup *job, uint8_t *out, const B
 #
 # Where no row is pruned, indices are read in the loop that sums: 1.2 to 1.4 times as fast as by way of a window.
 
-cdef inline int64_t index_at(const Block *block, int64_t position, const int index_size) noexcept nogil:
-    if index_size == 8:
-        return (<const volatile int64_t *> block.indices)[position]
-    return (<const volatile int32_t *> block.indices)[position]
+cdef inline void prefetch_ahead(const uint8_t[:, :] rows, const Block *block, int64_t position, const int bits,
+                                const int width, const bint quads, const int index_size) noexcept nogil:
+    """The row so far ahead of a position."""
+    cdef int64_t number = index_at(block, position + block.ahead, index_size)
+    if not unlikely(<uint64_t> number >= <uint64_t> block.num_rows):
+        prefetch_row(&rows[number, 0], block, bits, width, quads)
 
 
-cdef inline bint fetch_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
-                           const int bits, const int width, const bint quads, const int index_size,
-                           const bint is_plain) noexcept nogil:
-    """The row at a position, with one ahead of it prefetched. False where there is none: for padding, and where the
-    index is out of range."""
-    cdef int64_t number
-    if not unlikely(position >= block.last):
-        number = index_at(block, position + block.ahead, index_size)
-        if not unlikely(<uint64_t> number >= <uint64_t> block.num_rows):
-            prefetch_row(&rows[number, 0], block, bits, width, quads)
-    number = index_at(block, position, index_size)
+cdef inline bint find_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
+                          const int index_size, const bint is_plain) noexcept nogil:
+    """The row at a position. False where there is none: for padding, and where the index is out of range."""
+    cdef int64_t number = index_at(block, position, index_size)
     if unlikely(<uint64_t> number >= <uint64_t> block.num_rows):
         return False
     if not is_plain and unlikely(number == block.padding_idx):
         return False
     row[0] = &rows[number, 0]
     return True
+
+
+cdef inline bint fetch_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
+                           const int bits, const int width, const bint quads, const int index_size,
+                           const bint is_plain) noexcept nogil:
+    if not unlikely(position >= block.last):
+        prefetch_ahead(rows, block, position, bits, width, quads, index_size)
+    return find_row(rows, block, position, row, index_size, is_plain)
+
+
+cdef inline bint fetch_two_rows(const uint8_t[:, :] rows, const Block *block, int64_t first, int64_t second,
+                                const uint8_t **row, const uint8_t **another, const int bits, const int width,
+                                const bint quads, const int index_size, const bint is_plain) noexcept nogil:
+    """The same for two bags, of which the second follows the first."""
+    if not unlikely(second >= block.last):
+        prefetch_ahead(rows, block, first, bits, width, quads, index_size)
+        prefetch_ahead(rows, block, second, bits, width, quads, index_size)
+    return (find_row(rows, block, first, row, index_size, is_plain)
+            and find_row(rows, block, second, another, index_size, is_plain))
 
 
 cdef inline void take_row(lanes *acc, const Lookup *job, const uint8_t *row, const Block *block, int64_t position,
@@ -381,8 +412,7 @@ cdef inline bint add_rows(lanes *acc, const Lookup *job, const uint8_t[:, :] row
             take_row(acc, job, row, block, position, is_first[0], bits, width, quads, is_max, is_plain)
             is_first[0] = False
             position += 1
-            is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size,
-                                                     is_plain)
+            is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size, is_plain)
         if not unlikely(position < stop):
             return True
         after = stop if is_plain else skip_padding(job, position, stop, index_size)
@@ -396,28 +426,26 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
                                 const Block *block, int64_t start, int64_t middle, int64_t both, const int bits,
                                 const int width, const bint quads, const int index_size,
                                 const bint is_plain) noexcept nogil:
-    """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How
-    many of `both` were added to each, up to padding or an index out of range in one of them."""
+    """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How many
+    of `both` were added to each, up to padding or an index out of range in one of them."""
     cdef const uint8_t *row = NULL
     cdef const uint8_t *another = NULL
     cdef int64_t k = 0
-    cdef bint are_there = both > 0
-    are_there = are_there and fetch_row(rows, block, start, &row, bits, width, quads, index_size, is_plain)
-    are_there = are_there and fetch_row(rows, block, middle, &another, bits, width, quads, index_size, is_plain)
+    cdef bint are_there = both > 0 and fetch_two_rows(rows, block, start, middle, &row, &another, bits, width, quads,
+                                                      index_size, is_plain)
     while are_there:
         take_row(acc, job, row, block, start + k, False, bits, width, quads, False, is_plain)
         take_row(other, job, another, block, middle + k, False, bits, width, quads, False, is_plain)
         k += 1
-        are_there = (k < both
-                     and fetch_row(rows, block, start + k, &row, bits, width, quads, index_size, is_plain)
-                     and fetch_row(rows, block, middle + k, &another, bits, width, quads, index_size, is_plain))
+        are_there = k < both and fetch_two_rows(rows, block, start + k, middle + k, &row, &another, bits, width, quads,
+                                                index_size, is_plain)
     return k
 
 
 cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits, const int width,
                          const bint quads, const bint is_max, const int index_size,
                          const bint is_plain) noexcept nogil:
-    """Sums (or maxima) of whole bags, over the columns of one block. False where an index or offset is out of range."""
+    """Sums (or maxima) of whole bags, over the columns of one block. False where an index or an offset is out of range."""
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef Py_ssize_t bag = task.first_bag
@@ -439,8 +467,8 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
             set_zero(other, width)
             count = middle - start
             other_count = stop - middle
-            added = add_in_turn(acc, other, job, rows, &block, start, middle, min(count, other_count), bits, width,
-                                quads, index_size, is_plain)
+            added = add_in_turn(acc, other, job, rows, &block, start, middle, min(count, other_count), bits, width, quads,
+                                index_size, is_plain)
             if not add_rows(acc, job, rows, &block, start + added, middle, &count, &is_first, bits, width, quads, False,
                             index_size, is_plain):
                 return False
@@ -459,16 +487,19 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
         set_zero(acc, width)
         count = stop - start
         is_first = True
-        while True:
+        if is_plain:
+            if not add_rows(acc, job, rows, &block, start, stop, &count, &is_first, bits, width, quads, False, index_size,
+                            True):
+                return False
+            start = stop
+        while start < stop:
             # A giant bag is interrupted for signals.
             middle = min(stop, start + POSITIONS_A_LOOK)
             if not add_rows(acc, job, rows, &block, start, middle, &count, &is_first, bits, width, quads, is_max, index_size,
-                            is_plain):
+                            False):
                 return False
             start = middle
-            if not unlikely(start < stop):
-                break
-            if not may_go_on(job):
+            if unlikely(start < stop) and not may_go_on(job):
                 return False
         finish_bag(acc, job, out, &block, count, bits, width, quads)
         out += job.out_stride
@@ -478,20 +509,28 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
 
 # ---- Bags by way of windows ---------------------------------------------------------------------------------------
 
-cdef inline void take_gathered(lanes *acc, const Window *window, int32_t place, const Block *block, bint is_weighted,
-                               bint is_first, const int bits, const int width, const bint quads,
-                               const bint is_max) noexcept nogil:
+cdef inline void add_gathered(lanes *acc, const Window *window, int32_t first, int32_t end, const Block *block,
+                              const bint is_weighted, const int bits, const int width,
+                              const bint quads) noexcept nogil:
     cdef lanes scale, bias, weight
-    cdef const uint8_t *row = window.row[place]
-    read_pair(row, block, &scale, &bias, bits)
-    if is_max:
-        max_row(acc, row, block, scale, bias, is_first, bits, width)
-        return
-    if is_weighted:
-        weight = lanes_broadcast(window.weight[place])
-        scale = lanes_mul(scale, weight)
-        bias = lanes_mul(bias, weight)
-    add_row(acc, row, block, scale, bias, bits, width, quads)
+    cdef int32_t place
+    for place in range(first, end):
+        read_pair(window.row[place], block, &scale, &bias, bits)
+        if is_weighted:
+            weight = lanes_broadcast(window.weight[place])
+            scale = lanes_mul(scale, weight)
+            bias = lanes_mul(bias, weight)
+        add_row(acc, window.row[place], block, scale, bias, bits, width, quads)
+
+
+cdef inline void max_gathered(lanes *acc, const Window *window, int32_t first, int32_t end, const Block *block,
+                              bint is_first, const int bits, const int width) noexcept nogil:
+    cdef lanes scale, bias
+    cdef int32_t place
+    for place in range(first, end):
+        read_pair(window.row[place], block, &scale, &bias, bits)
+        max_row(acc, window.row[place], block, scale, bias, is_first, bits, width)
+        is_first = False
 
 
 cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
@@ -499,10 +538,10 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
     """The same where rows are left out."""
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
-    cdef bint is_weighted = job.weight_size != 0, is_first
+    cdef bint is_first
     cdef int64_t position = read_offset(job, task.first_bag), stop, upto
     cdef Py_ssize_t bag, count
-    cdef int32_t place
+    cdef int32_t first, end
     cdef Windows windows
     cdef Window *window = &windows.window[0]
     cdef lanes acc[16]
@@ -526,10 +565,19 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
                 if window == NULL:
                     return False
             upto = min(stop, window.stop)
-            for place in range(window.row_of[position - window.start], window.row_of[upto - window.start]):
-                take_gathered(acc, window, place, &block, is_weighted, is_first, bits, width, quads, is_max)
-                is_first = False
-            count += window.count_of[upto - window.start] - window.count_of[position - window.start]
+            first = window.row_of[position - window.start]
+            end = window.row_of[upto - window.start]
+            if is_max:
+                max_gathered(acc, window, first, end, &block, is_first, bits, width)
+            elif job.weight_size != 0:
+                add_gathered(acc, window, first, end, &block, True, bits, width, quads)
+            else:
+                add_gathered(acc, window, first, end, &block, False, bits, width, quads)
+            is_first = is_first and first == end
+            if job.padding_idx >= 0:
+                count += window.count_of[upto - window.start] - window.count_of[position - window.start]
+            else:
+                count += upto - position
             position = upto
         finish_bag(acc, job, out, &block, count, bits, width, quads)
         out += job.out_stride
@@ -539,8 +587,8 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
 # ---- Blocks of every width ----------------------------------------------------------------------------------------
 
 cdef inline int max_width(const int bits, const bint quads) noexcept nogil:
-    """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
-    has no quads, 8 to 10 % faster than 6."""
+    """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which has
+    no quads, 8 to 10 % faster than 6."""
     if bits == 2 and (quads or LANES_MAX_BLOCK < 8):
         return 8
     return LANES_MAX_BLOCK
@@ -774,12 +822,13 @@ cdef int QUADS_MIN_LENGTH = 8
 cdef int64_t NEAR_BYTES = 8 << 20
 
 
-cdef Plan plan_of(const Lookup *job) noexcept nogil:
+cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef double rows = work_of(job, 0, job.num_bags) / (job.layout.dim + 64)
     cdef bint is_near = <double> job.num_rows * job.layout.row_bytes <= NEAR_BYTES
     cdef int bits = job.layout.bits
-    cdef int kind = GATHERED if job.mapping != NULL else job.index_size // 4 + (
-        2 if job.weight_size != 0 or job.padding_idx >= 0 else 0)
+    # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
+    cdef bint is_plain = job.weight_size == 0 and job.padding_idx < 0 and not (job.signals != NULL and is_one_bag)
+    cdef int kind = GATHERED if job.mapping != NULL else job.index_size // 4 + (0 if is_plain else 2)
     cdef Plan plan
     # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the lines
     # into the first level in time, and slower where it does not.
@@ -830,8 +879,8 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
     if num_passes == 1 and block_width(num_groups) > num_groups:
         num_passes = 2
     task.limit = read_offset(job, end_bag)
-    # The end bounds what is prefetched, so it is checked before anything is. An offset is wrong also where no bag
-    # starts at it: the end of no bags.
+    # The end bounds what is prefetched, so it is checked before anything is. An offset is wrong also where no bag starts
+    # at it: the end of no bags.
     if not 0 <= task.limit <= job.num_indices or not 0 <= read_offset(job, first_bag) <= job.num_indices:
         return False
     task.in_pairs = plan.in_pairs
@@ -906,7 +955,7 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
     """Bags, shared out among threads where that pays."""
     cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
     cdef Py_ssize_t num_chunks
-    cdef Plan plan = plan_of(job)
+    cdef Plan plan = plan_of(job, end_bag - first_bag == 1)
     cdef int failures = 0
     cdef double work = work_of(job, first_bag, end_bag)
     cdef bint is_forked = parallel_is_forked()
@@ -922,7 +971,7 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
     else:
         share_out(job, first_bag, end_bag, bounds, num_chunks)
         if is_forked:
-            # No thread of the pool that this thread had before the fork lives. A nested region does not use it.
+            # Of the pool that this thread had before the fork, no thread lives. A region within a region does not use it.
             with parallel(num_threads=1):
                 look_up_chunks(job, rows, &plan, bounds, num_chunks, num_threads, &failures)
         else:

@@ -63,6 +63,7 @@ cdef object single_rows(TableHandle handle, bint is_pruned, object indices, bint
     job.padding_idx = -1
     job.weight_size = 0
     job.offset_size = 0
+    job.num_offsets = 0
     job.bag_length = 1
     if indices is None:
         job.index_size = 0
@@ -104,6 +105,7 @@ def dequantized_row(TableHandle handle not None, Py_ssize_t number):
     job.padding_idx = -1
     job.weight_size = 0
     job.offset_size = 0
+    job.num_offsets = 0
     job.bag_length = 1
     job.indices = <const uint8_t *> &index
     job.index_size = 8

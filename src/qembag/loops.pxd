@@ -37,7 +37,8 @@ cdef struct Lookup:
     # compiler may read again after the check.
     const volatile int32_t *mapping     # NULL: not pruned
     Py_ssize_t num_embeddings
-    # A size of 0 means that there is no such array: index i is row i; each bag has `bag_length` indices; no weights.
+    # A size of 0 means that there is no such array: index i is row i; each bag has `bag_length` indices, and
+    # `num_offsets` is 0; no weights.
     const uint8_t *indices
     int index_size
     Py_ssize_t num_indices
@@ -95,13 +96,13 @@ cdef inline int64_t read_index(const Lookup *job, Py_ssize_t position, int index
 
 cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogil:
     """Where a bag starts; the one after the last starts at the end."""
+    if bag < job.num_offsets:
+        if job.offset_size == 8:
+            return (<const volatile int64_t *> job.offsets)[bag]
+        return (<const volatile int32_t *> job.offsets)[bag]
     if job.offset_size == 0:
         return bag * job.bag_length
-    if bag >= job.num_offsets:
-        return job.num_indices
-    if job.offset_size == 8:
-        return (<const volatile int64_t *> job.offsets)[bag]
-    return (<const volatile int32_t *> job.offsets)[bag]
+    return job.num_indices
 
 
 cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:

@@ -38,6 +38,7 @@ cdef bint take_bags(Lookup *job, object indices, object offsets, bint include_la
         if ndim != 2:
             return False
         job.offset_size = 0
+        job.num_offsets = 0
         job.num_bags = cnp.PyArray_DIM(<cnp.ndarray> indices, 0)
         job.bag_length = cnp.PyArray_DIM(<cnp.ndarray> indices, 1)
         return True

@@ -1,0 +1,187 @@
+"""Lookups: bags and single rows by all their names, large calls in threads, and many small ones in a storm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import checks
+from checks import LEVELS, NO_OUT, Finding, at_each_level, attempt, is_same, require
+from makers import Maker
+from source import FLOATS, INTEGERS, POOL, WILD
+from support import levels, rules
+from support.layouts import LAYOUTS, MODES
+from support.lookups import Bags, SingleRows, Table, pruning
+
+MOST_ROUNDS = 16
+MOST_BYTES = 100
+
+
+def bags(make: Maker) -> None:
+    """`embedding_bag`, by its own name and by those of the reference's operators."""
+    table = make.table()
+    for _ in range(1 + make.source.below(4) if table is not None else 0):
+        in_rounds(make, bags_of(make, table), 200, 3)
+
+
+def single_rows(make: Maker) -> None:
+    """`embedding`, `dequantize` and the reference's operators for single rows."""
+    table = make.table()
+    for _ in range(1 + make.source.below(4) if table is not None else 0):
+        in_rounds(make, single_rows_of(make, table), 1000, 2)
+
+
+def in_rounds(make: Maker, call: Bags | SingleRows, small: int, often: int) -> None:
+    """The same call again and again, with other bytes in its arguments. The oracle, which is slow, is asked now and then."""
+    for _ in range(MOST_ROUNDS):
+        verdict = call.judge()
+        out = make.out(verdict) if call.takes_out else NO_OUT
+        work = int(np.prod(verdict.shape)) if verdict.shape else 0
+        ask = make.source.rarely(often if work < small else 8)
+        at_each_level(call, verdict, out, ask)
+        if make.source.is_at_end:
+            break
+        make.flip()
+
+
+def bags_of(make: Maker, table: Table) -> Bags:
+    source = make.source
+    family = source.pick(["public", "public", "rowwise", "packed"])
+    is_public, num_rows = family == "public", table.made.num_rows
+    pruned = False if is_public else make.flag()
+    mapping = make.mapping(num_rows) if not is_public and source.rarely(2) else None
+    by, _, _ = pruning(table, family, pruned, mapping, table.made.data)
+    count = num_rows if by is None else by.size
+    is_matrix = source.rarely(4)
+    shape: tuple[int, ...] = (source.below(6), source.below(7)) if is_matrix else (source.below(24),)
+    if source.rarely(32):
+        shape = source.shape()
+    indices, offsets = make.integers(shape, count), None
+    if is_matrix == source.rarely(24):
+        offsets_shape = source.shape() if source.rarely(32) else (source.below(7),)
+        offsets = make.integers(offsets_shape, shape[0] + 1 if shape else 1, ordered=True)
+    mode, weights = source.below(3), None
+    if source.rarely(3) and (mode != 2 or source.rarely(8)):
+        weights_shape = source.shape() if source.rarely(24) else shape
+        weights = make.floats(weights_shape, ["f4"] * 4 + ["f2"] * 4 + ["f8"], [FLOATS, WILD])
+    call = Bags(family, table, indices, offsets, make.mode(mode, MODES[mode] if is_public else None), weights,
+                make.flag(), pruned=pruned, mapping=mapping)  # fmt: skip
+    if is_public:
+        call.padding_idx, call.num_threads, call.dtype = make.padding(count), make.threads(), make.dtype()
+    return call
+
+
+def single_rows_of(make: Maker, table: Table) -> SingleRows:
+    source = make.source
+    family = source.pick(["embedding", "dequantize", "packed", "all"])
+    shape = source.shape() if source.rarely(2) else (source.below(24),)
+    if family == "all":
+        return SingleRows("dequantize", table, None)
+    call = SingleRows(family, table, make.integers(shape, table.made.num_embeddings))
+    if family == "packed":
+        call.pruned = make.flag()
+    if family == "embedding":
+        call.num_threads, call.dtype = make.threads(), make.dtype()
+    return call
+
+
+def many_rows(make: Maker) -> None:
+    """Enough work to be shared out among threads. The oracle is too slow: one thread's answer is compared."""
+    source = make.source
+    bits, dim = source.pick([8, 4, 2]), 250 + source.below(60)
+    num_rows = 1 + source.below(12)
+    table = Table(make.rows(bits, num_rows, LAYOUTS[bits].row_bytes(dim)), bits, dim)
+    if table.judge()[1]:
+        return
+    table.made = table.make()
+    count = 1700 + source.below(700)
+    numbers = (source.values(POOL, count) % num_rows).astype(np.int64)
+    if source.rarely(3):
+        numbers[source.below(count)] = source.pick(INTEGERS[:8])
+    ends = np.sort(source.values(POOL, 2 * (1 + source.below(90))).view("u2") % (count + 1)).astype(np.int64)
+    ends[0], ends[-1] = 0, count
+    if source.rarely(4):
+        ends[source.below(len(ends))] = source.pick([*INTEGERS[:8], source.whole()])
+    weights = source.pick([None, make.place(source.values(FLOATS, count), ["plain"])])
+    call = Bags("public", table, make.place(numbers, ["plain"]), make.place(ends, ["plain"]), source.pick(MODES))
+    call.padding_idx, call.include_last_offset = source.pick([None, 0]), True
+    call.weights = None if call.mode == "max" else weights
+    faults, came = call.judge().faults, []
+    with levels.use(source.pick(LEVELS)):
+        for call.num_threads in (1, source.pick([2, 3, 2])):
+            came.append(attempt(call, faults))
+    (first, error), (second, other) = came
+    require(error == other, f"errors differ by the number of threads: {error} and {other}")
+    require(error or is_same(first, second), "answers differ by the number of threads")
+
+
+# ---- A storm ---------------------------------------------------------------------------------------------------------
+
+
+def storm(make: Maker) -> None:
+    """Byte after byte of the arguments' memory, and after each the same calls at all levels. They must agree, in answers
+    and in errors, by either of their names. No oracle and no rules, and so little else than calls."""
+    table = make.table()
+    if table is None:
+        return
+    source = make.source
+    count, size = table.made.num_embeddings, source.below(40)
+    dtype = source.pick(["i8", "i4"])
+    numbers = (source.values(POOL, size) % max(count, 1)).astype(dtype)
+    ends = np.sort(source.values(POOL, 1 + source.below(8)) % (size + 1)).astype(dtype)
+    public = Bags("public", table, make.place(numbers, ["plain"]), make.place(ends, ["plain"]))
+    sample_weights = make.place(source.values(source.pick([FLOATS, WILD]), size), ["plain"])
+    public.include_last_offset = source.pick([False, True])
+    sample_weights = None if source.rarely(2) else sample_weights
+    padding = source.below(count) if count and source.rarely(3) else None
+    kind = source.pick(["f4", "f2"])
+    out = make.place(np.zeros((len(ends) - public.include_last_offset, table.dim), kind), ["plain"])
+    modes = source.pick([("sum", "mean"), ("max",)])
+    memory = [block for block, _ in make.blocks[:-1] if len(block)]
+    packed = Bags("packed", table, public.indices, public.offsets, pruned=table.map is not None)
+    packed.include_last_offset = public.include_last_offset
+    singles = SingleRows("embedding", table, public.indices)
+    for _ in range(MOST_BYTES):
+        block = source.pick(memory)
+        block[source.below(len(block))] = source.byte()
+        for public.mode in modes:
+            public.weights = packed.weights = None if public.mode == "max" else sample_weights
+            packed.mode = MODES.index(public.mode)
+            public.padding_idx = padding
+            agree([public], out)
+            public.padding_idx = None
+            agree([public, packed], None)
+        agree([singles], None)
+        if source.is_at_end:
+            break
+    make.blocks = []
+
+
+FAULTS: rules.Faults = {(IndexError, "indices"), (IndexError, rules.MAPPING), (ValueError, "offsets")}
+
+
+def agree(calls: list[Any], out: np.ndarray | None) -> None:
+    """All calls at all levels give the same, and an error leaves the output alone."""
+    came = []
+    for level in LEVELS:
+        with levels.use(level):
+            for call in calls:
+                before = None if out is None else out.tobytes()
+                result, error = either_way(call, out)
+                require(error is None or out is None or out.tobytes() == before, "an error changed `out`")
+                came.append((error, None if result is None else result.copy()))
+    for error, result in came[1:]:
+        if error != came[0][0] or (error is None and not is_same(result, came[0][1])):
+            raise Finding(f"two levels or names differ: {came[0]} and {(error, result)}")
+
+
+def either_way(call: Any, out: np.ndarray | None) -> tuple[Any, str | None]:
+    """An answer, or an error of what storms change."""
+    checks.calls += 1
+    try:
+        return call(out), None
+    except (IndexError, ValueError) as error:
+        if not rules.allows(FAULTS, error):
+            raise Finding(f"{type(error).__name__}: {error}") from error
+        return None, f"{type(error).__name__}: {error}"

@@ -1,0 +1,140 @@
+"""What a table can do besides lookups, and what is no table."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+
+import checks
+import qembag
+import reference
+from checks import attempt, compare, is_same, require
+from makers import Maker
+from qembag import ops
+from source import POOL
+from support import rules
+from support.layouts import NAMES
+from support.objects import NO_INTEGERS
+
+
+def tables(make: Maker) -> None:
+    table = make.table()
+    if table is None or checks.PLANTED == "overread":  # which is the kernels' to find, not the oracle's
+        return
+    source, made, mapping = make.source, table.made, table.map
+    rows = np.array(np.asarray(table.rows))
+    num_rows = len(rows)
+    is_bad = mapping is not None and bool(((mapping < -1) | (mapping >= num_rows)).any())
+    codes, scales, biases = reference.unpack(rows, table.bits, table.dim)
+    values = reference.dequantize(rows, table.bits, table.dim)
+    got, _ = attempt(lambda: (made.codes(), made.scales, made.biases, repr(made), made.nbytes), set())
+    require(is_same(got[0].astype(np.float32), codes), "codes")
+    require(is_same(got[1], scales) and is_same(got[2], biases), "scales or biases")
+    count = num_rows if mapping is None else len(mapping)
+    require(len(made) == count and made.shape == (count, table.dim), "a table's shape")
+    faults: rules.Faults = {(IndexError, rules.MAPPING)} if is_bad else set()
+    copy, _ = attempt(lambda: pickle.loads(pickle.dumps(made)), faults)
+    logical = None
+    if copy is not None:
+        require(is_same(copy.data, rows) and copy.dim == table.dim, "a pickled table")
+        logical = values
+        if mapping is not None:
+            values = np.concatenate([values, np.zeros((1, table.dim), np.float32)])
+            logical = values[mapping]  # of which -1 is the last
+        whole, _ = attempt(lambda: np.asarray(copy), set())
+        require(is_same(whole, logical), "a table as an array")
+        for _ in range(1 + source.below(3)):
+            item(make, made, logical)
+    for _ in range(1 + source.below(2)):
+        prune(make, made, count, faults, logical)
+
+
+def item(make: Maker, table: Any, logical: np.ndarray) -> None:
+    """As NumPy chooses along a first axis."""
+    source = make.source
+    count = len(logical)
+    kind = source.below(6)
+    chosen: Any
+    if kind == 0:
+        chosen = source.pick([0, -1, count, -count, source.whole(), 2**70, np.int64(0), np.uint64(2**64 - 1)])
+    elif kind == 1:
+        ends = [None, 0, 1, -1, count, -count, 2**70, -(2**70), source.below(20)]
+        chosen = slice(source.pick(ends), source.pick(ends), source.pick([None, 1, -1, 2, 2**70, -(2**70), 0]))
+    elif kind == 2:
+        chosen = make.integers(source.shape(), count)
+        if not isinstance(chosen, (np.ndarray, list, int)):
+            return
+        if isinstance(chosen, np.ndarray) and chosen.dtype.kind not in "iu":
+            return
+    elif kind == 3:
+        chosen = source.values(POOL, source.pick([count, count, count + 1])) > 127
+    else:
+        chosen = source.pick([None, ..., (), (0,), "0", 1.5, True, [0, -1], [], [[0]], object(), slice("a", None)])
+    faults: rules.Faults = set()
+    expected = None
+    try:
+        expected = logical[chosen] if not isinstance(chosen, tuple) else None
+        if expected is None:
+            faults = {(IndexError, ".*")}
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
+        # NumPy has said what is wrong with an item; its words are not looked at.
+        faults = {(kind, ".*") for kind in (type(error), IndexError, TypeError, ValueError)}
+    result, _ = attempt(lambda: table[chosen], faults)
+    if expected is not None:
+        compare(result, np.asarray(expected))
+
+
+def prune(make: Maker, table: Any, count: int, faults: rules.Faults, logical: np.ndarray | None) -> None:
+    source = make.source
+    if source.rarely(2):
+        size = count + 1 if source.rarely(8) else count
+        keep = make.place(source.values(POOL, size) > 127, ["plain", "strided", "reversed", "list", "subclass"])
+    else:
+        keep = make.integers((source.below(12),) if not source.rarely() else source.shape(), count)
+    numbers, more = rules.keep(keep, count)
+    pruned, _ = attempt(lambda: table.prune(keep), faults | more)
+    if pruned is not None and logical is not None:
+        expected = np.zeros_like(logical)
+        expected[numbers] = logical[numbers]
+        # One row, kept, has a mapping of [0], which means that nothing is pruned: the same values.
+        result, _ = attempt(pruned.dequantize, set())
+        compare(result, expected)
+
+
+def no_tables(make: Maker) -> None:
+    """Anything in the place of a table, of its rows or of its parts."""
+    source = make.source
+    bits = source.pick([8, 4, 2])
+    others = [
+        lambda: None,
+        lambda: np.zeros((2, 2)),
+        lambda: np.zeros(3, np.int8),
+        lambda: np.zeros((0, 0, 0), np.uint8),
+    ]
+    odd = source.pick([*NO_INTEGERS.values(), *others])()
+    stem = f"embedding_bag_{NAMES[bits]}"
+    codes, ones = np.ones((2, 4), np.uint8), np.ones(2, np.float32)
+    other = qembag.QuantizedTable(np.zeros((2, 12), np.uint8), source.pick([width for width in NAMES if width != bits]))
+    for name, call in (
+        ("table", lambda: qembag.embedding_bag(odd, [0], [0])),
+        ("table", lambda: qembag.embedding(odd, [0])),
+        ("data", lambda: qembag.QuantizedTable(odd, bits)),
+        ("weights", lambda: qembag.quantize(odd, bits, method=source.pick(["minmax", "greedy"]))),
+        ("weight", lambda: getattr(ops, stem)(source.pick([odd, other]), [0], [0])),
+        ("weight", lambda: getattr(ops, f"embedding_{NAMES[bits]}")(source.pick([odd, other]), [0])),
+        ("weight", lambda: getattr(ops, f"{stem}_rowwise_offsets")(odd, [0], [0])),
+        ("weight", lambda: getattr(ops, f"{stem}_unpack")(odd)),
+        ("packed", lambda: ops.embedding_bag_unpack(source.pick([odd, other]))),
+        ("codes", lambda: ops.embedding_bag_prepack(odd, ones, ones, bits)),
+        ("scales", lambda: ops.embedding_bag_prepack(codes, odd, ones, bits)),
+        ("zero_points", lambda: ops.embedding_bag_prepack(codes, ones, odd, bits)),
+    ):
+        if name != "table" and rules.floats(name, odd, doubles=True)[0] is not None:
+            continue  # of which floats may be made, or scales
+        attempt(call, rules.either(name) | rules.either("method"))
+    limit = make.threads()
+    attempt(lambda: qembag.set_num_threads(limit), rules.num_threads(limit, "n")[1])
+    attempt(qembag.get_num_threads, set())
+    qembag.set_num_threads(None)

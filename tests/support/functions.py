@@ -1,0 +1,99 @@
+"""Every public function with all of its arguments, as it takes them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+import qembag
+from qembag import ops
+from support.layouts import NAMES, packed_rows
+
+DIM, NUM_ROWS = 8, 10
+RNG = np.random.default_rng(20261122)
+ROWS = {bits: packed_rows(RNG, NUM_ROWS, DIM, bits) for bits in (8, 4, 2)}
+INDICES = np.array([3, 1, 4, 1, 5, 9])
+OFFSETS = np.array([0, 2, 2])
+SAMPLE_WEIGHTS = np.linspace(-1, 2, 6).astype(np.float32)
+MAPPING = np.array([5, 1, -1, 2, 3, 4, 0, 6, 9, 8], dtype=np.int32)
+FLOATS = RNG.normal(size=(3, DIM)).astype(np.float32)
+BOUNDS = np.tile(np.float32([-1, 1]), (3, 1))
+CODES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+
+Call = tuple[Any, dict[str, Any]]
+
+
+def table(bits: int = 8) -> qembag.QuantizedTable:
+    return qembag.QuantizedTable(ROWS[bits].copy(), bits, compressed_indices_mapping=MAPPING.copy())
+
+
+def of_bags(**more: Any) -> dict[str, Any]:
+    return {"indices": INDICES.copy(), "offsets": OFFSETS.copy(), "per_sample_weights": SAMPLE_WEIGHTS.copy(), **more}
+
+
+def out(num_rows: int) -> np.ndarray:
+    return np.zeros((num_rows, DIM), np.float32)
+
+
+def of_the_package(bits: int) -> dict[str, Call]:
+    """The package's own functions, with a table of this width where one is taken."""
+    kind, one = {"dtype": np.float32}, {"num_threads": 1}
+    bags = of_bags(mode="sum", padding_idx=-9, include_last_offset=False, out=out(3), **kind, **one)
+    mapping = {"compressed_indices_mapping": MAPPING.copy()}
+    method = "minmax" if bits == 8 else "greedy"
+    per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
+    return {
+        "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
+        "embedding": (
+            qembag.embedding,
+            {"table": table(bits), "indices": INDICES.copy(), "out": out(6), **kind, **one},
+        ),
+        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **one}),
+        "QuantizedTable": (qembag.QuantizedTable, {"data": ROWS[bits].copy(), "bits": bits, "dim": DIM, **mapping}),
+        "QuantizedTable.dequantize": (table(bits).dequantize, {"rows": INDICES.copy(), "out": out(6)}),
+        "QuantizedTable.prune": (table(bits).prune, {"keep": np.array([0, 3, 4])}),
+        "QuantizedTable.__getitem__": (table(bits).__getitem__, {"item": np.array([0, -3, 4])}),
+        "QuantizedTable.__array__": (table(bits).__array__, {"dtype": np.float64, "copy": True}),
+        "set_num_threads": (qembag.set_num_threads, {"n": 1}),
+        "get_num_threads": (qembag.get_num_threads, {}),
+        "show_config": (qembag.show_config, {}),
+        "embedding_bag_prepack": (ops.embedding_bag_prepack, per_channel),
+        "embedding_bag_unpack": (ops.embedding_bag_unpack, {"packed": ops.embedding_bag_prepack(**per_channel)}),
+    }
+
+
+def of_the_reference(bits: int) -> dict[str, Call]:
+    """The reference's operators of this width."""
+    stem, rows = f"embedding_bag_{NAMES[bits]}", ROWS[bits].copy()
+    pruned = {"pruned_weights": True, "compressed_indices_mapping": MAPPING.copy()}
+    bags = of_bags(scale_grad_by_freq=False, mode=0, include_last_offset=False, **pruned)
+    given: dict[str, dict[str, Any]] = {
+        stem: {"weight": table(bits), **bags, "out": out(3)},
+        f"{stem}_rowwise_offsets": {"weight": rows, **bags, "out": out(3)},
+        f"{stem}_rowwise_offsets_meta": {"weight": rows, **bags},
+        f"embedding_{NAMES[bits]}": {"weight": table(bits), "indices": INDICES.copy(), "pruned_weights": True},
+        f"{stem}_unpack": {"weight": rows},
+        f"{stem}_unpack_meta": {"weight": rows},
+    }
+    options = {} if bits == 8 else {"optimized_qparams": False, "nbins": 200, "ratio": 0.16}
+    bounds = {"rowwise_min_max": BOUNDS.copy()}
+    for suffix, more in (("prepack", {}), ("prepack_meta", {}), ("prepack_with_rowwise_min_max", bounds)):
+        given[f"{stem}_{suffix}"] = {"weight": FLOATS.copy(), **more, **options}
+    return {name: (getattr(ops, name), arguments) for name, arguments in given.items()}
+
+
+# The package's own functions at 8 bits by their names, and at the other widths by those with the width behind.
+CALLS = of_the_package(8)
+for width in NAMES:
+    CALLS |= of_the_reference(width)
+    if width != 8:
+        CALLS |= {f"{name}, {width} bits": call for name, call in of_the_package(width).items() if call[1]}
+EVERY_ARGUMENT = [(function, argument) for function, (_, given) in CALLS.items() for argument in given]
+
+
+def good_call(function: str) -> Call:
+    """Of a function, with copies of its arguments."""
+    call, given = CALLS[function]
+    return call, copy.deepcopy(given)

@@ -1,0 +1,276 @@
+"""The model of the arguments: what each value that is given counts as, and which errors it may lead to.
+
+It shares nothing with the package. A fault is an error's type and the argument that its text must begin with. Where
+several arguments are wrong, any one of them may be reported; but an index is only looked up where all else is right.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from support.arrays import Boom, addresses
+from support.layouts import LAYOUTS, MODES
+
+Fault: TypeAlias = tuple[type[Exception], str]
+Faults: TypeAlias = set[Fault]
+Judged: TypeAlias = tuple[Any, Faults]  # what it counts as, None where nothing
+
+MAPPING = "compressed_indices_mapping"
+
+
+def either(name: str) -> Faults:
+    return {(TypeError, name), (ValueError, name)}
+
+
+def allows(faults: Faults, error: Exception) -> bool:
+    """Whether an error is one of these, exactly of its type, and begins with the argument's whole name."""
+    text = str(error)
+    return any(type(error) is kind and re.match(rf"{name}(?!\w)", text) is not None for kind, name in faults)
+
+
+def refused(faults: Faults) -> str:
+    """The faults in words."""
+    return " or ".join(sorted(f"{kind.__name__} of {name}" for kind, name in faults)) or "an answer"
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> Judged:
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        return None, {(TypeError, name)}
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None, {(TypeError, name)}
+    if (least is not None and number < least) or (most is not None and number > most):
+        return None, {(ValueError, name)}
+    return number, set()
+
+
+def flag(name: str, value: Any) -> Judged:
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and int(value) in (0, 1):
+        return bool(value), set()
+    return False, {(TypeError, name)}
+
+
+def share(name: str, value: Any) -> Judged:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None, {(TypeError, name)}
+    return (float(value), set()) if 0 <= value <= 1 else (None, {(ValueError, name)})
+
+
+def bits(value: Any) -> Judged:
+    number, faults = whole_number("bits", value)
+    return (number, faults) if faults or number in LAYOUTS else (None, {(ValueError, "bits")})
+
+
+def num_threads(value: Any, name: str = "num_threads") -> Judged:
+    return (None, set()) if value is None else whole_number(name, value, 1)
+
+
+def padding_idx(value: Any, count: int) -> Judged:
+    """The index that is left out, counted from the front."""
+    if value is None:
+        return None, set()
+    number, faults = whole_number("padding_idx", value, -count, count - 1)
+    return (number if faults or number >= 0 else number + count), faults
+
+
+def mode(value: Any, by_number: bool) -> Judged:
+    """Its name. The reference's operators number the modes."""
+    if by_number:
+        number, faults = whole_number("mode", value, 0, len(MODES) - 1)
+        return (None if faults else MODES[number]), faults
+    return (value, set()) if isinstance(value, str) and value in MODES else (None, {(ValueError, "mode")})
+
+
+def dtype(value: Any) -> Judged:
+    """Of an output: None where it is left to `out`."""
+    if value is None:
+        return None, set()
+    try:
+        kind = np.dtype(value)
+    except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, Warning):  # of NumPy, for some texts
+        return None, either("dtype")
+    return (kind, set()) if kind in (np.float32, np.float16) and kind.isnative else (None, either("dtype"))
+
+
+# ---- Arrays ----------------------------------------------------------------------------------------------------------
+
+
+def is_plain(value: Any) -> bool:
+    """A list, a tuple or a number, whose type NumPy has chosen and not the caller."""
+    return isinstance(value, (list, tuple, int, float)) and not isinstance(value, np.generic)
+
+
+def as_array(name: str, value: Any) -> Judged:
+    if value is None or isinstance(value, np.ma.MaskedArray):
+        return None, {(TypeError, name)}
+    try:
+        return np.asarray(value), set()
+    except (TypeError, ValueError):
+        return None, either(name)
+    except (AttributeError, LookupError, OSError, MemoryError, RuntimeError, Boom) as error:  # the object's own
+        return None, either(name) | {(type(error), "")}
+
+
+def whole_numbers(name: str, value: Any) -> Judged:
+    array, faults = as_array(name, value)
+    if array is not None and is_plain(value) and array.size == 0:
+        array = array.astype(np.int64)
+    if array is not None and array.dtype.kind not in "iu":
+        return None, {(TypeError, name)}
+    return array, faults
+
+
+def floats(name: str, value: Any, doubles: bool = False) -> Judged:
+    """What Python holds counts as float32; of float64 arrays only some functions make what they need."""
+    array, faults = as_array(name, value)
+    if array is None:
+        return array, faults
+    with np.errstate(all="ignore"):
+        if is_plain(value):
+            return (array.astype(np.float32), set()) if array.dtype.kind in "fiu" else (None, either(name))
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+        return None, {(TypeError, name)}
+    return array, set() if doubles or array.dtype.itemsize != 8 else {(TypeError, name)}
+
+
+def rows(name: str, value: Any, width: int | None) -> Judged:
+    """Packed rows of so many bits, or of unknown ones."""
+    array, faults = as_array(name, value)
+    if array is None:
+        return None, faults
+    if array.dtype != np.uint8:
+        return None, {(TypeError, name)}
+    if array.ndim != 2:
+        return None, {(ValueError, name)}
+    apart = array.strides[1] != 1 and array.shape[1] > 1 and array.size > 0
+    if apart or (width is not None and LAYOUTS[width].dim(array.shape[1]) < 1):
+        faults = {(ValueError, name)}
+    return array, faults
+
+
+def mapping(value: Any, num_rows: int) -> tuple[np.ndarray | None, Faults, bool]:
+    """Also whether it holds what it must not, which matters where it is used; what int32 cannot hold matters at once."""
+    array, faults = whole_numbers(MAPPING, value)
+    if array is None:
+        return None, faults, False
+    if not is_plain(value) and array.dtype.newbyteorder("=") != np.int32:
+        faults = faults | {(TypeError, MAPPING)}
+    if array.ndim != 1:
+        faults = faults | {(ValueError, MAPPING)}
+    if is_plain(value) and array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+        faults = faults | {(IndexError, MAPPING)}
+    is_bad = array.tolist() != [0] and bool(((array < -1) | (array >= num_rows)).any())
+    return array, faults, is_bad
+
+
+def table(data: Any, width: Any, dim: Any, given: Any) -> tuple[tuple[Any, int], Faults]:
+    """The rows and the dim of a `QuantizedTable` of these arguments."""
+    number, faults = bits(width)
+    stored, more = rows("data", data, number)
+    faults |= more
+    most = LAYOUTS[number].dim(stored.shape[1]) if number and stored is not None else 0
+    if dim is not None:
+        least = most - LAYOUTS[number].per_byte + 1 if number else 0
+        chosen, more = whole_number("dim", dim, least, most)
+        faults |= more
+        most = most if more else chosen
+    if given is not None:
+        _, more, is_bad = mapping(given, 0 if stored is None else len(stored))
+        faults |= more | ({(IndexError, MAPPING)} if is_bad else set())
+    return (stored, most), faults
+
+
+def output(value: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], inputs: list[Any]) -> Faults:
+    """Of an `out` that must be of this shape and one of these types, beside arrays that are read."""
+    if value is None:
+        return set()
+    if not isinstance(value, np.ndarray):
+        return either("out")
+    if isinstance(value, np.ma.MaskedArray):
+        return {(TypeError, "out")}
+    out = np.asarray(value)
+    is_right = out.shape == shape and any(out.dtype == kind for kind in kinds) and out.flags.writeable
+    if is_right and out.size and shape:
+        is_right = out.strides[-1] == out.itemsize or shape[-1] == 1
+        if not out.flags.c_contiguous:
+            places = addresses(out)
+            is_right = is_right and len(np.unique(places)) == len(places)
+        is_right = is_right and not any(shares_memory(out, given) for given in inputs)
+    return set() if is_right else {(ValueError, "out")}
+
+
+def shares_memory(out: np.ndarray, given: Any) -> bool:
+    array = None if is_plain(given) else as_array("an input", given)[0]
+    return (
+        array is not None and np.may_share_memory(out, array) and bool(np.isin(addresses(out), addresses(array)).any())
+    )
+
+
+# ---- Bags ------------------------------------------------------------------------------------------------------------
+
+
+def bags(indices: Any, offsets: Any, last: bool, alone: bool = False) -> tuple[Any, Any, int, list[int], Faults]:
+    """Indices and offsets as arrays, how many bags they make, and the indices that are in any of them. What offsets are
+    is checked before indices are looked up. `alone` where the types and shapes are all that counts."""
+    numbers, faults = whole_numbers("indices", indices)
+    ends, more = (None, set()) if offsets is None else whole_numbers("offsets", offsets)
+    faults |= more
+    if numbers is not None and numbers.ndim not in (1, 2):
+        faults |= {(ValueError, "indices")}
+    elif numbers is not None and (numbers.ndim == 2) == (offsets is not None):
+        faults |= {(ValueError, "offsets")}
+    if ends is not None and ends.ndim != 1:
+        faults |= {(ValueError, "offsets")}
+    if faults or numbers is None:
+        return numbers, ends, 1, [], faults
+    if ends is None:
+        return numbers, ends, len(numbers), numbers.ravel().tolist(), faults
+    places = [0] * len(ends) if alone else ends.tolist()
+    num_bags = len(places) - last
+    if num_bags < 0 or not all(a <= b for a, b in zip([0, *places], [*places, numbers.size], strict=True)):
+        return numbers, ends, max(num_bags, 0), [], {(ValueError, "offsets")}
+    end = places[-1] if last else numbers.size
+    return numbers, ends, num_bags, numbers.tolist()[places[0] : end] if places else [], faults
+
+
+def used_rows(name: str, used: list[int], count: int, num_rows: int, by: np.ndarray | None) -> Faults:
+    """Of indices into so many embeddings, and through a mapping into so many rows. The first that is wrong is named."""
+    for index in used:
+        if not 0 <= index < count:
+            return {(IndexError, name)}
+        if by is not None and by.ndim == 1 and not -1 <= int(by[index]) < num_rows:
+            return {(IndexError, MAPPING)}
+    return set()
+
+
+def shape_of_bags(given: Any, width: int, indices: Any, offsets: Any, last: Any) -> Judged:
+    """The shape of the bags, by shapes alone."""
+    stored, faults = rows("weight", given, width)
+    is_last, more = flag("include_last_offset", last)
+    faults = faults | more
+    _, _, num_bags, _, more = bags(indices, offsets, is_last, alone=True)
+    return (num_bags, 0 if stored is None else LAYOUTS[width].dim(stored.shape[1])), faults | more
+
+
+def keep(value: Any, count: int) -> Judged:
+    """Which of so many embeddings pruning keeps: a mask, or their numbers."""
+    array, faults = as_array("keep", value)
+    if array is not None and array.dtype == np.bool_:
+        return array, set() if array.shape == (count,) else {(ValueError, "keep")}
+    array, faults = whole_numbers("keep", value)
+    if array is None:
+        return None, faults
+    if array.ndim != 1:
+        return None, {(ValueError, "keep")}
+    if not all(0 <= number < count for number in array.tolist()):
+        return None, {(IndexError, "keep")}
+    return array.astype(np.int64), set()
