@@ -40,6 +40,7 @@ cdef extern from "lanes.h" nogil:
     const char *LANES_LEVEL
     enum: LANES_MAX_BLOCK
     enum: LANES_QUADS
+    enum: LANES_HAS_FMA
     enum: LANES_PAIRED
     ctypedef struct lanes:
         pass
@@ -96,24 +97,38 @@ cdef enum:
     CHECKED_AT_A_TIME = 1 << 22
 
 
-cdef bint offsets_are_in_order(const Lookup *job) noexcept nogil:
+cdef inline bint offsets_are_in_order(const Lookup *job, const int offset_size) noexcept nogil:
     cdef Py_ssize_t bag
     cdef int64_t start = 0, stop
     cdef bint wrong = False
-    for bag in range(job.num_offsets if job.offset_size != 0 else 0):
-        stop = read_offset(job, bag)
+    for bag in range(job.num_offsets):
+        if offset_size == 8:
+            stop = (<const int64_t *> job.offsets)[bag]
+        else:
+            stop = (<const int32_t *> job.offsets)[bag]
         wrong |= stop < start
         start = stop
     return not wrong and start <= job.num_indices
 
 
-cdef bint is_in_range(const Lookup *job) noexcept nogil:
-    """The indices in a loop that vectorizes. They may change before a row is read: `gather` checks again."""
-    cdef Py_ssize_t position, middle
-    cdef int64_t start, stop
+cdef inline bint indices_are_below(const Lookup *job, int64_t start, int64_t stop, const int index_size) noexcept nogil:
+    cdef int64_t position
     cdef uint64_t end = job.num_embeddings
     cdef bint wrong = False
-    if job.mapping != NULL or job.index_size == 0 or not offsets_are_in_order(job):
+    for position in range(start, stop):
+        if index_size == 8:
+            wrong |= <uint64_t> (<const int64_t *> job.indices)[position] >= end
+        else:
+            wrong |= <uint64_t> (<const int32_t *> job.indices)[position] >= end
+    return not wrong
+
+
+cdef bint is_in_range(const Lookup *job) noexcept nogil:
+    """Loops that vectorize, over numbers that may change until a row is read: each is checked again there."""
+    cdef int64_t start, middle, stop
+    if job.mapping != NULL or job.index_size == 0:
+        return False
+    if not (offsets_are_in_order(job, 8) if job.offset_size == 8 else offsets_are_in_order(job, 4)):
         return False
     start = read_offset(job, 0)
     stop = read_offset(job, job.num_bags)
@@ -121,14 +136,11 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
         return False
     while start < stop and may_go_on(job):
         middle = min(start + CHECKED_AT_A_TIME, stop)
-        if job.index_size == 4:
-            for position in range(start, middle):
-                wrong |= <uint64_t> (<const int32_t *> job.indices)[position] >= end
-        else:
-            for position in range(start, middle):
-                wrong |= <uint64_t> (<const int64_t *> job.indices)[position] >= end
+        if not (indices_are_below(job, start, middle, 8) if job.index_size == 8
+                else indices_are_below(job, start, middle, 4)):
+            return False
         start = middle
-    return not wrong
+    return True
 
 
 include "lookup_loops.pxi"

@@ -17,6 +17,7 @@
  *
  *   LANES_LEVEL                  its name
  *   LANES_MAX_BLOCK              how many accumulators one pass over a bag keeps in registers
+ *   LANES_HAS_FMA                whether lanes_fma is an instruction; where it is not, nothing else shows in the time of a row
  *   LANES_PAIRED                 rows of up to this many groups are added to two bags in turn
  *   LANES_QUADS                  whether quads are unpacked; if not, their functions exist but nothing calls them
  *

@@ -15,6 +15,7 @@ typedef __m512 lanes;
 /* 16 of the 32 registers. With 8, rows of 256 elements and more were 5 to 10 % slower in cache, and rows of 512 from
  * memory took 1.5 times as long. */
 #define LANES_MAX_BLOCK 16
+#define LANES_HAS_FMA 1
 /* The accumulators of two bags take half of the registers. */
 #define LANES_PAIRED 4
 #define LANES_QUADS 1

@@ -17,6 +17,7 @@ typedef struct {
 #define LANES_LEVEL "neon"
 /* 16 of the 32 registers. */
 #define LANES_MAX_BLOCK 4
+#define LANES_HAS_FMA 1
 
 /* ---- Memory ---- */
 

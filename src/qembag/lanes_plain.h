@@ -16,10 +16,15 @@ typedef struct {
 
 #define LANES_LEVEL "baseline"
 #define LANES_MAX_BLOCK 4
+#if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF)
+#define LANES_HAS_FMA 1
+#else
+#define LANES_HAS_FMA 0
+#endif
 
 /* ---- A fused multiply-add without the instruction ---- */
 
-#if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF)
+#if LANES_HAS_FMA
 static inline float exact_fma(float a, float b, float c)
 {
     return fmaf(a, b, c);

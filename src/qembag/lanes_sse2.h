@@ -17,6 +17,7 @@ typedef struct {
 
 #define LANES_LEVEL "baseline"
 #define LANES_MAX_BLOCK 4
+#define LANES_HAS_FMA 0
 
 /* ---- Memory ---- */
 

@@ -37,7 +37,7 @@ cdef int operator_mode(object mode) except? -1:
     cdef long long number
     if type(mode) is int:
         number = PyLong_AsLongLongAndOverflow(mode, &overflow)
-        if overflow == 0 and SUM <= number <= MAX:
+        if overflow == 0 and 0 <= number <= <int> MAX:
             return <int> number
     return NOT_RECOGNIZED
 
