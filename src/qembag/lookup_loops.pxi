@@ -391,7 +391,8 @@ cdef inline void warm_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
 
 cdef inline int64_t skip_padding(const Lookup *job, int64_t position, int64_t stop,
                                  const int index_size) noexcept nogil:
-    while position < stop and read_index(job, position, index_size) == job.padding_idx:
+    """The first position from here on that is no padding."""
+    while job.padding_idx >= 0 and position < stop and read_index(job, position, index_size) == job.padding_idx:
         position += 1
     return position
 
