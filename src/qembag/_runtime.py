@@ -74,7 +74,7 @@ def _load_openmp() -> None:
 
 _load_openmp()
 LEVELS = _available()
-_kernels = _load(LEVELS[list(LEVELS)[-1]])
+_kernels = _load("_kernels")
 use_level(os.environ.get("QEMBAG_KERNELS") or list(LEVELS)[-1])
 
 
