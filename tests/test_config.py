@@ -230,13 +230,14 @@ def test_an_unknown_level_is_an_error_that_lists_the_known(name):
 
 
 def test_a_level_that_this_machine_lacks_is_an_error_that_lists_the_others(monkeypatch):
-    from qembag import _dispatch
+    from qembag import _runtime
 
-    monkeypatch.setattr(_dispatch._cpu, "x86_level", lambda: 0)
-    monkeypatch.setattr(_dispatch, "MODULES", _dispatch._available())
-    assert list(_dispatch.MODULES) == LEVELS[:1]
+    monkeypatch.setattr(_runtime._cpu, "x86_level", lambda: 0)
+    monkeypatch.setattr(_runtime, "LEVELS", _runtime._available())
+    assert list(_runtime.LEVELS) == LEVELS[:1]
     with pytest.raises(ValueError, match=rf"^QEMBAG_KERNELS must be one of {LEVELS[0]} on this machine, got 'avx512'$"):
-        _dispatch.load("avx512")
+        _runtime.use_level("avx512")
+    assert qembag.show_config()["level"] in LEVELS
 
 
 def test_levels_go_from_the_baseline_up():
@@ -288,7 +289,7 @@ def test_importing_brings_numpy_alone():
 @pytest.mark.parametrize("first", ["qembag", "theirs"])
 def test_a_programs_own_modules_keep_their_names(tmp_path, first):
     """Cython enters a module in sys.modules under the name that it was compiled with: _kernels, with no package."""
-    names = ["_cpu", *levels.MODULES.values()]
+    names = ["_cpu", "_handle", *levels.MODULES.values()]
     for name in names:
         (tmp_path / f"{name}.py").write_text("WHOSE = 'the program'")
     imports = ["import qembag", "import " + ", ".join(names)]
@@ -399,7 +400,7 @@ from x._vendor import qembag as copied
 import numpy as np
 assert real.__file__ != copied.__file__
 assert real is not copied
-for part in ("table", "lookup", "quantize", "ops", "_cpu", {levels.MODULES[LEVELS[-1]]!r}):
+for part in ("table", "lookup", "quantize", "ops", "_cpu", "_handle", "_runtime", {levels.MODULES[LEVELS[-1]]!r}):
     assert sys.modules["qembag." + part] is not sys.modules["x._vendor.qembag." + part], part
     assert sys.modules["qembag." + part].__name__ == "qembag." + part
     assert sys.modules["qembag." + part].__file__ != sys.modules["x._vendor.qembag." + part].__file__, part

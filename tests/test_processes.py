@@ -475,7 +475,9 @@ def loud_calls(script: str, log: pathlib.Path) -> list[str]:
     subprocess.run([*command, script], check=True, timeout=120, env=child_environment())
     calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
     calls = [call for call in calls if not call.startswith(("<...", "+++", "---"))]
-    assert not qembag.show_config()["openmp"] or any("CLONE_THREAD" in call for call in calls), "nothing worked in threads"
+    assert not qembag.show_config()["openmp"] or any("CLONE_THREAD" in call for call in calls), (
+        "nothing worked in threads"
+    )
     return [call for call in calls if "CLONE_THREAD" not in call]
 
 

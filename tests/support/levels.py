@@ -5,22 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-try:
-    from qembag import _runtime
-except ImportError:  # before there was one
-    from qembag import _dispatch
+from qembag import _runtime
 
-    MODULES: dict[str, str] = _dispatch.MODULES
-
-    def serve(level: str) -> str:
-        """Lets a level serve from now on. Returns the one that served before."""
-        before = _dispatch.kernels.LEVEL
-        _dispatch.kernels = _dispatch.load(level)
-        return before
-
-else:
-    MODULES = _runtime.LEVELS
-    serve = _runtime.use_level
+MODULES = _runtime.LEVELS
+# Makes a level serve from now on, and returns the one that served before.
+serve = _runtime.use_level
 
 
 def levels() -> list[str]:
