@@ -443,6 +443,41 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
     return k
 
 
+cdef inline bint look_up_pairs(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const Block *block,
+                               int64_t *position, const int bits, const int width, const bint quads,
+                               const int index_size, const bint is_plain) noexcept nogil:
+    """Two bags at a time. Where the last of them ends is left in `position`."""
+    cdef uint8_t *out = job.out + task.first_bag * job.out_stride
+    cdef int64_t start = position[0], middle, stop, count, other_count, added
+    cdef Py_ssize_t bag
+    cdef lanes acc[4]
+    cdef lanes other[4]
+    cdef bint is_first = False
+    for bag in range(task.first_bag, task.end_bag - 1, 2):
+        middle = read_offset(job, bag + 1)
+        stop = read_offset(job, bag + 2)
+        if unlikely(not start <= middle <= stop <= job.num_indices):
+            return False
+        set_zero(acc, width)
+        set_zero(other, width)
+        count = middle - start
+        other_count = stop - middle
+        added = add_in_turn(acc, other, job, rows, block, start, middle, min(count, other_count), bits, width, quads,
+                            index_size, is_plain)
+        if not add_rows(acc, job, rows, block, start + added, middle, &count, &is_first, bits, width, quads, False,
+                        index_size, is_plain):
+            return False
+        if not add_rows(other, job, rows, block, middle + added, stop, &other_count, &is_first, bits, width, quads, False,
+                        index_size, is_plain):
+            return False
+        finish_bag(acc, job, out, block, count, bits, width, quads)
+        finish_bag(other, job, out + job.out_stride, block, other_count, bits, width, quads)
+        start = stop
+        out += 2 * job.out_stride
+    position[0] = start
+    return True
+
+
 cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits, const int width,
                          const bint quads, const bint is_max, const int index_size,
                          const bint is_plain) noexcept nogil:
@@ -450,37 +485,18 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef Py_ssize_t bag = task.first_bag
-    cdef int64_t start = read_offset(job, bag), middle, stop, count, other_count, added
+    cdef int64_t start = read_offset(job, bag), middle, stop, count
     cdef lanes acc[16]
-    cdef lanes other[4]
     cdef bint is_first
     if unlikely(not 0 <= start <= job.num_indices):
         return False
     if task.is_first:
         warm_up(job, rows, task, &block, start, bits, width, quads, index_size)
-    if width <= LANES_PAIRED and not is_max:
-        while task.in_pairs and bag + 2 <= task.end_bag:
-            middle = read_offset(job, bag + 1)
-            stop = read_offset(job, bag + 2)
-            if unlikely(not start <= middle <= stop <= job.num_indices):
-                return False
-            set_zero(acc, width)
-            set_zero(other, width)
-            count = middle - start
-            other_count = stop - middle
-            added = add_in_turn(acc, other, job, rows, &block, start, middle, min(count, other_count), bits, width, quads,
-                                index_size, is_plain)
-            if not add_rows(acc, job, rows, &block, start + added, middle, &count, &is_first, bits, width, quads, False,
-                            index_size, is_plain):
-                return False
-            if not add_rows(other, job, rows, &block, middle + added, stop, &other_count, &is_first, bits, width, quads,
-                            False, index_size, is_plain):
-                return False
-            finish_bag(acc, job, out, &block, count, bits, width, quads)
-            finish_bag(other, job, out + job.out_stride, &block, other_count, bits, width, quads)
-            start = stop
-            out += 2 * job.out_stride
-            bag += 2
+    if width <= LANES_PAIRED and not is_max and task.in_pairs:
+        if not look_up_pairs(job, rows, task, &block, &start, bits, width, quads, index_size, is_plain):
+            return False
+        bag += (task.end_bag - bag) // 2 * 2
+        out = job.out + bag * job.out_stride
     while bag < task.end_bag:
         stop = read_offset(job, bag + 1)
         if unlikely(not start <= stop <= job.num_indices):

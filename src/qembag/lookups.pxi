@@ -119,6 +119,14 @@ def dequantized_row(TableHandle handle not None, Py_ssize_t number):
     return run(handle, &job, False, 1, result)
 
 
+def dequantize(TableHandle handle not None, rows, out):
+    """Values of logical rows, of all where `rows` is None: `QuantizedTable.dequantize`."""
+    answer = single_rows(handle, True, rows, True, out, False, thread_limit, False)
+    if cnp.PyArray_Check(answer):
+        return answer
+    return slow.look_up_rows(handle, True, rows, out=out, num_threads=thread_limit, dequantize=True, name="rows")
+
+
 def embedding_bag(table, indices, offsets=None, *, mode="sum", per_sample_weights=None, include_last_offset=False,
                   padding_idx=None, out=None, dtype=None, num_threads=None):
     """Sums, means or maxima of bags of rows.

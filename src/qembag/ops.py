@@ -38,7 +38,6 @@ from ._handle import (
     embedding_bag_byte_rowwise_offsets,
     embedding_byte,
 )
-from ._slow import look_up_rows
 from .layout import RowLayout, packed_layout, smallest
 from .quantize import GREEDY_BINS, GREEDY_RATIO, pack_rows
 from .table import QuantizedTable
@@ -307,8 +306,7 @@ def _unpack(weight: object, bits: int) -> NDArray[np.float32]:
         return np.empty(shape, dtype=np.float32)
     rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
     handle = _handle.TableHandle(rows, RowLayout(bits, shape[-1]), None)
-    threads = _handle.get_thread_limit()
-    return look_up_rows(handle, True, None, num_threads=threads, dequantize=True).reshape(shape)
+    return _handle.dequantize(handle, None, None).reshape(shape)
 
 
 def embedding_bag_byte_unpack(weight: ArrayLike) -> NDArray[np.float32]:

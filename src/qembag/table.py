@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _arguments, _errors, _handle, layout
-from ._slow import look_up_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,11 +185,7 @@ class QuantizedTable:
         >>> qembag.quantize(np.eye(3, dtype=np.float32)).dequantize([2]).round(6)
         array([[0., 0., 1.]], dtype=float32)
         """
-        return self._look_up(rows, out)
-
-    def _look_up(self, rows: object, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        threads = _handle.get_thread_limit()
-        return look_up_rows(self._handle, True, rows, out=out, num_threads=threads, dequantize=True, name="rows")
+        return _handle.dequantize(self._handle, rows, out)
 
     def __getitem__(self, item: Any) -> NDArray[np.float32]:
         """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
@@ -200,16 +195,18 @@ class QuantizedTable:
             if not -count <= number < count:
                 raise IndexError(f"index {_errors.shown(number)} is out of range for a table of {count} rows")
             row = _handle.dequantized_row(self._handle, number % count)
-            return row if isinstance(row, np.ndarray) else self._look_up(number % count)
+            return (
+                row if isinstance(row, np.ndarray) else _handle.dequantize(self._handle, np.array(number % count), None)
+            )
         if isinstance(item, tuple):
             raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
         if isinstance(item, slice):
             start, stop, step = item.indices(count)
             # A longer step takes the first row alone too, and may be beyond int64.
-            return self._look_up(np.arange(start, stop, min(max(step, -count - 1), count + 1)))
+            return _handle.dequantize(self._handle, np.arange(start, stop, min(max(step, -count - 1), count + 1)), None)
         if isinstance(item, np.ma.MaskedArray):
             raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
-        return self._look_up(self._numbers(item))
+        return _handle.dequantize(self._handle, self._numbers(item), None)
 
     def _numbers(self, item: Any) -> NDArray[Any]:
         """The rows that an index chooses, from 0, in time of its own size."""
