@@ -143,7 +143,11 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
     return True
 
 
-include "lookup_loops.pxi"
+include "lookup_blocks.pxi"
+include "lookup_bags.pxi"
+include "lookup_gathered.pxi"
+include "lookup_passes.pxi"
+include "lookup_threads.pxi"
 include "quantize_loops.pxi"
 
 

@@ -1,0 +1,221 @@
+# Part of _kernels.pyx: bags of rows, in order.
+
+cdef inline int64_t index_at(const Block *block, int64_t position, int index_size) noexcept nogil:
+    """`read_index` from a copy of the address."""
+    if index_size == 8:
+        return (<const volatile int64_t *> block.indices)[position]
+    if index_size == 4:
+        return (<const volatile int32_t *> block.indices)[position]
+    return position
+
+
+cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept nogil:
+    if job.weight_size == 4:
+        return (<const float *> job.weights)[position]
+    return float_of_half((<const uint16_t *> job.weights)[position])
+
+
+# ---- Bags, row by row ---------------------------------------------------------------------------------------------
+#
+# Where no row is pruned, indices are read in the loop that sums: 1.2 to 1.4 times as fast as by way of a window.
+
+cdef inline void prefetch_ahead(const uint8_t[:, :] rows, const Block *block, int64_t position, const int bits,
+                                const int width, const bint quads, const int index_size) noexcept nogil:
+    """The row so far ahead of a position."""
+    cdef int64_t number = index_at(block, position + block.ahead, index_size)
+    if not unlikely(<uint64_t> number >= <uint64_t> block.num_rows):
+        prefetch_row(&rows[number, 0], block, bits, width, quads)
+
+
+cdef inline bint find_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
+                          const int index_size, const bint is_plain) noexcept nogil:
+    """The row at a position. False where there is none: for padding, and where the index is out of range."""
+    cdef int64_t number = index_at(block, position, index_size)
+    if unlikely(<uint64_t> number >= <uint64_t> block.num_rows):
+        return False
+    if not is_plain and unlikely(number == block.padding_idx):
+        return False
+    row[0] = &rows[number, 0]
+    return True
+
+
+cdef inline bint fetch_row(const uint8_t[:, :] rows, const Block *block, int64_t position, const uint8_t **row,
+                           const int bits, const int width, const bint quads, const int index_size,
+                           const bint is_plain) noexcept nogil:
+    if not unlikely(position >= block.last):
+        prefetch_ahead(rows, block, position, bits, width, quads, index_size)
+    return find_row(rows, block, position, row, index_size, is_plain)
+
+
+cdef inline bint fetch_two_rows(const uint8_t[:, :] rows, const Block *block, int64_t first, int64_t second,
+                                const uint8_t **row, const uint8_t **another, const int bits, const int width,
+                                const bint quads, const int index_size, const bint is_plain) noexcept nogil:
+    """The same for two bags, of which the second follows the first."""
+    if not unlikely(second >= block.last):
+        prefetch_ahead(rows, block, first, bits, width, quads, index_size)
+        prefetch_ahead(rows, block, second, bits, width, quads, index_size)
+    return (find_row(rows, block, first, row, index_size, is_plain)
+            and find_row(rows, block, second, another, index_size, is_plain))
+
+
+cdef inline void take_row(lanes *acc, const Lookup *job, const uint8_t *row, const Block *block, int64_t position,
+                          bint is_first, const int bits, const int width, const bint quads, const bint is_max,
+                          const bint is_plain) noexcept nogil:
+    cdef lanes scale, bias, weight
+    read_pair(row, block, &scale, &bias, bits)
+    if is_max:
+        max_row(acc, row, block, scale, bias, is_first, bits, width)
+        return
+    if not is_plain and job.weight_size != 0:
+        weight = lanes_broadcast(read_weight(job, position))
+        scale = lanes_mul(scale, weight)
+        bias = lanes_mul(bias, weight)
+    add_row(acc, row, block, scale, bias, bits, width, quads)
+
+
+cdef inline void warm_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const Block *block,
+                         int64_t start, const int bits, const int width, const bint quads,
+                         const int index_size) noexcept nogil:
+    """Prefetches the first rows, which no earlier bag has."""
+    cdef int64_t position, number
+    for position in range(start, min(task.limit, start + task.distance)):
+        number = read_index(job, position, index_size)
+        if <uint64_t> number < <uint64_t> block.num_rows:
+            prefetch_row(&rows[number, 0], block, bits, width, quads)
+
+
+cdef inline int64_t skip_padding(const Lookup *job, int64_t position, int64_t stop,
+                                 const int index_size) noexcept nogil:
+    """The first position from here on that is no padding."""
+    while job.padding_idx >= 0 and position < stop and read_index(job, position, index_size) == job.padding_idx:
+        position += 1
+    return position
+
+
+cdef inline bint add_rows(lanes *acc, const Lookup *job, const uint8_t[:, :] rows, const Block *block, int64_t start,
+                          int64_t stop, int64_t *count, bint *is_first, const int bits, const int width,
+                          const bint quads, const bint is_max, const int index_size,
+                          const bint is_plain) noexcept nogil:
+    """Rows of one bag; padding is taken off its count. False where an index is out of range."""
+    cdef int64_t position = start, after
+    cdef const uint8_t *row = NULL
+    cdef bint is_there
+    while True:
+        # Nothing leaves the loop between its start and the sum: accumulators that an iteration may leave alone would
+        # live in memory.
+        is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size, is_plain)
+        while is_there:
+            take_row(acc, job, row, block, position, is_first[0], bits, width, quads, is_max, is_plain)
+            is_first[0] = False
+            position += 1
+            is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size,
+                                                     is_plain)
+        if not unlikely(position < stop):
+            return True
+        after = stop if is_plain else skip_padding(job, position, stop, index_size)
+        if is_plain or after == position:
+            return False
+        count[0] -= after - position
+        position = after
+
+
+cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, const uint8_t[:, :] rows,
+                                const Block *block, int64_t start, int64_t middle, int64_t both, const int bits,
+                                const int width, const bint quads, const int index_size,
+                                const bint is_plain) noexcept nogil:
+    """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How
+    many of `both` were added to each, up to padding or an index out of range in one of them."""
+    cdef const uint8_t *row = NULL
+    cdef const uint8_t *another = NULL
+    cdef int64_t k = 0
+    cdef bint are_there = both > 0 and fetch_two_rows(rows, block, start, middle, &row, &another, bits, width, quads,
+                                                      index_size, is_plain)
+    while are_there:
+        take_row(acc, job, row, block, start + k, False, bits, width, quads, False, is_plain)
+        take_row(other, job, another, block, middle + k, False, bits, width, quads, False, is_plain)
+        k += 1
+        are_there = k < both and fetch_two_rows(rows, block, start + k, middle + k, &row, &another, bits, width, quads,
+                                                index_size, is_plain)
+    return k
+
+
+cdef inline bint look_up_pairs(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const Block *block,
+                               int64_t *position, const int bits, const int width, const bint quads,
+                               const int index_size, const bint is_plain) noexcept nogil:
+    """Two bags at a time. Where the last of them ends is left in `position`."""
+    cdef uint8_t *out = job.out + task.first_bag * job.out_stride
+    cdef int64_t start = position[0], middle, stop, count, other_count, added
+    cdef Py_ssize_t bag
+    cdef lanes acc[4]
+    cdef lanes other[4]
+    cdef bint is_first = False
+    for bag in range(task.first_bag, task.end_bag - 1, 2):
+        middle = read_offset(job, bag + 1)
+        stop = read_offset(job, bag + 2)
+        if unlikely(not start <= middle <= stop <= job.num_indices):
+            return False
+        set_zero(acc, width)
+        set_zero(other, width)
+        count = middle - start
+        other_count = stop - middle
+        added = add_in_turn(acc, other, job, rows, block, start, middle, min(count, other_count), bits, width, quads,
+                            index_size, is_plain)
+        if not add_rows(acc, job, rows, block, start + added, middle, &count, &is_first, bits, width, quads, False,
+                        index_size, is_plain):
+            return False
+        if not add_rows(other, job, rows, block, middle + added, stop, &other_count, &is_first, bits, width, quads,
+                        False, index_size, is_plain):
+            return False
+        finish_bag(acc, job, out, block, count, bits, width, quads)
+        finish_bag(other, job, out + job.out_stride, block, other_count, bits, width, quads)
+        start = stop
+        out += 2 * job.out_stride
+    position[0] = start
+    return True
+
+
+cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits, const int width,
+                         const bint quads, const bint is_max, const int index_size,
+                         const bint is_plain) noexcept nogil:
+    """Sums (or maxima) of whole bags, over the columns of one block. False where an index or an offset is out of
+    range, or where a signal ends the call."""
+    cdef Block block = block_of(job, task, bits, width, quads)
+    cdef uint8_t *out = job.out + task.first_bag * job.out_stride
+    cdef Py_ssize_t bag = task.first_bag
+    cdef int64_t start = read_offset(job, bag), middle, stop, count
+    cdef lanes acc[16]
+    cdef bint is_first
+    if unlikely(not 0 <= start <= job.num_indices):
+        return False
+    if task.is_first:
+        warm_up(job, rows, task, &block, start, bits, width, quads, index_size)
+    if width <= LANES_PAIRED and not is_max and task.in_pairs:
+        if not look_up_pairs(job, rows, task, &block, &start, bits, width, quads, index_size, is_plain):
+            return False
+        bag += (task.end_bag - bag) // 2 * 2
+        out = job.out + bag * job.out_stride
+    while bag < task.end_bag:
+        stop = read_offset(job, bag + 1)
+        if unlikely(not start <= stop <= job.num_indices):
+            return False
+        set_zero(acc, width)
+        count = stop - start
+        is_first = True
+        if is_plain:
+            if not add_rows(acc, job, rows, &block, start, stop, &count, &is_first, bits, width, quads, False,
+                            index_size, True):
+                return False
+            start = stop
+        while start < stop:
+            # A giant bag is interrupted for signals.
+            middle = min(stop, start + POSITIONS_A_LOOK)
+            if not add_rows(acc, job, rows, &block, start, middle, &count, &is_first, bits, width, quads, is_max,
+                            index_size, False):
+                return False
+            start = middle
+            if unlikely(start < stop) and not may_go_on(job):
+                return False
+        finish_bag(acc, job, out, &block, count, bits, width, quads)
+        out += job.out_stride
+        bag += 1
+    return True
