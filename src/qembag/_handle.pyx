@@ -115,11 +115,6 @@ cdef class LayoutFields:
         return self.fields.group_size
 
 
-cdef struct Span:
-    size_t low
-    size_t high
-
-
 cdef class TableHandle:
     """A table as the loops take it: rows and mapping as memoryviews, held for the table's life, and the row layout.
 
@@ -129,8 +124,6 @@ cdef class TableHandle:
     cdef const uint8_t[:, :] row_view
     cdef const int32_t[::1] mapping_view
     cdef Lookup job             # the fields that are the table's
-    cdef Span rows_span
-    cdef Span mapping_span
     cdef readonly object rows
     cdef readonly object mapping
     cdef readonly object layout
@@ -149,13 +142,11 @@ cdef class TableHandle:
             raise ValueError("internal error: rows whose bytes lie apart")
         self.job.mapping = NULL
         self.job.num_embeddings = self.job.num_rows
-        self.rows_span = span_of(rows)
         if mapping is not None:
             self.mapping_view = mapping
             self.job.num_embeddings = self.mapping_view.shape[0]
             # An empty mapping is a mapping too: no index is in its range.
             self.job.mapping = <const volatile int32_t *> data_of(mapping)
-            self.mapping_span = span_of(mapping)
 
     @property
     def num_embeddings(self):

@@ -17,7 +17,7 @@ constants: accumulators stay in registers only where their number is known at co
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
 from libc.math cimport isfinite, sqrtf
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -34,6 +34,10 @@ cdef extern from "parallel.h" nogil:
     bint parallel_is_inside()
     bint parallel_is_forked()
     double parallel_clock()
+    ctypedef struct parallel_shares:
+        int callers
+        int workers
+    void parallel_begin_share(parallel_shares *)
     int parallel_watch_forks()
 
 cdef extern from "lanes.h" nogil:
@@ -98,29 +102,31 @@ cdef enum:
 
 
 cdef inline bint offsets_are_in_order(const Lookup *job, const int offset_size) noexcept nogil:
-    cdef Py_ssize_t bag
-    cdef int64_t start = 0, stop
-    cdef bint wrong = False
-    for bag in range(job.num_offsets):
-        if offset_size == 8:
-            stop = (<const int64_t *> job.offsets)[bag]
-        else:
-            stop = (<const int32_t *> job.offsets)[bag]
-        wrong |= stop < start
-        start = stop
-    return not wrong and start <= job.num_indices
+    """From 0 to the number of indices, none below the one before it."""
+    cdef const int64_t *wide = <const int64_t *> job.offsets
+    cdef const int32_t *narrow = <const int32_t *> job.offsets
+    cdef Py_ssize_t bag, num_wrong = 0
+    if job.num_offsets == 0:
+        return True
+    for bag in range(1, job.num_offsets):
+        num_wrong += wide[bag] < wide[bag - 1] if offset_size == 8 else narrow[bag] < narrow[bag - 1]
+    return num_wrong == 0 and 0 <= read_offset(job, 0) and read_offset(job, job.num_offsets - 1) <= job.num_indices
 
 
 cdef inline bint indices_are_below(const Lookup *job, int64_t start, int64_t stop, const int index_size) noexcept nogil:
+    cdef const uint64_t *wide = <const uint64_t *> job.indices
+    cdef const uint32_t *narrow = <const uint32_t *> job.indices
+    cdef uint64_t greatest = 0
+    cdef uint32_t greatest_narrow = 0
     cdef int64_t position
-    cdef uint64_t end = job.num_embeddings
-    cdef bint wrong = False
+    if index_size == 8:
+        for position in range(start, stop):
+            greatest = max(greatest, wide[position])
+        return greatest < <uint64_t> job.num_embeddings
     for position in range(start, stop):
-        if index_size == 8:
-            wrong |= <uint64_t> (<const int64_t *> job.indices)[position] >= end
-        else:
-            wrong |= <uint64_t> (<const int32_t *> job.indices)[position] >= end
-    return not wrong
+        greatest_narrow = max(greatest_narrow, narrow[position])
+    # A negative number, as one without a sign, is beyond them all.
+    return greatest_narrow < <uint64_t> min(job.num_embeddings, <Py_ssize_t> INT32_MAX + 1)
 
 
 cdef bint is_in_range(const Lookup *job) noexcept nogil:
@@ -135,7 +141,7 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
     if not 0 <= start <= stop <= job.num_indices:
         return False
     while start < stop and may_go_on(job):
-        middle = min(start + CHECKED_AT_A_TIME, stop)
+        middle = min(start + <int64_t> CHECKED_AT_A_TIME, stop)
         if not (indices_are_below(job, start, middle, 8) if job.index_size == 8
                 else indices_are_below(job, start, middle, 4)):
             return False

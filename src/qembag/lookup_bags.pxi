@@ -9,10 +9,10 @@ cdef inline int64_t index_at(const Block *block, int64_t position, int index_siz
     return position
 
 
-cdef inline float read_weight(const Lookup *job, Py_ssize_t position) noexcept nogil:
-    if job.weight_size == 4:
-        return (<const float *> job.weights)[position]
-    return float_of_half((<const uint16_t *> job.weights)[position])
+cdef inline float read_weight(const Block *block, int64_t position) noexcept nogil:
+    if unlikely(block.weight_step == 2):
+        return float_of_half((<const uint16_t *> block.weights)[position])
+    return (<const float *> (block.weights + block.weight_step * position))[0]
 
 
 # ---- Bags, row by row ---------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ cdef inline bint fetch_two_rows(const uint8_t[:, :] rows, const Block *block, in
             and find_row(rows, block, second, another, index_size, is_plain))
 
 
-cdef inline void take_row(lanes *acc, const Lookup *job, const uint8_t *row, const Block *block, int64_t position,
+cdef inline void take_row(lanes *acc, const uint8_t *row, const Block *block, int64_t position,
                           bint is_first, const int bits, const int width, const bint quads, const bint is_max,
                           const bint is_plain) noexcept nogil:
     cdef lanes scale, bias, weight
@@ -66,8 +66,10 @@ cdef inline void take_row(lanes *acc, const Lookup *job, const uint8_t *row, con
     if is_max:
         max_row(acc, row, block, scale, bias, is_first, bits, width)
         return
-    if not is_plain and job.weight_size != 0:
-        weight = lanes_broadcast(read_weight(job, position))
+    if not is_plain:
+        # A weight of 1 changes no bit. With a branch around the products, gcc 12 stores scale and bias and loads them
+        # again.
+        weight = lanes_broadcast(read_weight(block, position))
         scale = lanes_mul(scale, weight)
         bias = lanes_mul(bias, weight)
     add_row(acc, row, block, scale, bias, bits, width, quads)
@@ -105,7 +107,7 @@ cdef inline bint add_rows(lanes *acc, const Lookup *job, const uint8_t[:, :] row
         # live in memory.
         is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size, is_plain)
         while is_there:
-            take_row(acc, job, row, block, position, is_first[0], bits, width, quads, is_max, is_plain)
+            take_row(acc, row, block, position, is_first[0], bits, width, quads, is_max, is_plain)
             is_first[0] = False
             position += 1
             is_there = position < stop and fetch_row(rows, block, position, &row, bits, width, quads, index_size,
@@ -131,8 +133,8 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
     cdef bint are_there = both > 0 and fetch_two_rows(rows, block, start, middle, &row, &another, bits, width, quads,
                                                       index_size, is_plain)
     while are_there:
-        take_row(acc, job, row, block, start + k, False, bits, width, quads, False, is_plain)
-        take_row(other, job, another, block, middle + k, False, bits, width, quads, False, is_plain)
+        take_row(acc, row, block, start + k, False, bits, width, quads, False, is_plain)
+        take_row(other, another, block, middle + k, False, bits, width, quads, False, is_plain)
         k += 1
         are_there = k < both and fetch_two_rows(rows, block, start + k, middle + k, &row, &another, bits, width, quads,
                                                 index_size, is_plain)

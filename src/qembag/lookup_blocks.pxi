@@ -1,5 +1,7 @@
 # Part of _kernels.pyx: a block of a row, up to sixteen groups of sixteen elements, added to the accumulators of a bag.
 
+cdef float ONE = 1
+
 # A pass over some bags.
 cdef struct Pass:
     Py_ssize_t first_bag
@@ -22,6 +24,8 @@ cdef struct Block:
     bint is_short               # the whole row is smaller than what a group loads
     bint is_whole               # the output is float32, and no group ends beyond it
     const uint8_t *indices
+    const uint8_t *weights      # of floats, or halves; without weights one float for all positions, by a step of 0
+    int64_t weight_step
     int64_t padding_idx
     int64_t num_rows
     int64_t ahead               # rows that are prefetched ahead, of positions before `last`
@@ -61,6 +65,8 @@ cdef Block block_of(const Lookup *job, const Pass *task, int bits, int width, bi
     block.last_byte = max(block.last_byte, layout.codes_start)
     block.pair_byte = layout.pairs_start
     block.indices = job.indices
+    block.weights = job.weights if job.weight_size != 0 else <const uint8_t *> &ONE
+    block.weight_step = job.weight_size
     block.padding_idx = job.padding_idx
     block.num_rows = job.num_rows
     block.ahead = task.distance

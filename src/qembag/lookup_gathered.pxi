@@ -63,7 +63,7 @@ cdef inline bint gather(const Lookup *job, Window *window, const uint8_t[:, :] r
         prefetch(address + block.end_byte, False)
         window.row[place] = address
         if is_weighted:
-            window.weight[place] = read_weight(job, position)
+            window.weight[place] = read_weight(block, position)
         place += (row >= 0) & (not is_padding)
         window.row_of[position - start + 1] = place
         if is_padded:

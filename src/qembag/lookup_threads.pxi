@@ -39,7 +39,10 @@ cdef void look_up_chunks(const Lookup *job, const uint8_t[:, :] rows, const Plan
                          Py_ssize_t num_chunks, int num_threads, int *num_failed) noexcept nogil:
     cdef Py_ssize_t chunk
     cdef int failures = 0
+    cdef parallel_shares shares
+    shares.callers = shares.workers = 0
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        parallel_begin_share(&shares)
         failures += not look_up_bags(job, rows, plan, bounds[chunk], bounds[chunk + 1])
     num_failed[0] = failures
 

@@ -11,9 +11,30 @@ def register_packed_layout(function):
     packed_layout = function
 
 
+# The last layout of each width: a call of many has the one of the call before it.
+cdef LayoutFields last_8bit = None
+cdef LayoutFields last_4bit = None
+cdef LayoutFields last_2bit = None
+
+
+cdef LayoutFields layout_of(int bits, Py_ssize_t row_bytes):
+    global last_8bit, last_4bit, last_2bit
+    cdef LayoutFields layout = last_8bit if bits == 8 else last_4bit if bits == 4 else last_2bit
+    if layout is None or layout.fields.row_bytes != row_bytes:
+        layout = packed_layout(bits, row_bytes)
+        if bits == 8:
+            last_8bit = layout
+        elif bits == 4:
+            last_4bit = layout
+        else:
+            last_2bit = layout
+    return layout
+
+
 cdef TableHandle handle_of_rows(object rows, int bits, object mapping):
     """A handle for packed rows that come with a call; None where they are not recognized."""
     cdef cnp.ndarray array
+    cdef LayoutFields layout
     if not cnp.PyArray_CheckExact(rows):
         return None
     array = <cnp.ndarray> rows
@@ -21,8 +42,8 @@ cdef TableHandle handle_of_rows(object rows, int bits, object mapping):
         return None
     if cnp.PyArray_STRIDE(array, 1) != 1 and cnp.PyArray_DIM(array, 0) > 0 and cnp.PyArray_DIM(array, 1) > 1:
         return None
-    layout = packed_layout(bits, cnp.PyArray_DIM(array, 1))
-    return None if layout is None else TableHandle(rows, layout, mapping)
+    layout = layout_of(bits, cnp.PyArray_DIM(array, 1))
+    return None if layout is None else TableHandle.__new__(TableHandle, rows, layout, mapping)
 
 
 cdef bint is_pruning_map(object mapping) noexcept:

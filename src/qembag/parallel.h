@@ -12,6 +12,9 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#if defined(__GNUC__) && !defined(_WIN32)
+#include <sched.h>
+#endif
 #define PARALLEL_OPENMP _OPENMP
 
 static inline int parallel_max_threads(void)
@@ -30,6 +33,28 @@ static inline int parallel_is_inside(void)
 static inline double parallel_clock(void)
 {
     return omp_get_wtime();
+}
+
+/* How many shares of a region's work its caller and its workers have begun. */
+typedef struct {
+    int callers;
+    int workers;
+} parallel_shares;
+
+/* By each thread before each share that it does. A worker that has slept may be woken on the processor of the thread that
+ * wakes it, also where another one is idle: an idle processor of a virtual machine may count as taken by its host. So a
+ * caller that has done a share before any worker came lets others run once. It would have to wait for them at the end
+ * anyway, and then for longer. */
+static inline void parallel_begin_share(parallel_shares *shares)
+{
+#if defined(__GNUC__) && !defined(_WIN32)
+    if (omp_get_thread_num() != 0)
+        __atomic_store_n(&shares->workers, 1, __ATOMIC_RELAXED);
+    else if (++shares->callers == 2 && omp_get_num_threads() > 1 && !__atomic_load_n(&shares->workers, __ATOMIC_RELAXED))
+        sched_yield();
+#else
+    (void)shares;
+#endif
 }
 
 /* Calls that work in parallel at this moment, in all threads of Python. Where there are as many as processors, each does
@@ -133,6 +158,16 @@ static inline void parallel_leave(void)
 static inline double parallel_clock(void)
 {
     return (double)clock() / CLOCKS_PER_SEC;
+}
+
+typedef struct {
+    int callers;
+    int workers;
+} parallel_shares;
+
+static inline void parallel_begin_share(parallel_shares *shares)
+{
+    (void)shares;
 }
 #endif
 

@@ -344,7 +344,10 @@ cdef void quantize_chunks(const Quantize *job, const float[:, ::1] weights, cons
                           uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, Py_ssize_t num_chunks,
                           int num_threads, RowFault *faults, Py_ssize_t *bad_rows) noexcept nogil:
     cdef Py_ssize_t chunk
+    cdef parallel_shares shares
+    shares.callers = shares.workers = 0
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        parallel_begin_share(&shares)
         faults[chunk] = quantize_chunk(job, weights, bounds, out, chunk_start(first, end, chunk, num_chunks),
                                        chunk_start(first, end, chunk + 1, num_chunks), &bad_rows[chunk])
 

@@ -75,6 +75,11 @@ cdef bint take_weights(Lookup *job, object weights, object indices) noexcept:
 
 # ---- Outputs ------------------------------------------------------------------------------------------------------
 
+cdef struct Span:
+    size_t low
+    size_t high
+
+
 cdef Span span_of(object array) noexcept:
     """The addresses from an array's first byte to its last; all that there are where shape and strides reach beyond
     them, as those of `as_strided` may."""
@@ -109,7 +114,8 @@ cdef bint is_apart(object out, TableHandle handle, bint is_pruned, object indice
                    object weights) noexcept:
     """Whether an output shares no memory with an input, at a glance."""
     cdef Span span = span_of(out)
-    if may_overlap(span, handle.rows_span) or (is_pruned and may_overlap(span, handle.mapping_span)):
+    if may_overlap(span, span_of(handle.rows)) or (
+            is_pruned and handle.mapping is not None and may_overlap(span, span_of(handle.mapping))):
         return False
     if indices is not None and may_overlap(span, span_of(indices)):
         return False
