@@ -198,7 +198,15 @@ ALLOWED = {"cpu.h": ["immintrin"]}  # for _xgetbv of Microsoft's compiler
 OPENMP = re.compile(r"\bomp\.h\b|\bomp_(?:get|set)_\w+|\bcimport +openmp\b")
 # Text between quotes that the loops may have: the capsule's name, and the one error.
 KERNEL_TEXTS = {"qembag loops", "qembag: no memory to watch for forks"}
-KERNELS = ["_kernels.pyx", "lookup_loops.pxi", "quantize_loops.pxi"]
+KERNELS = [
+    "_kernels.pyx",
+    "lookup_blocks.pxi",
+    "lookup_bags.pxi",
+    "lookup_gathered.pxi",
+    "lookup_passes.pxi",
+    "lookup_threads.pxi",
+    "quantize_loops.pxi",
+]
 COMPILED = sources("*.py", "*.pyx", "*.pxi", "*.pxd", "*.h")
 
 

@@ -635,8 +635,8 @@ OUTPUTS = ("plain", "gaps", "odd gaps", "far", "reversed", "misaligned")
 
 
 def is_untouched_beside(whole: np.ndarray, out: np.ndarray) -> bool:
-    """Whether all bytes outside `out` still are 77; those of `out` become so too."""
-    out[...] = np.frombuffer(bytes([77] * out.itemsize), out.dtype)
+    """Whether all outside `out` still is 77, bytes or floats; `out` becomes so too."""
+    out[...] = np.frombuffer(bytes([77] * out.itemsize), out.dtype) if whole.dtype == np.uint8 else 77
     return bool((whole == 77).all())
 
 
