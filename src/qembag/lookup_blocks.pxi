@@ -177,11 +177,20 @@ cdef inline void set_zero(lanes *acc, const int width) noexcept nogil:
         acc[k] = lanes_zero()
 
 
+cdef void store_parts(const float *values, const Lookup *job, uint8_t *out, const Block *block, int bits, int width,
+                      bint quads) noexcept nogil:
+    """Outputs that are not whole groups of float32. Not inlined: in each loop it would take more room than the rows."""
+    cdef Py_ssize_t element
+    cdef int k
+    for k in range(width):
+        element = element_of_group(block, k, bits, width, quads)
+        store_part(out + element * job.out_size, values + 16 * k, job.layout.dim - element, job.out_size)
+
+
 cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, const int bits,
                              const int width, const bint quads) noexcept nogil:
     """A bag's output, in order."""
     cdef float whole[16 * 16]
-    cdef Py_ssize_t element
     cdef int k
     for k in range(0, 4 * count_quads(bits, width, quads), 4):
         lanes_in_order_quad(&acc[k])
@@ -195,9 +204,7 @@ cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const 
         # By way of memory: values that lived across a call would have no registers in the row loop either.
         for k in range(width):
             lanes_store(whole + 16 * k, acc[k])
-        for k in range(width):
-            element = element_of_group(block, k, bits, width, quads)
-            store_part(out + element * job.out_size, whole + 16 * k, job.layout.dim - element, job.out_size)
+        store_parts(whole, job, out, block, bits, width, quads)
 
 
 cdef inline void finish_bag(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, Py_ssize_t count,

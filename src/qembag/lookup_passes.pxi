@@ -15,11 +15,11 @@ cdef enum Kind:
 
 cdef inline int max_width(const int bits, const bint quads, const bint is_max, const Kind kind) noexcept nogil:
     """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
-    has no quads, 8 to 10 % faster than 6. For maxima and gathered rows eight at most: wider blocks take the longest to
-    compile."""
-    if bits == 2 and (quads or LANES_MAX_BLOCK < 8):
+    has no quads, 8 to 10 % faster than 6. Else more only for sums of plain bags: wider blocks are most of a wheel's
+    bytes, and since several bags go through a pass, rows of two passes are as fast as those of one."""
+    if bits == 2:
         return 8
-    return min(LANES_MAX_BLOCK, 8) if is_max or kind == GATHERED else LANES_MAX_BLOCK
+    return LANES_MAX_BLOCK if not is_max and (kind == INT32 or kind == INT64) else min(LANES_MAX_BLOCK, 8)
 
 
 cdef inline bint look_up_kind(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
