@@ -11,7 +11,18 @@ def register_packed_layout(function):
     packed_layout = function
 
 
-# The last layout of each width: a call of many has the one of the call before it.
+cdef extern from *:
+    """
+    #if defined(Py_GIL_DISABLED)
+    #define KEEPS_LAYOUTS 0
+    #else
+    #define KEEPS_LAYOUTS 1
+    #endif
+    """
+    enum: KEEPS_LAYOUTS
+
+# The last layout of each width: a call of many has the one of the call before it. Not where two threads may replace one
+# at once.
 cdef LayoutFields last_8bit = None
 cdef LayoutFields last_4bit = None
 cdef LayoutFields last_2bit = None
@@ -19,6 +30,8 @@ cdef LayoutFields last_2bit = None
 
 cdef LayoutFields layout_of(int bits, Py_ssize_t row_bytes):
     global last_8bit, last_4bit, last_2bit
+    if not KEEPS_LAYOUTS:
+        return packed_layout(bits, row_bytes)
     cdef LayoutFields layout = last_8bit if bits == 8 else last_4bit if bits == 4 else last_2bit
     if layout is None or layout.fields.row_bytes != row_bytes:
         layout = packed_layout(bits, row_bytes)
