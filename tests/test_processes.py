@@ -625,3 +625,23 @@ def test_a_long_call_in_pieces_gives_the_same_bits(level, bits, lengths, argumen
     thread.join()
     for num_threads in (1, 2, 3):
         same_bits(qembag.embedding_bag(table, indices, offsets, num_threads=num_threads, **arguments), whole[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="for systems with timers")
+def test_a_slow_handlers_error_ends_the_check_of_arguments():
+    """It takes longer than the time between two looks for signals: the next look must not run with its error set."""
+    code = """
+    small = qembag.quantize(np.zeros((10, 4), np.float32)).prune([0, 2])
+    offsets = np.arange(1 << 24, dtype=np.int32)
+    out = np.empty((1 << 24, 4), np.float32)
+    def handler(*_):
+        time.sleep(0.06)
+        raise KeyError("of the handler")
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    try:
+        qembag.embedding_bag(small, np.zeros(1 << 24, np.int32), offsets, out=out, num_threads=1)
+    except KeyError as error:
+        print(error.args == ("of the handler",))
+    """
+    assert said(code) == "True"

@@ -71,3 +71,13 @@ def test_a_row_whose_codes_have_2_to_the_31_bits_is_quantized(bits):
     table = qembag.quantize(weights, bits, num_threads=1)
     codes = table.data[0, : -(8 if bits == 8 else 4)]
     assert np.flatnonzero(codes).tolist() == [len(codes) - 1]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_all_rows_of_a_table_so_wide_that_a_row_is_a_piece(bits):
+    """A long call in the main thread goes row by row, and looks for signals within a row's bag."""
+    row = np.arange(1 << 24, dtype=np.float32) % 3
+    table = qembag.quantize(np.stack([row, row + 1, row]), bits)
+    values = table.dequantize()
+    assert np.array_equal(values[:, :6], table.dequantize([0, 1, 2])[:, :6])
+    assert np.array_equal(values[0], values[2])

@@ -615,3 +615,13 @@ def test_numpys_whole_numbers_choose_rows_too(rng, same_bits):
     for number in (10, -11, np.int64(10)):
         with pytest.raises(IndexError, match=rf"^index {number} is out of range for a table of 10 rows$"):
             table[number]
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+def test_an_index_of_any_integer_type_counts_by_value(dtype):
+    table = qembag.quantize(np.arange(900, dtype=np.float32).reshape(300, 3))
+    item = np.array([3, 100, 0], dtype=dtype)
+    assert np.array_equal(table[item], table[[3, 100, 0]])
+    assert np.array_equal(table[item[:0]], np.empty((0, 3), np.float32))
+    if dtype[0] == "i":
+        assert np.array_equal(table[-item], table[[-3, -100, 0]])

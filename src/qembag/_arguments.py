@@ -22,7 +22,7 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -63,12 +63,17 @@ def as_array(value: object, name: str) -> Array:
 
 def _why_not(value: object, name: str, error: Exception) -> str:
     """What came that NumPy makes no array of, and what to do about it."""
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, np.ndarray)) for item in value):
+    if isinstance(value, (list, tuple)) and _is_ragged(value):
         hint = "; bags of different lengths are one flat list and offsets: indices=[1, 2, 3], offsets=[0, 2]"
         return f"a {type(value).__name__} of rows of different lengths{hint if name == 'indices' else ''}"
-    if getattr(value, "requires_grad", False) is True:
+    if "requires grad" in str(error):
         return f"a {type(value).__name__} that requires grad: pass {name}.detach()"
     return f"{type(value).__name__}: {error}"
+
+
+def _is_ragged(value: Sequence[object]) -> bool:
+    """Whether it holds lists of different lengths, or lists beside numbers."""
+    return len({len(item) if isinstance(item, (list, tuple, np.ndarray)) else -1 for item in value}) > 1
 
 
 def _ignoring(call: Callable[..., Result], *arguments: Any) -> Result:
@@ -276,7 +281,7 @@ def mapping(value: object, *, check_rows: int | None = None, out: object = None)
         raise TypeError(f"{name} must be an array of int32, got {kind_of(array)}")
     if array.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got {kind_of(array)}")
-    # A view of our own, as of the rows: nobody can reshape it under the table's feet.
+    # A view of our own, as of the rows: nobody else can reshape it.
     array = np.require(array, np.int32, ["C", "A"]).view()
     if isinstance(out, np.ndarray):
         check_apart(np.ndarray.view(out, np.ndarray), {name: given})

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True, autotestdict=False
-"""The front door, compiled once for all levels: a table's handle, and the fast path of every lookup.
+"""The entrance, compiled once for all levels: a table's handle, and the fast path of every lookup.
 
 A lookup whose arguments are already what the loops take goes from the public function to the loops and back in compiled
 code. Anything else goes to `_slow`, in Python, which converts it or explains what is wrong, and calls `look_up_bags` or
@@ -69,10 +69,10 @@ cdef class LayoutFields:
     def __cinit__(self, int bits, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start, Py_ssize_t codes_bytes,
                   Py_ssize_t pairs_start, int pair_size, Py_ssize_t group_size):
         # What the loops rely on to stay inside a row.
-        if (bits not in (8, 4, 2) or dim < 1 or codes_bytes != (dim - 1) // (8 // bits) + 1 or pair_size not in (4, 2)
-                or codes_start < 0 or codes_bytes > row_bytes - codes_start or pairs_start < 0
-                or 2 * pair_size > row_bytes - pairs_start):
-            raise ValueError("internal error: a layout that does not fit into its row")
+        if (bits not in (8, 4, 2) or dim < 1 or codes_bytes != (dim - 1) // (8 // bits) + 1 or codes_start != 0
+                or pairs_start != codes_bytes or pair_size != (4 if bits == 8 else 2)
+                or row_bytes != codes_bytes + 2 * pair_size or group_size != dim):
+            raise ValueError("internal error: a layout that the loops do not know")
         self.fields.bits = bits
         self.fields.dim = dim
         self.fields.row_bytes = row_bytes
@@ -118,7 +118,7 @@ cdef class LayoutFields:
 cdef class TableHandle:
     """A table as the loops take it: rows and mapping as memoryviews, held for the table's life, and the row layout.
 
-    Nobody can reshape an array under a lookup's feet: shape, strides and address are those of when it was made.
+    What the loops read has the shape, strides and address of when the handle was made, whatever becomes of the arrays.
     """
 
     cdef const uint8_t[:, :] row_view
@@ -128,7 +128,7 @@ cdef class TableHandle:
     cdef readonly object mapping
     cdef readonly object layout
 
-    def __cinit__(self, rows not None, LayoutFields layout not None, mapping):
+    def __cinit__(self, cnp.ndarray rows not None, LayoutFields layout not None, cnp.ndarray mapping):
         self.row_view = rows
         self.rows = rows
         self.mapping = mapping

@@ -5,10 +5,9 @@
 One source, compiled once per instruction-set level over the `lanes` of lanes.h. Nothing here knows Python's objects or
 an error's text: `_handle` recognises arguments, calls these functions through the table `Loops`, and explains faults.
 
-A lookup has two steps. `gather` turns positions in the indices into rows: it reads each index and mapped row once,
-checks it, leaves out pruned rows and padding, and puts the addresses into a queue. `look_up` takes rows from the queue
-and accumulates them in registers, a block of up to sixteen groups of sixteen elements at a time. The queue runs ahead
-of the sums, so that rows can be prefetched, and over the ends of bags.
+A lookup reads rows in the order of the indices, and accumulates them in registers, a block of up to sixteen groups of
+sixteen elements at a time. Where rows are left out (pruned tables), `gather` first turns a window of positions into the
+addresses of the rows that take part. Each index and mapped row is read once, and what was read is checked.
 
 Functions are inlined into the loops that use them, with `bits`, `width` (groups of a block), `quads` and `is_max` as
 constants: accumulators stay in registers only where their number is known at compile time.
@@ -126,7 +125,7 @@ cdef inline bint indices_are_below(const Lookup *job, int64_t start, int64_t sto
     for position in range(start, stop):
         greatest_narrow = max(greatest_narrow, narrow[position])
     # A negative number, as one without a sign, is beyond them all.
-    return greatest_narrow < <uint64_t> min(job.num_embeddings, <Py_ssize_t> INT32_MAX + 1)
+    return greatest_narrow < <uint64_t> min(<int64_t> job.num_embeddings, <int64_t> INT32_MAX + 1)
 
 
 cdef bint is_in_range(const Lookup *job) noexcept nogil:

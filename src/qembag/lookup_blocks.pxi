@@ -160,7 +160,7 @@ cdef inline void prefetch_row(const uint8_t *row, const Block *block, const int 
                               const bint quads) noexcept nogil:
     """Each cache line of a block's codes, and of the row's end. How many is fixed at compile time: a count that depends
     on the row's address is mispredicted, and halves the speed in cache."""
-    # Tables read as quads of 8 bits are near (`choose_loops`): into the first level of the cache. To ask that at each
+    # Tables read as quads of 8 bits are near (`plan_of`): into the first level of the cache. To ask that at each
     # row costs a tenth.
     cdef bint is_near = bits == 8 and quads
     cdef Py_ssize_t byte

@@ -128,7 +128,7 @@ cdef inline void max_gathered(lanes *acc, const Window *window, int32_t first, i
 
 cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
                                   const int width, const bint quads, const bint is_max) noexcept nogil:
-    """The same where rows are left out."""
+    """What `look_up` does, for rows that `gather` has found."""
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef bint is_first

@@ -3,7 +3,7 @@
 # ---- Blocks of every width ----------------------------------------------------------------------------------------
 
 # What a loop is compiled for beside bits, quads and maximum or sum: where its rows come from. Not each combination is
-# worth its code: rows are also gathered for maxima by int32, and wherever there is no fma instruction.
+# worth its code: rows are also gathered for maxima by int32, where all rows are wanted, and without an fma instruction.
 cdef enum Kind:
     GATHERED = 0            # by way of windows
     INT32 = 1               # read in the loop, with nothing else to look for
@@ -246,7 +246,8 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef bint is_plain = job.weight_size == 0 and job.padding_idx < 0 and not (job.signals != NULL and is_one_bag)
     cdef int kind = job.index_size // 4 + (0 if is_plain else 2)
     cdef Plan plan
-    if job.mapping != NULL or not LANES_HAS_FMA or (job.mode == MAX and job.index_size == 4):
+    if (job.mapping != NULL or job.index_size == 0 or not LANES_HAS_FMA
+            or (job.mode == MAX and job.index_size == 4)):
         kind = GATHERED
     # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the lines
     # into the first level in time, and slower where it does not.

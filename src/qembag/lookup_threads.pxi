@@ -1,6 +1,6 @@
 # Part of _kernels.pyx: bags shared out among threads.
 
-# Several chunks a thread: whoever gets a long bag leaves the rest to the others.
+# Several chunks a thread: the one that gets a long bag leaves the rest to the others.
 cdef enum:
     CHUNKS_A_THREAD = 8
     MAX_CHUNKS = 2048

@@ -1,4 +1,4 @@
-"""What the front door (`_handle`) and the loops (`_kernels`, once a level) share: jobs, and a level's functions."""
+"""What `_handle` and the loops (`_kernels`, once a level) share: jobs, and a level's functions."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 

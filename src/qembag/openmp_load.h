@@ -1,7 +1,7 @@
 /* Loading a compiled module, and OpenMP's runtime with it, with one more variable in the environment.
  *
  * libgomp reads its settings once, from the environment, while it is loaded. The caller holds the GIL, and nothing here
- * gives it back: no Python code of another thread runs while the variable is there, and no process is started by Python.
+ * gives it back: with a GIL, no Python code of another thread runs while the variable is there, and no process is started by Python.
  * os.environ, a copy of Python's own, does not change. */
 #ifndef QEMBAG_OPENMP_LOAD_H
 #define QEMBAG_OPENMP_LOAD_H

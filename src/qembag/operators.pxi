@@ -1,6 +1,6 @@
 # Part of _handle.pyx: PyTorch's lookup operators. `qembag.ops` has the others, and says how they differ.
 #
-# Each has its signature in full, for whoever reads it in an editor; the work is done by three functions.
+# Each has its signature in full, for readers and editors; the work is done by three functions.
 
 # `layout.packed_layout`: the layout of packed rows of some bits and bytes, or None.
 cdef object packed_layout = None
@@ -159,7 +159,7 @@ def embedding_bag_byte_rowwise_offsets(weight, indices, offsets=None, scale_grad
 def embedding_bag_byte(weight, indices, offsets=None, scale_grad_by_freq=False, mode=0, pruned_weights=False,
                        per_sample_weights=None, compressed_indices_mapping=None, include_last_offset=False, *,
                        out=None):
-    """Bags of rows of a 8-bit `QuantizedTable`. ``quantized::embedding_bag_byte``.
+    """Bags of rows of an 8-bit `QuantizedTable`. ``quantized::embedding_bag_byte``.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def embedding_bag_byte(weight, indices, offsets=None, scale_grad_by_freq=False, 
 
 
 def embedding_byte(weight, indices, pruned_weights=False):
-    """Single rows of a 8-bit `QuantizedTable`. ``quantized::embedding_byte``.
+    """Single rows of an 8-bit `QuantizedTable`. ``quantized::embedding_byte``.
 
     Parameters
     ----------

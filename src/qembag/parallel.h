@@ -1,12 +1,12 @@
-/* The only door to OpenMP. Without it the same names say "one thread".
+/* The only file that calls OpenMP. Without it the same names say "one thread".
  *
  * Forks. A forked child has one thread, the one that forked. libgomp keeps a pool of threads for each thread that has
  * opened a parallel region, and of the pool that this thread may have had before the fork no thread lives: a region that
- * used it would wait for them for ever. Nothing can be done about that in the parent without destroying its pool, which
+ * used it would wait for them for ever, and so does libgomp where such a thread ends, other than the main one. Nothing can be done about that in the parent without destroying its pool, which
  * belongs to other libraries too where they share libgomp (a build from source; a wheel where torch was imported first).
  * So a handler in the child notes that its first thread came through a fork, and there a region is opened within a region
  * of one thread. A nested region's threads are no pool's: they are made for it, and end with it. That takes some 50 us.
- * libomp, clang's, sees to forks itself, and MSVC has none. */
+ * libomp, clang's, handles forks itself, and MSVC has none. */
 #ifndef QEMBAG_PARALLEL_H
 #define QEMBAG_PARALLEL_H
 

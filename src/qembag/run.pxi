@@ -41,7 +41,7 @@ cdef bint handle_signals() noexcept with gil:
 cdef void look_for_signals(volatile Signals *signals) noexcept nogil:
     cdef double now = loops.clock()
     # Not at each look: another thread may keep the GIL for milliseconds.
-    if now >= signals.next_look:
+    if not signals.has_raised and now >= signals.next_look:
         signals.next_look = now + SECONDS_A_LOOK
         signals.has_raised = not handle_signals()
 
@@ -84,9 +84,9 @@ cdef Fault find_fault(const Lookup *job) noexcept nogil:
     """The first bad offset; where all are right, the first bad index or mapped row of the bags, in order. Nothing where
     a signal's handler has raised."""
     cdef Fault fault = find_bad_offset(job)
-    cdef Py_ssize_t bag, position, num_checked = 0
-    cdef int64_t start, stop, index, row
-    if fault.where != NOWHERE:
+    cdef Py_ssize_t bag, num_checked = 0
+    cdef int64_t start, stop, position, index, row
+    if fault.where != NOWHERE or (job.signals != NULL and job.signals.has_raised):
         return fault
     start = read_offset(job, 0)
     for bag in range(job.num_bags):
@@ -162,6 +162,8 @@ cdef int run_pieces(TableHandle handle, Lookup *job, bint check_first, int num_t
         first = end
         with gil:
             end_piece(&work, &started)
+    if in_pieces and job.signals.has_raised:
+        return 0
     fault[0] = find_fault(job)
     return 0
 

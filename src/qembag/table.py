@@ -82,7 +82,7 @@ class QuantizedTable:
         compressed_indices_mapping: ArrayLike | None = None,
     ) -> None:
         bits = _arguments.bits(bits)
-        # A view of the table's own: nobody can reshape it under the table's feet.
+        # A view of the table's own: nobody else can reshape it.
         rows = _arguments.rows(data, "data").view()
         row_layout = _arguments.layout(dim, rows.shape[1], bits)
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
@@ -220,7 +220,8 @@ class QuantizedTable:
                 if len(wrong):
                     number = array[tuple(wrong[0])]
                     raise IndexError(f"index {number} is out of range for a table of {count} rows")
-                return np.where(array < 0, array + count, array).astype(np.int64)
+                array = array.astype(np.int64)
+                return np.where(array < 0, array + count, array)
         # A mask, Ellipsis and the like: NumPy's own rules, over the numbers of all rows.
         numbers: NDArray[Any] = np.arange(count)[item]
         return numbers
