@@ -16,11 +16,19 @@ import numpy as np
 import pytest
 
 import qembag
+from support.layouts import NAMES
 
 ROOT = Path(__file__).parents[1]
 # A shared library is what `cc` makes of these options only where it is a Unix one.
 ONCE = ("--starts", "1", "--rounds", "1")
 NO_FLOOR = sys.platform == "win32" or shutil.which("cc") is None
+
+
+@pytest.fixture(autouse=True)
+def _own_limit():
+    """Contenders set a limit of threads for their process."""
+    yield
+    qembag.set_num_threads(None)
 
 
 @pytest.fixture
@@ -191,7 +199,7 @@ def test_workers_take_turns(benchmarks, tiny):
     """Our checksums are those of the answers; NumPy and the floor have none, but times."""
     measure, tables = benchmarks("measure"), benchmarks("tables")
     table = tables.packed_table(tiny)
-    look_up = getattr(qembag.ops, f"embedding_bag_{qembag.ops.NAMES[tiny.bits]}_rowwise_offsets")
+    look_up = getattr(qembag.ops, f"embedding_bag_{NAMES[tiny.bits]}_rowwise_offsets")
     answers = [look_up(table, *arrays) for arrays in tables.sets(tiny, tiny.rows, (3, 0), 2)]
     of_all = zlib.crc32(answers[1], zlib.crc32(answers[0]))
     with measure.working(["qembag", "numpy", *([] if NO_FLOOR else ["floor"])], tiny) as workers:
