@@ -1,13 +1,14 @@
 # cython: language_level=3, freethreading_compatible=True, autotestdict=False
-"""What this processor and its operating system can run, and how OpenMP's runtime is loaded. Compiled for the baseline
-and without OpenMP: it is imported before the level is known."""
+"""What this processor and its operating system can run, and how OpenMP's runtime is loaded. Compiled for the baseline and
+without OpenMP: it is imported before anyone knows more."""
 
 cdef extern from "cpu.h":
     int cpu_level()
 
 cdef extern from "openmp_load.h":
     # With the GIL: see there.
-    int load_with_variable(const char *path, const char *name, const char *value, const char *other)
+    int openmp_set(const char *name, const char *value, const char *other)
+    void openmp_unset(const char *name)
 
 
 def x86_level():
@@ -15,7 +16,14 @@ def x86_level():
     return cpu_level()
 
 
-def load_openmp(bytes path not None, bytes spin_count not None):
-    """Load the module at `path`, and libgomp with it, so that waiting threads spin no longer than `spin_count`. Whether
-    that was done: not where the user has set how threads wait."""
-    return bool(load_with_variable(path, b"GOMP_SPINCOUNT", spin_count, b"OMP_WAIT_POLICY"))
+def load_openmp(create, spec, bytes spin_count not None):
+    """Call `create(spec)`, which loads a compiled module and libgomp with it, so that waiting threads spin no longer than
+    `spin_count`. Whether that was done: not where the user has set how threads wait. `create` is a function of C's: Python
+    code could be interrupted by another thread."""
+    if not openmp_set(b"GOMP_SPINCOUNT", spin_count, b"OMP_WAIT_POLICY"):
+        return False
+    try:
+        create(spec)
+    finally:
+        openmp_unset(b"GOMP_SPINCOUNT")
+    return True

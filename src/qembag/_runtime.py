@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _imp
 import importlib.machinery
 import importlib.util
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from . import _arguments, _cpu, _handle
@@ -69,7 +71,11 @@ def _load_openmp() -> None:
     """
     spec = importlib.util.find_spec("._kernels", __package__)
     if spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
-        _cpu.load_openmp(os.fsencode(spec.loader.path), SPIN_COUNT.encode())
+        # What a spec has, without its properties, which are Python code. The import that follows finds the library loaded,
+        # and makes a module of its own.
+        plain = SimpleNamespace(name=spec.name, origin=spec.origin, parent=__package__, loader=None)
+        plain.submodule_search_locations = None
+        _cpu.load_openmp(_imp.create_dynamic, plain, SPIN_COUNT.encode())
 
 
 _load_openmp()
