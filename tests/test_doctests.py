@@ -90,5 +90,6 @@ def test_a_compiled_function_says_what_a_python_one_would(name: str) -> None:
     assert function.__module__ == home
     assert getattr(importlib.import_module(home), name) is function
     assert pickle.loads(pickle.dumps(function)) is function
-    assert f"{name}({', '.join(parameters)[:5]}" in pydoc.plain(pydoc.render_doc(function))
+    # Newer Pythons break a long signature after its bracket.
+    assert f"{name}({next(iter(parameters))}" in "".join(pydoc.plain(pydoc.render_doc(function)).split())
     assert [*parameters][:2] == ["table" if home == "qembag.lookup" else "weight", "indices"]

@@ -198,7 +198,7 @@ def is_half(dtype: object, out: object) -> bool:
     message = "dtype must be float32 or float16, got "
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
-    except (TypeError, ValueError, SyntaxError, OverflowError):  # NumPy reads "f4,(" as Python
+    except (TypeError, ValueError, SyntaxError, OverflowError, DeprecationWarning):  # NumPy reads "f4,(" as Python
         raise TypeError(message + shown(dtype)) from None
     if kind not in (np.float32, np.float16):
         raise ValueError(message + str(kind))
