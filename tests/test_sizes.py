@@ -73,6 +73,7 @@ def test_a_row_whose_codes_have_2_to_the_31_bits_is_quantized(bits):
     assert np.flatnonzero(codes).tolist() == [len(codes) - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_all_rows_of_a_table_so_wide_that_a_row_is_a_piece(bits):
     """A long call in the main thread goes row by row, and looks for signals within a row's bag."""
