@@ -74,7 +74,7 @@ def rowwise_offsets(
     row_layout = _arguments.packed_layout(rows.shape[1], bits, "weight")
     pruning_map = _pruning_map(pruned_weights, mapping, out)
     handle = _handle.TableHandle(rows, row_layout, pruning_map)
-    return _operator_bags(handle, True, indices, offsets, mode, per_sample_weights, include_last_offset, out)
+    return _operator_bags(handle, indices, offsets, mode, per_sample_weights, include_last_offset, out)
 
 
 def packed_bags(
@@ -89,15 +89,15 @@ def packed_bags(
     include_last_offset: object,
     out: object,
 ) -> NDArray[Any]:
-    handle = checked_table(weight, bits)._handle
+    handle = _checked_table(weight, bits)._handle
     pruning_map = _pruning_map(pruned_weights, handle.mapping if mapping is None else mapping, out)
     if pruning_map is not handle.mapping:
         handle = _handle.TableHandle(handle.rows, handle.layout, pruning_map)
-    return _operator_bags(handle, True, indices, offsets, mode, per_sample_weights, include_last_offset, out)
+    return _operator_bags(handle, indices, offsets, mode, per_sample_weights, include_last_offset, out)
 
 
 def packed_rows(bits: int, weight: object, indices: object, pruned_weights: object) -> NDArray[Any]:
-    handle = checked_table(weight, bits)._handle
+    handle = _checked_table(weight, bits)._handle
     is_pruned = _pruning_map(pruned_weights, handle.mapping) is not None
     if indices is None:
         raise TypeError("indices must be an array of integers, got None")
@@ -106,7 +106,6 @@ def packed_rows(bits: int, weight: object, indices: object, pruned_weights: obje
 
 def _operator_bags(
     handle: _handle.TableHandle,
-    is_pruned: bool,
     indices: object,
     offsets: object,
     mode: object,
@@ -117,9 +116,7 @@ def _operator_bags(
     mode_number = _arguments.operator_mode(mode)
     last = _arguments.flag(include_last_offset, "include_last_offset")
     threads = _runtime.resolve_threads(None)
-    return _look_up_bags(
-        handle, is_pruned, indices, offsets, last, per_sample_weights, -1, mode_number, out, False, threads
-    )
+    return _look_up_bags(handle, True, indices, offsets, last, per_sample_weights, -1, mode_number, out, False, threads)
 
 
 def _pruning_map(pruned_weights: object, mapping: object, out: object = None) -> NDArray[np.int32] | None:
@@ -131,14 +128,14 @@ def _pruning_map(pruned_weights: object, mapping: object, out: object = None) ->
 
 
 def _table(table: object, name: str) -> QuantizedTable:
-    from .table import QuantizedTable  # which imports this module
+    from .table import QuantizedTable  # here only: nothing inside needs to know tables at import
 
     if not isinstance(table, QuantizedTable):
         raise TypeError(f"{name} must be a QuantizedTable, got {_errors.kind_of(table)}")
     return table
 
 
-def checked_table(weight: object, bits: int) -> QuantizedTable:
+def _checked_table(weight: object, bits: int) -> QuantizedTable:
     table = _table(weight, "weight")
     if table.bits != bits:
         raise ValueError(f"weight must be a table of {bits} bits, got one of {table.bits}")

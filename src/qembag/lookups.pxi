@@ -27,6 +27,18 @@ cdef object new_output(Lookup *job, object indices, bint half):
     return result
 
 
+cdef object run_into(TableHandle handle, Lookup *job, bint is_pruned, object indices, object offsets, object weights,
+                     object out, bint half, int num_threads, bint out_is_checked):
+    """Into an output of the caller's; None where it is not recognized, or may share memory with an input."""
+    if not out_is_checked and not cnp.PyArray_CheckExact(out):
+        return None
+    if not take_out(job, out, cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32):
+        return None
+    if not out_is_checked and not is_apart(out, handle, is_pruned, indices, offsets, weights):
+        return None
+    return run(handle, job, True, num_threads, out)
+
+
 cdef object bags(TableHandle handle, bint is_pruned, object indices, object offsets, bint include_last_offset,
                  object weights, int64_t padding_idx, int mode, object out, bint half, int num_threads,
                  bint out_is_checked):
@@ -42,13 +54,7 @@ cdef object bags(TableHandle handle, bint is_pruned, object indices, object offs
         return None
     if out is None:
         return run(handle, &job, False, num_threads, new_output(&job, None, half))
-    if not out_is_checked and not cnp.PyArray_CheckExact(out):
-        return None
-    if not take_out(&job, out, cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32):
-        return None
-    if not out_is_checked and not is_apart(out, handle, is_pruned, indices, offsets, weights):
-        return None
-    return run(handle, &job, True, num_threads, out)
+    return run_into(handle, &job, is_pruned, indices, offsets, weights, out, half, num_threads, out_is_checked)
 
 
 cdef object single_rows(TableHandle handle, bint is_pruned, object indices, bint dequantize, object out, bint half,
@@ -75,13 +81,7 @@ cdef object single_rows(TableHandle handle, bint is_pruned, object indices, bint
         return run(handle, &job, False, num_threads, new_output(&job, indices, half))
     if indices is not None and cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1:
         return None
-    if not out_is_checked and not cnp.PyArray_CheckExact(out):
-        return None
-    if not take_out(&job, out, cnp.NPY_FLOAT16 if half else cnp.NPY_FLOAT32):
-        return None
-    if not out_is_checked and not is_apart(out, handle, is_pruned, indices, None, None):
-        return None
-    return run(handle, &job, True, num_threads, out)
+    return run_into(handle, &job, is_pruned, indices, None, None, out, half, num_threads, out_is_checked)
 
 
 def look_up_bags(TableHandle handle not None, bint is_pruned, indices, offsets, bint include_last_offset, weights,
