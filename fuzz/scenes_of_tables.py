@@ -75,10 +75,10 @@ def item(make: Maker, table: Any, logical: np.ndarray) -> None:
     faults: rules.Faults = set()
     expected = None
     try:
-        if isinstance(chosen, np.ndarray) and chosen.dtype.kind in "iu":
-            # NumPy of 32 bits would take the low half of a number of 64, which may be that of a row.
-            if any(index not in range(-count, count) for index in np.asarray(chosen).ravel().tolist()):
-                raise IndexError
+        # NumPy of 32 bits would take the low half of a number of 64, which may be that of a row.
+        numbers = np.asarray(chosen).ravel().tolist() if isinstance(chosen, np.ndarray) else []
+        if any(number not in range(-count, count) for number in numbers if not isinstance(number, bool)):
+            raise IndexError
         expected = logical[chosen] if not isinstance(chosen, tuple) else None
         if expected is None:
             faults = {(IndexError, ".*")}

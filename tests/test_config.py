@@ -289,7 +289,7 @@ def test_importing_brings_numpy_alone():
 @pytest.mark.parametrize("first", ["qembag", "theirs"])
 def test_a_programs_own_modules_keep_their_names(tmp_path, first):
     """Cython enters a module in sys.modules under the name that it was compiled with: _kernels, with no package."""
-    names = ["_cpu", "_handle", *levels.MODULES.values()]
+    names = ["_cpu", "_cython", "_handle", *levels.MODULES.values()]
     for name in names:
         (tmp_path / f"{name}.py").write_text("WHOSE = 'the program'")
     imports = ["import qembag", "import " + ", ".join(names)]
@@ -400,7 +400,7 @@ from x._vendor import qembag as copied
 import numpy as np
 assert real.__file__ != copied.__file__
 assert real is not copied
-for part in ("table", "lookup", "quantize", "ops", "_cpu", "_handle", "_runtime", {levels.MODULES[LEVELS[-1]]!r}):
+for part in ("table", "lookup", "quantize", "ops", "_cpu", "_cython", "_handle", "_runtime", {levels.MODULES[LEVELS[-1]]!r}):
     assert sys.modules["qembag." + part] is not sys.modules["x._vendor.qembag." + part], part
     assert sys.modules["qembag." + part].__name__ == "qembag." + part
     assert sys.modules["qembag." + part].__file__ != sys.modules["x._vendor.qembag." + part].__file__, part

@@ -134,6 +134,34 @@ def test_bags_of_pruned_rows_and_padding_of_any_length(level, bits, length, shar
         same_bits(ours, expected)
 
 
+def test_pruned_rows_of_a_table_beyond_the_caches(level, bits, rng, same_bits):
+    """Rows and mapping are prefetched only where they are too large for the second-level cache."""
+    rows = packed_rows(rng, 40_000, 80, bits)
+    mapping = rng.integers(-1, len(rows), 70_000).astype(np.int32)
+    offsets = bag_offsets(rng, 9, 100)
+    indices = rng.integers(0, len(mapping), offsets[-1] + 100)
+    for index_type in (np.int32, np.int64):
+        ours = qembag.embedding_bag(table_of(rows, bits, 80, mapping), indices.astype(index_type), offsets)
+        same_bits(ours, reference.embedding_bag(rows, bits, 80, indices, offsets, mapping=mapping))
+
+
+@pytest.mark.parametrize("position", [0, 7, 8, 62, 63, 64, 65, 127, 128, 129])
+def test_a_fault_is_found_wherever_it_stands_in_a_batch(level, position, rng):
+    """The mapping is right when the table is made, and changes afterwards."""
+    mapping = rng.integers(-1, 50, 90).astype(np.int32)
+    table = table_of(packed_rows(rng, 50, 20, 8), 8, 20, mapping)
+    indices = np.where(np.arange(130) % 90 == 5, 6, np.arange(130) % 90)
+    indices[position] = 90
+    with pytest.raises(IndexError, match=rf"indices\[{position}\] is 90"):
+        qembag.embedding_bag(table, indices, [0])
+    indices[position] = 5
+    for row in (50, -2, 2**31 - 1, -(2**31)):
+        mapping[5] = row
+        with pytest.raises(IndexError, match=rf"compressed_indices_mapping\[5\] is {row}\b.*indices\[{position}\]"):
+            qembag.embedding_bag(table, indices, [0])
+        assert np.isfinite(qembag.embedding_bag(table, indices, [0], padding_idx=5)).all()
+
+
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 129])
 def test_a_constant_code_is_read_wherever_it_stands(level, bits, dim, same_bits):
     """Each element alone set, all others zero: a code taken from a neighbour's place would show."""

@@ -1,5 +1,6 @@
 """Embedding lookups from 8-, 4- and 2-bit tables: sums of rows, bit for bit those of PyTorch's quantized operators."""
 
+from . import _cython as _cython  # first: the other compiled modules look for it in sys.modules
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__

@@ -21,8 +21,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from loops cimport (
-    FINE, Layout, Lookup, Loops, MAX, MEAN, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_index,
-    read_offset, work_of,
+    FINE, Layout, Lookup, Loops, MAX, MEAN, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_offset, work_of,
 )
 
 cdef extern from "parallel.h" nogil:
@@ -73,6 +72,10 @@ cdef extern from "lanes.h" nogil:
     void read_pair_half(const uint8_t *, lanes *, lanes *)
     float float_of_half(uint16_t)
     void prefetch(const uint8_t *, bint)
+    const uint8_t *as_computed(const uint8_t *)
+    bint take_part(const int64_t *, int, int64_t, int64_t *, uint64_t *)
+    int count_ones(uint64_t)
+    int count_ones_below(uint64_t, int)
     bint unlikely "lanes_unlikely"(bint)
 
 

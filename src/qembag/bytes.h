@@ -1,4 +1,4 @@
-/* Little-endian numbers at any address, and the bits of floats. */
+/* Little-endian numbers at any address, the bits of floats, and bits counted. */
 #ifndef QEMBAG_BYTES_H
 #define QEMBAG_BYTES_H
 
@@ -60,6 +60,23 @@ static inline uint32_t bits_of_float(float value)
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
+}
+
+static inline int count_ones(uint64_t bits)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_popcountll(bits);
+#else
+    bits -= bits >> 1 & 0x5555555555555555u;
+    bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
+    return (int)(((bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+#endif
+}
+
+/* Of the lowest `end` bits, 0 to 64. */
+static inline int count_ones_below(uint64_t bits, int end)
+{
+    return end == 0 ? 0 : count_ones(bits << (64 - end));
 }
 
 #endif

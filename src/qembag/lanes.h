@@ -50,6 +50,10 @@
  *   fold_min, fold_max(p, x)             four floats, whose min or max is that of the lanes
  *   min_of_4, max_of_4(p)                of sixteen times four floats, the min or max of each four
  *
+ *   take_part(found, count, num_rows, numbers, &taken)   the numbers of rows (up to 64) without the -1 among them, in
+ *                                        order, and the bits of those taken; false if one is neither -1 nor a row.
+ *                                        `found` holds a multiple of 8, -1 behind `count`; `numbers` has room for 8 more
+ *
  * The min of a row takes two steps, fold_min and min_of_4, so that the second serves sixteen rows at once. Where zeros
  * of both signs are the min, which one is returned depends on the order of comparison. So that order is the same in
  * every family: the halves of the lanes, then their quarters, and so on. Of two equals, the second is kept.
@@ -99,12 +103,29 @@ static inline lanes lanes_zero(void)
 static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int size)
 {
     uint16_t halves[16];
-    const void *source = values;
-    if (size != 4) {
-        lanes_store_half(halves, lanes_load(values));
-        source = halves;
+    if (count >= 16) {
+        if (size == 4)
+            lanes_store((float *)p, lanes_load(values));
+        else
+            lanes_store_half((uint16_t *)p, lanes_load(values));
+        return;
     }
-    memcpy(p, source, (size_t)((count < 16 ? count : 16) * size));
+    if (size == 4) {
+        memcpy(p, values, (size_t)count * sizeof *values);
+        return;
+    }
+    lanes_store_half(halves, lanes_load(values));
+    memcpy(p, halves, (size_t)count * sizeof *halves);
+}
+
+/* Constants that are added to such a pointer go into the addresses of instructions. Left to itself, gcc 12 may add them
+ * to what does not change from row to row, and fetch as many offsets as there are groups at each row. */
+static inline const uint8_t *as_computed(const uint8_t *p)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    __asm__("" : "+r"(p));
+#endif
+    return p;
 }
 
 /* A hint, allowed at any address. `is_near` must be a constant: near data goes to L1, because it arrives soon.

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "lanes_x86.h"
 
 typedef struct {
@@ -247,6 +248,35 @@ static inline void pack_four_2bit(uint8_t *p, lanes a, lanes b, lanes c, lanes d
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(ab, cd), 0xd8);
     _mm_storeu_si128((__m128i *)p,
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+/* ---- Rows that take part ---- */
+
+/* For each set of the four, as bits: a permutation that moves them to the front. */
+static const uint8_t FRONT[16][8] = {
+    {0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7}, {2, 3, 0, 1, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7},
+    {4, 5, 0, 1, 2, 3, 6, 7}, {0, 1, 4, 5, 2, 3, 6, 7}, {2, 3, 4, 5, 0, 1, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7},
+    {6, 7, 0, 1, 2, 3, 4, 5}, {0, 1, 6, 7, 2, 3, 4, 5}, {2, 3, 6, 7, 0, 1, 4, 5}, {0, 1, 2, 3, 6, 7, 4, 5},
+    {4, 5, 6, 7, 0, 1, 2, 3}, {0, 1, 4, 5, 6, 7, 2, 3}, {2, 3, 4, 5, 6, 7, 0, 1}, {0, 1, 2, 3, 4, 5, 6, 7},
+};
+
+static inline int take_part(const int64_t *found, int count, int64_t num_rows, int64_t *numbers, uint64_t *taken)
+{
+    const __m256i least = _mm256_set1_epi64x(-1), limit = _mm256_set1_epi64x(num_rows - 1);
+    __m256i wrong = _mm256_setzero_si256();
+    uint64_t bits = 0;
+    int place = 0;
+    for (int k = 0; k < count; k += 4) {
+        const __m256i four = _mm256_loadu_si256((const __m256i *)(found + k));
+        const int takes_part = ~_mm256_movemask_pd(_mm256_castsi256_pd(four)) & 15;
+        const __m256i front = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)FRONT[takes_part]));
+        wrong = _mm256_or_si256(wrong, _mm256_or_si256(_mm256_cmpgt_epi64(least, four), _mm256_cmpgt_epi64(four, limit)));
+        _mm256_storeu_si256((__m256i *)(numbers + place), _mm256_permutevar8x32_epi32(four, front));
+        bits |= (uint64_t)takes_part << k;
+        place += count_ones((uint64_t)takes_part);
+    }
+    *taken = bits;
+    return _mm256_testz_si256(wrong, wrong);
 }
 
 /* ---- Min and max of rows ---- */

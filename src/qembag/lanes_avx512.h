@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "lanes_x86.h"
 
 typedef __m512 lanes;
@@ -286,6 +287,25 @@ static inline void pack_four_2bit(uint8_t *p, lanes a, lanes b, lanes c, lanes d
     const __m512i pairs = _mm512_maddubs_epi16(lanes_to_bytes_x4(a, b, c, d), _mm512_set1_epi16(1 | 4 << 8));
     const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi32(1 | 16 << 16));
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(fours));
+}
+
+/* ---- Rows that take part ---- */
+
+static inline int take_part(const int64_t *found, int count, int64_t num_rows, int64_t *numbers, uint64_t *taken)
+{
+    const __m512i limit = _mm512_set1_epi64(num_rows), one = _mm512_set1_epi64(1);
+    uint64_t bits = 0;
+    int place = 0, wrong = 0;
+    for (int k = 0; k < count; k += 8) {
+        const __m512i eight = _mm512_loadu_si512(found + k);
+        const __mmask8 takes_part = _mm512_cmpge_epi64_mask(eight, _mm512_setzero_si512());
+        wrong |= _mm512_cmpgt_epu64_mask(_mm512_add_epi64(eight, one), limit);
+        _mm512_storeu_si512(numbers + place, _mm512_maskz_compress_epi64(takes_part, eight));
+        bits |= (uint64_t)takes_part << k;
+        place += count_ones(takes_part);
+    }
+    *taken = bits;
+    return !wrong;
 }
 
 /* ---- Min and max of rows ---- */

@@ -56,6 +56,23 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
     *bias = lanes_broadcast(float_of_half(read_le16(p + 2)));
 }
 
+/* Without a branch on which rows do. */
+static inline int take_part(const int64_t *found, int count, int64_t num_rows, int64_t *numbers, uint64_t *taken)
+{
+    uint64_t bits = 0;
+    int place = 0, wrong = 0;
+    for (int k = 0; k < count; k++) {
+        const int64_t number = found[k];
+        const int takes_part = number >= 0;
+        wrong |= (uint64_t)number + 1 > (uint64_t)num_rows;
+        numbers[place] = number;
+        place += takes_part;
+        bits |= (uint64_t)takes_part << k;
+    }
+    *taken = bits;
+    return !wrong;
+}
+
 /* ---- SSE2 has its own ---- */
 #if !defined(QEMBAG_LANES_X86_H)
 

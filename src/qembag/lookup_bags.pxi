@@ -1,10 +1,14 @@
 # Part of _kernels.pyx: bags of rows, in order.
 
+cdef enum:
+    EITHER = -1         # an index size that the loop asks for
+
+
 cdef inline int64_t index_at(const Block *block, int64_t position, int index_size) noexcept nogil:
     """`read_index` from a copy of the address."""
-    if index_size == 8:
+    if index_size == 8 or (index_size == EITHER and block.index_size == 8):
         return (<const volatile int64_t *> block.indices)[position]
-    if index_size == 4:
+    if index_size == 4 or index_size == EITHER:
         return (<const volatile int32_t *> block.indices)[position]
     return position
 
@@ -75,21 +79,19 @@ cdef inline void take_row(lanes *acc, const uint8_t *row, const Block *block, in
     add_row(acc, row, block, scale, bias, bits, width, quads)
 
 
-cdef inline void warm_up(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const Block *block,
-                         int64_t start, const int bits, const int width, const bint quads,
-                         const int index_size) noexcept nogil:
+cdef void warm_up(const uint8_t[:, :] rows, const Pass *task, const Block *block, int64_t start) noexcept nogil:
     """Prefetches the first rows, which no earlier bag has."""
     cdef int64_t position, number
     for position in range(start, min(task.limit, start + task.distance)):
-        number = read_index(job, position, index_size)
+        number = index_at(block, position, EITHER)
         if <uint64_t> number < <uint64_t> block.num_rows:
-            prefetch_row(&rows[number, 0], block, bits, width, quads)
+            prefetch_any_row(&rows[number, 0], block)
 
 
-cdef inline int64_t skip_padding(const Lookup *job, int64_t position, int64_t stop,
+cdef inline int64_t skip_padding(const Block *block, int64_t position, int64_t stop,
                                  const int index_size) noexcept nogil:
     """The first position from here on that is no padding."""
-    while job.padding_idx >= 0 and position < stop and read_index(job, position, index_size) == job.padding_idx:
+    while block.padding_idx >= 0 and position < stop and index_at(block, position, index_size) == block.padding_idx:
         position += 1
     return position
 
@@ -114,15 +116,15 @@ cdef inline bint add_rows(lanes *acc, const Lookup *job, const uint8_t[:, :] row
                                                      is_plain)
         if not unlikely(position < stop):
             return True
-        after = stop if is_plain else skip_padding(job, position, stop, index_size)
+        after = stop if is_plain else skip_padding(block, position, stop, index_size)
         if is_plain or after == position:
             return False
         count[0] -= after - position
         position = after
 
 
-cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, const uint8_t[:, :] rows,
-                                const Block *block, int64_t start, int64_t middle, int64_t both, const int bits,
+cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const uint8_t[:, :] rows, const Block *block,
+                                int64_t start, int64_t middle, int64_t both, const int bits,
                                 const int width, const bint quads, const int index_size,
                                 const bint is_plain) noexcept nogil:
     """Rows of two bags in turn: an addition and an fma of one bag wait for each other, and those of two do not. How
@@ -141,38 +143,23 @@ cdef inline int64_t add_in_turn(lanes *acc, lanes *other, const Lookup *job, con
     return k
 
 
-cdef inline bint look_up_pairs(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const Block *block,
-                               int64_t *position, const int bits, const int width, const bint quads,
-                               const int index_size, const bint is_plain) noexcept nogil:
-    """Two bags at a time. Where the last of them ends is left in `position`."""
-    cdef uint8_t *out = job.out + task.first_bag * job.out_stride
-    cdef int64_t start = position[0], middle, stop, count, other_count, added
-    cdef Py_ssize_t bag
-    cdef lanes acc[4]
-    cdef lanes other[4]
-    cdef bint is_first = False
-    for bag in range(task.first_bag, task.end_bag - 1, 2):
-        middle = read_offset(job, bag + 1)
-        stop = read_offset(job, bag + 2)
-        if unlikely(not start <= middle <= stop <= job.num_indices):
+cdef inline bint add_bag(lanes *acc, const Lookup *job, const uint8_t[:, :] rows, const Block *block, int64_t start,
+                         int64_t stop, int64_t *count, const int bits, const int width, const bint quads,
+                         const bint is_max, const int index_size, const bint is_plain) noexcept nogil:
+    """The rows of one bag that have not been added yet. A giant bag is interrupted for signals."""
+    cdef bint is_first = True
+    cdef int64_t middle
+    if is_plain:
+        return add_rows(acc, job, rows, block, start, stop, count, &is_first, bits, width, quads, False, index_size,
+                        True)
+    while start < stop:
+        middle = min(stop, start + POSITIONS_A_LOOK)
+        if not add_rows(acc, job, rows, block, start, middle, count, &is_first, bits, width, quads, is_max, index_size,
+                        False):
             return False
-        set_zero(acc, width)
-        set_zero(other, width)
-        count = middle - start
-        other_count = stop - middle
-        added = add_in_turn(acc, other, job, rows, block, start, middle, min(count, other_count), bits, width, quads,
-                            index_size, is_plain)
-        if not add_rows(acc, job, rows, block, start + added, middle, &count, &is_first, bits, width, quads, False,
-                        index_size, is_plain):
+        start = middle
+        if unlikely(start < stop) and not may_go_on(job):
             return False
-        if not add_rows(other, job, rows, block, middle + added, stop, &other_count, &is_first, bits, width, quads,
-                        False, index_size, is_plain):
-            return False
-        finish_bag(acc, job, out, block, count, bits, width, quads)
-        finish_bag(other, job, out + job.out_stride, block, other_count, bits, width, quads)
-        start = stop
-        out += 2 * job.out_stride
-    position[0] = start
     return True
 
 
@@ -184,40 +171,40 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
     cdef Block block = block_of(job, task, bits, width, quads)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef Py_ssize_t bag = task.first_bag
-    cdef int64_t start = read_offset(job, bag), middle, stop, count
+    cdef int64_t start = read_offset(job, bag), stop, end = 0, added, count
     cdef lanes acc[16]
-    cdef bint is_first
+    cdef lanes other[4]
+    cdef bint is_pair
     if unlikely(not 0 <= start <= job.num_indices):
         return False
     if task.is_first:
-        warm_up(job, rows, task, &block, start, bits, width, quads, index_size)
-    if width <= LANES_PAIRED and not is_max and task.in_pairs:
-        if not look_up_pairs(job, rows, task, &block, &start, bits, width, quads, index_size, is_plain):
-            return False
-        bag += (task.end_bag - bag) // 2 * 2
-        out = job.out + bag * job.out_stride
+        warm_up(rows, task, &block, start)
     while bag < task.end_bag:
         stop = read_offset(job, bag + 1)
-        if unlikely(not start <= stop <= job.num_indices):
-            return False
+        added = 0
+        is_pair = width <= LANES_PAIRED and not is_max and task.in_pairs and bag + 1 < task.end_bag
         set_zero(acc, width)
-        count = stop - start
-        is_first = True
-        if is_plain:
-            if not add_rows(acc, job, rows, &block, start, stop, &count, &is_first, bits, width, quads, False,
-                            index_size, True):
+        if width <= LANES_PAIRED and not is_max and is_pair:
+            end = read_offset(job, bag + 2)
+            if unlikely(not start <= stop <= end <= job.num_indices):
                 return False
+            set_zero(other, width)
+            added = add_in_turn(acc, other, rows, &block, start, stop, min(stop - start, end - stop), bits, width,
+                                quads, index_size, is_plain)
+        while True:
+            if unlikely(not start <= stop <= job.num_indices):
+                return False
+            count = stop - start
+            if not add_bag(acc, job, rows, &block, start + added, stop, &count, bits, width, quads, is_max, index_size,
+                           is_plain):
+                return False
+            finish_bag(acc, job, out, &block, count, bits, width, quads)
             start = stop
-        while start < stop:
-            # A giant bag is interrupted for signals.
-            middle = min(stop, start + POSITIONS_A_LOOK)
-            if not add_rows(acc, job, rows, &block, start, middle, &count, &is_first, bits, width, quads, is_max,
-                            index_size, False):
-                return False
-            start = middle
-            if unlikely(start < stop) and not may_go_on(job):
-                return False
-        finish_bag(acc, job, out, &block, count, bits, width, quads)
-        out += job.out_stride
-        bag += 1
+            out += job.out_stride
+            bag += 1
+            if not (width <= LANES_PAIRED and not is_max and is_pair):
+                break
+            is_pair = False
+            stop = end
+            copy_block(acc, other, width)
     return True

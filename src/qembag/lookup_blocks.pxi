@@ -20,10 +20,12 @@ cdef struct Block:
     Py_ssize_t last_byte        # where the last group (or quad) starts
     Py_ssize_t pair_byte
     Py_ssize_t end_byte         # the row's last: prefetched too, for rows are not aligned
-    Py_ssize_t codes_start
+    Py_ssize_t first_element    # of the output
+    Py_ssize_t last_element
     bint is_short               # the whole row is smaller than what a group loads
     bint is_whole               # the output is float32, and no group ends beyond it
     const uint8_t *indices
+    int index_size
     const uint8_t *weights      # of floats, or halves; without weights one float for all positions, by a step of 0
     int64_t weight_step
     int64_t padding_idx
@@ -59,12 +61,14 @@ cdef Block block_of(const Lookup *job, const Pass *task, int bits, int width, bi
     cdef Py_ssize_t unit = last_unit(bits, width, quads)
     cdef Py_ssize_t codes_end = layout.codes_start + layout.codes_bytes
     cdef Block block
-    block.codes_start = layout.codes_start
     block.first_byte = layout.codes_start + task.first_group * group_bytes(bits)
     block.last_byte = min(block.first_byte + (width - unit) * group_bytes(bits), codes_end - unit * group_bytes(bits))
     block.last_byte = max(block.last_byte, layout.codes_start)
+    block.first_element = (block.first_byte - layout.codes_start) * (8 // bits)
+    block.last_element = (block.last_byte - layout.codes_start) * (8 // bits)
     block.pair_byte = layout.pairs_start
     block.indices = job.indices
+    block.index_size = job.index_size
     block.weights = job.weights if job.weight_size != 0 else <const uint8_t *> &ONE
     block.weight_step = job.weight_size
     block.padding_idx = job.padding_idx
@@ -73,25 +77,21 @@ cdef Block block_of(const Lookup *job, const Pass *task, int bits, int width, bi
     block.last = task.limit - task.distance
     block.end_byte = layout.row_bytes - 1
     block.is_short = layout.row_bytes < group_bytes(bits)      # only where there is one group
-    block.is_whole = (job.out_size == 4
-                      and (block.last_byte - layout.codes_start) * (8 // bits) + unit * 16 <= layout.dim)
+    block.is_whole = job.out_size == 4 and block.last_element + unit * 16 <= layout.dim
     return block
 
 
-cdef inline Py_ssize_t byte_of_group(const Block *block, int k, const int bits, const int width,
-                                     const bint quads) noexcept nogil:
-    """Where a group of the block, or the quad that it starts, is found in a row."""
-    if k == width - last_unit(bits, width, quads):
-        return block.last_byte
-    return block.first_byte + k * group_bytes(bits)
+cdef inline const uint8_t *codes_of_group(const uint8_t *row, const uint8_t *codes, const Block *block, int k,
+                                          const int bits, const int width, const bint quads) noexcept nogil:
+    """Of a group of the block, or of the quad that it starts; the block's codes begin at `codes`."""
+    return row + block.last_byte if k == width - last_unit(bits, width, quads) else codes + k * group_bytes(bits)
 
 
 cdef inline Py_ssize_t element_of_group(const Block *block, int k, const int bits, const int width,
                                         const bint quads) noexcept nogil:
-    """The first element of a group in order."""
-    cdef int in_quad = k % 4 if k < 4 * count_quads(bits, width, quads) else 0
-    cdef Py_ssize_t byte = byte_of_group(block, k - in_quad, bits, width, quads)
-    return (byte - block.codes_start) * (8 // bits) + 16 * in_quad
+    """The first element of a group in order. But for the last ones, at a constant distance from that of the block."""
+    cdef int last = width - last_unit(bits, width, quads)
+    return block.last_element + 16 * (k - last) if k >= last else block.first_element + 16 * k
 
 
 cdef inline lanes unpack(const uint8_t *p, bint is_short, const int bits) noexcept nogil:
@@ -129,29 +129,36 @@ cdef inline void accumulate(lanes *acc, int k, lanes scale, lanes x, lanes bias,
         lanes_accumulate(&acc[k], scale, x, bias)
 
 
+cdef inline const uint8_t *first_codes(const uint8_t *row, const Block *block, const int bits) noexcept nogil:
+    # Measured on a Zen 4: of 4 bits 1.02 to 1.03 times as fast, of 8 bits 0.95 to 1.
+    return as_computed(row + block.first_byte) if bits == 4 else row + block.first_byte
+
+
 cdef inline void add_row(lanes *acc, const uint8_t *row, const Block *block, lanes scale, lanes bias, const int bits,
                          const int width, const bint quads) noexcept nogil:
     cdef int num_quads = count_quads(bits, width, quads)
+    cdef const uint8_t *codes = first_codes(row, block, bits)
+    cdef const uint8_t *group
     cdef lanes four[4]
     cdef int k, j
     for k in range(0, 4 * num_quads, 4):
-        unpack_quad(row + byte_of_group(block, k, bits, width, quads), four, bits, width)
+        unpack_quad(codes_of_group(row, codes, block, k, bits, width, quads), four, bits, width)
         for j in range(4):
             accumulate(acc, k + j, scale, four[j], bias, bits, width, quads)
     # One by one, so that no more registers are needed than there are at AVX2.
     for k in range(4 * num_quads, width):
-        accumulate(acc, k, scale,
-                   unpack(row + byte_of_group(block, k, bits, width, quads), width == 1 and block.is_short, bits),
-                   bias, bits, width, quads)
+        group = codes_of_group(row, codes, block, k, bits, width, quads)
+        accumulate(acc, k, scale, unpack(group, width == 1 and block.is_short, bits), bias, bits, width, quads)
 
 
 cdef inline void max_row(lanes *acc, const uint8_t *row, const Block *block, lanes scale, lanes bias, bint is_first,
                          const int bits, const int width) noexcept nogil:
     """The first row's values are taken as they are: a NaN stays, and so does the sign of a zero."""
+    cdef const uint8_t *codes = first_codes(row, block, bits)
     cdef lanes x
     cdef int k
     for k in range(width):
-        x = unpack(row + byte_of_group(block, k, bits, width, False), width == 1 and block.is_short, bits)
+        x = unpack(codes_of_group(row, codes, block, k, bits, width, False), width == 1 and block.is_short, bits)
         x = lanes_fma(scale, x, bias)
         acc[k] = x if is_first else lanes_max(x, acc[k])
 
@@ -169,12 +176,27 @@ cdef inline void prefetch_row(const uint8_t *row, const Block *block, const int 
     prefetch(row + block.end_byte, is_near)
 
 
+cdef inline void prefetch_any_row(const uint8_t *row, const Block *block) noexcept nogil:
+    """The same where the block is not known at compile time, and a misprediction does not matter."""
+    cdef Py_ssize_t byte
+    prefetch(row + block.first_byte, False)
+    for byte in range(block.first_byte + 64, block.last_byte + 1, 64):
+        prefetch(row + byte, False)
+    prefetch(row + block.end_byte, False)
+
+
 # ---- A bag's end -------------------------------------------------------------------------------------------------
 
 cdef inline void set_zero(lanes *acc, const int width) noexcept nogil:
     cdef int k
     for k in range(width):
         acc[k] = lanes_zero()
+
+
+cdef inline void copy_block(lanes *acc, const lanes *other, const int width) noexcept nogil:
+    cdef int k
+    for k in range(width):
+        acc[k] = other[k]
 
 
 cdef void store_parts(const float *values, const Lookup *job, uint8_t *out, const Block *block, int bits, int width,

@@ -3,7 +3,8 @@
 # ---- Blocks of every width ----------------------------------------------------------------------------------------
 
 # What a loop is compiled for beside bits, quads and maximum or sum: where its rows come from. Not each combination is
-# worth its code: rows are also gathered for maxima by int32, where all rows are wanted, and without an fma instruction.
+# worth its code: maxima have one loop for all, and rows are also gathered where all are wanted, and without an fma
+# instruction.
 cdef enum Kind:
     GATHERED = 0            # by way of windows
     INT32 = 1               # read in the loop, with nothing else to look for
@@ -16,7 +17,7 @@ cdef enum Kind:
 cdef inline int max_width(const int bits, const bint quads, const bint is_max, const Kind kind) noexcept nogil:
     """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
     has no quads, 8 to 10 % faster than 6. Else more only for sums of plain bags: wider blocks are most of a wheel's
-    bytes, and since several bags go through a pass, rows of two passes are as fast as those of one."""
+    bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
     if bits == 2:
         return 8
     return LANES_MAX_BLOCK if not is_max and (kind == INT32 or kind == INT64) else min(LANES_MAX_BLOCK, 8)
@@ -28,7 +29,9 @@ cdef inline bint look_up_kind(const Lookup *job, const uint8_t[:, :] rows, const
         return look_up_gathered(job, rows, task, bits, width, quads, is_max)
     if not LANES_HAS_FMA:
         return False            # `plan_of` gathers
-    return look_up(job, rows, task, bits, width, quads, is_max, 4 if kind == INT32 or kind == INT32_WITH else 8,
+    if is_max:
+        return look_up(job, rows, task, bits, width, quads, True, EITHER, False)
+    return look_up(job, rows, task, bits, width, quads, False, 4 if kind == INT32 or kind == INT32_WITH else 8,
                    kind <= INT64)
 
 
@@ -171,15 +174,15 @@ cdef bint max_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const P
     return look_up_width(job, rows, task, 2, False, True, GATHERED)
 
 
-cdef bint max_8bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+cdef bint max_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width(job, rows, task, 8, False, True, INT64_WITH)
 
 
-cdef bint max_4bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+cdef bint max_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width(job, rows, task, 4, False, True, INT64_WITH)
 
 
-cdef bint max_2bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+cdef bint max_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width(job, rows, task, 2, False, True, INT64_WITH)
 
 
@@ -200,10 +203,10 @@ cdef BlockLoop[NUM_KINDS][3] SUMS_OF_QUADS = [
 ]
 cdef BlockLoop[NUM_KINDS][3] MAXIMA = [
     [max_2bit_gathered, max_4bit_gathered, max_8bit_gathered],
-    [max_2bit_gathered, max_4bit_gathered, max_8bit_gathered],
-    [max_2bit_int64_with, max_4bit_int64_with, max_8bit_int64_with],
-    [max_2bit_gathered, max_4bit_gathered, max_8bit_gathered],
-    [max_2bit_int64_with, max_4bit_int64_with, max_8bit_int64_with],
+    [max_2bit, max_4bit, max_8bit],
+    [max_2bit, max_4bit, max_8bit],
+    [max_2bit, max_4bit, max_8bit],
+    [max_2bit, max_4bit, max_8bit],
 ]
 
 
@@ -246,16 +249,15 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef bint is_plain = job.weight_size == 0 and job.padding_idx < 0 and not (job.signals != NULL and is_one_bag)
     cdef int kind = job.index_size // 4 + (0 if is_plain else 2)
     cdef Plan plan
-    if (job.mapping != NULL or job.index_size == 0 or not LANES_HAS_FMA
-            or (job.mode == MAX and job.index_size == 4)):
+    if job.mapping != NULL or job.index_size == 0 or not LANES_HAS_FMA:
         kind = GATHERED
     # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the lines
     # into the first level in time, and slower where it does not.
     plan.use_quads = (LANES_QUADS and job.mode != MAX and rows >= QUADS_MIN_LENGTH * <double> job.num_bags
                       and job.layout.codes_bytes >= 8 * bits and (bits == 2 or (bits == 8 and is_near)))
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
-    # for, 0.85.
-    plan.in_pairs = is_near
+    # for, 0.85; of one row each 0.93.
+    plan.in_pairs = is_near and rows >= 3 * <double> job.num_bags
     plan.gathers = kind == GATHERED
     plan.sum = MAXIMA[kind][bits // 4] if job.mode == MAX else SUMS[kind][bits // 4]
     plan.sum_of_quads = SUMS_OF_QUADS[kind][bits // 4]
