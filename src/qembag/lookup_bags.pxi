@@ -179,6 +179,8 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
         return False
     if task.is_first:
         warm_up(rows, task, &block, start)
+    if width <= LANES_PAIRED and not is_max:
+        set_zero(other, width)      # also where there is one bag: gcc does not see that nothing reads it then
     while bag < task.end_bag:
         stop = read_offset(job, bag + 1)
         added = 0
