@@ -32,10 +32,10 @@ cdef extern from "parallel.h" nogil:
     bint parallel_is_inside()
     bint parallel_is_forked()
     double parallel_clock()
-    ctypedef struct parallel_shares:
-        int callers
-        int workers
-    void parallel_begin_share(parallel_shares *)
+    int parallel_processor()
+    bint parallel_is_elsewhere(int)
+    bint parallel_pays()
+    void parallel_judge(double)
     int parallel_watch_forks()
 
 cdef extern from "lanes.h" nogil:

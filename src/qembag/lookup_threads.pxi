@@ -38,12 +38,12 @@ cdef void share_out(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag,
 cdef void look_up_chunks(const Lookup *job, const uint8_t[:, :] rows, const Plan *plan, const Py_ssize_t *bounds,
                          Py_ssize_t num_chunks, int num_threads, int *num_failed) noexcept nogil:
     cdef Py_ssize_t chunk
-    cdef int failures = 0
-    cdef parallel_shares shares
-    shares.callers = shares.workers = 0
+    cdef int failures = 0, callers = parallel_processor()
+    cdef double work_elsewhere = 0, work = work_of(job, bounds[0], bounds[num_chunks])
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-        parallel_begin_share(&shares)
         failures += not look_up_bags(job, rows, plan, bounds[chunk], bounds[chunk + 1])
+        work_elsewhere += parallel_is_elsewhere(callers) * work_of(job, bounds[chunk], bounds[chunk + 1])
+    parallel_judge(work_elsewhere / work)
     num_failed[0] = failures
 
 
@@ -60,7 +60,7 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
         return look_up_bags(job, rows, &plan, first_bag, end_bag)
     if num_threads == 0:
         num_threads = parallel_max_threads()
-    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
+    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD) if parallel_pays() else 1)
     num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
     num_threads = min(<Py_ssize_t> num_threads, num_chunks)
     if num_threads == 1:

@@ -343,13 +343,13 @@ cdef inline Py_ssize_t chunk_start(Py_ssize_t first, Py_ssize_t end, Py_ssize_t 
 cdef void quantize_chunks(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                           uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, Py_ssize_t num_chunks,
                           int num_threads, RowFault *faults, Py_ssize_t *bad_rows) noexcept nogil:
-    cdef Py_ssize_t chunk
-    cdef parallel_shares shares
-    shares.callers = shares.workers = 0
+    cdef Py_ssize_t chunk, done_elsewhere = 0
+    cdef int callers = parallel_processor()
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
-        parallel_begin_share(&shares)
+        done_elsewhere += parallel_is_elsewhere(callers)
         faults[chunk] = quantize_chunk(job, weights, bounds, out, chunk_start(first, end, chunk, num_chunks),
                                        chunk_start(first, end, chunk + 1, num_chunks), &bad_rows[chunk])
+    parallel_judge(<double> done_elsewhere / num_chunks)
 
 
 cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
@@ -367,7 +367,7 @@ cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, 
         return quantize_chunk(job, weights, bounds, out, first, end, row)
     if num_threads == 0:
         num_threads = parallel_max_threads()
-    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
+    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD) if parallel_pays() else 1)
     num_chunks = 1
     if num_threads > 1:
         num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end - first)
