@@ -478,6 +478,29 @@ def test_the_affinity_of_threads_is_what_it_was(cores):
     assert said(code) == f"{2 if qembag.show_config()['openmp'] else 0} True"
 
 
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="for systems with affinities")
+def test_workers_that_come_to_nothing_are_left_asleep():
+    """On one processor: two calls try, those of the next 2 ms are done alone, and so on. A worker that is woken sleeps
+    again, and the system counts that."""
+    code = """
+    import re
+    others = set(os.listdir("/proc/self/task"))
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    look_up(2)
+    [worker] = set(os.listdir("/proc/self/task")) - others
+    def sleeps():
+        status = open(f"/proc/self/task/{worker}/status").read()
+        return int(re.search(r"^voluntary_ctxt_switches:\\s*([0-9]+)", status, re.M)[1])
+    some = indices[:1000]
+    before = sleeps()
+    for _ in range(300):
+        qembag.embedding_bag(table, some, num_threads=2)
+    print(sleeps() - before)
+    """
+    assert 0 < int(said(code)) < 150
+
+
 # Numbers of system calls on x86-64, and instructions of a filter: code, operand, how many to skip if true and if false.
 # A filter cannot see the flags of clone3, so there is none, and the C library takes clone.
 SECCOMP = """
