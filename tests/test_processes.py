@@ -481,8 +481,8 @@ def test_the_affinity_of_threads_is_what_it_was(cores):
 @needs_openmp
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="for systems with affinities")
 def test_workers_that_come_to_nothing_are_left_asleep():
-    """On one processor: two calls try, those of the next 2 ms are done alone, and so on. A worker that is woken sleeps
-    again, and the system counts that."""
+    """On one processor: two calls try, those of the next 1 to 2 ms are done alone, and so on. A worker that is woken
+    sleeps again, and the system counts that."""
     code = """
     import re
     others = set(os.listdir("/proc/self/task"))
@@ -494,11 +494,15 @@ def test_workers_that_come_to_nothing_are_left_asleep():
         return int(re.search(r"^voluntary_ctxt_switches:\\s*([0-9]+)", status, re.M)[1])
     some = indices[:1000]
     before = sleeps()
+    started = time.perf_counter()
     for _ in range(300):
         qembag.embedding_bag(table, some, num_threads=2)
-    print(sleeps() - before)
+    print(sleeps() - before, time.perf_counter() - started)
     """
-    assert 0 < int(said(code)) < 150
+    times, seconds = said(code).split()
+    if float(seconds) > 0.06:
+        pytest.skip("calls take so long that more of them try")
+    assert int(times) < 150
 
 
 # Numbers of system calls on x86-64, and instructions of a filter: code, operand, how many to skip if true and if false.

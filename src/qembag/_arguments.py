@@ -292,7 +292,8 @@ def mapping(value: object, *, check_rows: int | None = None, out: object = None)
 
 def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int32]:
     """The mapping, if each entry is -1 or the number of a row."""
-    wrong = np.flatnonzero((mapping < -1) | (mapping >= num_rows))
+    # See `ops.embedding_bag_prepack` for why not with a plain number.
+    wrong = np.flatnonzero((mapping < -1) | (mapping >= np.int64(num_rows)))
     if wrong.size:
         raise IndexError(bad_mapping(int(wrong[0]), int(mapping[wrong[0]]), num_rows))
     return mapping

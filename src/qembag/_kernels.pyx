@@ -7,7 +7,7 @@ an error's text: `_handle` recognises arguments, calls these functions through t
 
 A lookup reads rows in the order of the indices, and accumulates them in registers, a block of up to sixteen groups of
 sixteen elements at a time. Where rows are left out (pruned tables), `gather` first turns a window of positions into the
-addresses of the rows that take part. Each index and mapped row is read once, and what was read is checked.
+numbers of the rows that take part. Each index and mapped row is read once, and what was read is checked.
 
 Functions are inlined into the loops that use them, with `bits`, `width` (groups of a block), `quads` and `is_max` as
 constants: accumulators stay in registers only where their number is known at compile time.
@@ -35,7 +35,8 @@ cdef extern from "parallel.h" nogil:
     int parallel_processor()
     bint parallel_is_elsewhere(int)
     bint parallel_pays()
-    void parallel_judge(double)
+    void parallel_judge(int, double)
+    int parallel_team()
     int parallel_watch_forks()
 
 cdef extern from "lanes.h" nogil:

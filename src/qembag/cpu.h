@@ -51,6 +51,7 @@ static inline int has_bits(uint64_t value, uint64_t bits)
 static inline int cpu_level(void)
 {
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, fma = 1u << 12, f16c = 1u << 29;
+    const uint32_t popcnt = 1u << 23; /* compilers turn it on with AVX */
     const uint32_t avx2 = 1u << 5, avx512f = 1u << 16, avx512dq = 1u << 17, avx512bw = 1u << 30, avx512vl = 1u << 31;
     /* Register state that the system saves: xmm and ymm; for AVX-512 also the mask registers and both parts of zmm. */
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
@@ -61,7 +62,7 @@ static inline int cpu_level(void)
         return 0;
     cpuid(1, first);
     cpuid(7, extended);
-    if (!has_bits(first[ECX], osxsave | avx | fma | f16c) || !has_bits(extended[EBX], avx2)
+    if (!has_bits(first[ECX], osxsave | avx | fma | f16c | popcnt) || !has_bits(extended[EBX], avx2)
         || !has_bits(enabled_states(), ymm_state))
         return 0;
     if (!has_bits(extended[EBX], avx512f | avx512dq | avx512bw | avx512vl) || !has_bits(enabled_states(), zmm_state))

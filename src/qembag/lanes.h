@@ -52,7 +52,7 @@
  *
  *   take_part(found, count, num_rows, numbers, &taken)   the numbers of rows (up to 64) without the -1 among them, in
  *                                        order, and the bits of those taken; false if one is neither -1 nor a row.
- *                                        `found` holds a multiple of 8, -1 behind `count`; `numbers` has room for 8 more
+ *                                        `found` holds a multiple of 8, -1 behind `count`, and `numbers` has room for as many
  *
  * The min of a row takes two steps, fold_min and min_of_4, so that the second serves sixteen rows at once. Where zeros
  * of both signs are the min, which one is returned depends on the order of comparison. So that order is the same in

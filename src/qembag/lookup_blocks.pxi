@@ -183,7 +183,7 @@ cdef inline void prefetch_any_row(const uint8_t *row, const Block *block) noexce
     """The same where the block is not known at compile time, and a misprediction does not matter."""
     cdef Py_ssize_t byte
     prefetch(row + block.first_byte, False)
-    for byte in range(block.first_byte + 64, block.last_byte + 1, 64):
+    for byte in range(block.first_byte + 64, block.end_byte, 64):
         prefetch(row + byte, False)
     prefetch(row + block.end_byte, False)
 

@@ -18,8 +18,8 @@ cdef struct Window:
     int64_t stop
     uint64_t takes_part         # bit k: whether the kth position has a row that counts, neither pruned nor padding
     uint64_t is_padding
-    int64_t number[WINDOW + 8]  # of the rows that take part; eight more: they are written before it is known which do
-    float weight[WINDOW + 1]    # theirs; one more, since each is written before it is known to take part
+    int64_t number[WINDOW]      # of the rows that take part
+    float weight[WINDOW]        # theirs
 
 # One is summed while the rows of the next are on their way to the cache.
 cdef struct Windows:
@@ -41,8 +41,8 @@ cdef inline void prefetch_mapping(const Lookup *job, const Block *block, int64_t
 
 cdef inline bint find_rows(const Lookup *job, const Block *block, Window *window, int64_t *found,
                            const int index_size, const bint is_pruned, const bint is_padded) noexcept nogil:
-    """The row of each position, or -1. Indices and mapping are read here and nowhere else, each once: another thread
-    may write to them."""
+    """The row of each position, or -1. Each index, and what it is mapped to, is read here once for all that follows:
+    another thread may write to them."""
     cdef const volatile int32_t *mapping = job.mapping
     cdef uint64_t num_embeddings = job.num_embeddings
     cdef int64_t padding_idx = job.padding_idx, start = window.start, stop = window.stop, position, index, row

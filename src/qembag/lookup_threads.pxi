@@ -38,12 +38,17 @@ cdef void share_out(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag,
 cdef void look_up_chunks(const Lookup *job, const uint8_t[:, :] rows, const Plan *plan, const Py_ssize_t *bounds,
                          Py_ssize_t num_chunks, int num_threads, int *num_failed) noexcept nogil:
     cdef Py_ssize_t chunk
-    cdef int failures = 0, callers = parallel_processor()
+    cdef int failures = 0, callers = parallel_processor(), team = 1
+    cdef Py_ssize_t chunks_elsewhere = 0
     cdef double work_elsewhere = 0, work = work_of(job, bounds[0], bounds[num_chunks])
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
         failures += not look_up_bags(job, rows, plan, bounds[chunk], bounds[chunk + 1])
-        work_elsewhere += parallel_is_elsewhere(callers) * work_of(job, bounds[chunk], bounds[chunk + 1])
-    parallel_judge(work_elsewhere / work)
+        team = parallel_team()
+        if parallel_is_elsewhere(callers):
+            chunks_elsewhere += 1
+            work_elsewhere += work_of(job, bounds[chunk], bounds[chunk + 1])
+    # Either will do: one chunk may be a giant bag.
+    parallel_judge(team, max(<double> chunks_elsewhere / num_chunks, work_elsewhere / max(work, 1.0)))
     num_failed[0] = failures
 
 

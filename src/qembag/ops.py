@@ -397,7 +397,8 @@ def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: Arra
         raise TypeError(f"codes must be an array of uint8, got {_errors.kind_of(array)}")
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"codes must have 2 dimensions and a dim of 1 or more, got {_errors.kind_of(array)}")
-    too_large = np.argwhere((array < 0) | (array >= 2**bits))
+    # Not with 256: NumPy 2.0 frees what it never set where it compares an array with a number beyond its type.
+    too_large = np.argwhere((array < 0) | (array > 2**bits - 1))
     if too_large.size:
         row, place = too_large[0]
         raise ValueError(

@@ -36,7 +36,7 @@ static inline double parallel_clock(void)
     return omp_get_wtime();
 }
 
-/* The processor that runs this thread, or -1. No system call. */
+/* The processor that runs this thread, or -1. */
 static inline int parallel_processor(void)
 {
 #if defined(__linux__)
@@ -44,6 +44,12 @@ static inline int parallel_processor(void)
 #else
     return -1;
 #endif
+}
+
+/* Threads of the region that this is asked in. */
+static inline int parallel_team(void)
+{
+    return omp_get_num_threads();
 }
 
 /* In a region: whether this is a thread that adds to what its caller can do alone, on `callers` processor. */
@@ -59,7 +65,9 @@ static inline int parallel_is_elsewhere(int callers)
  * workers came to nothing, calls are done alone for a while, and then two try again. Two: a worker that comes late finds
  * the next region awake. */
 #if defined(__GNUC__)
-enum { PARALLEL_PAUSE = 2 }; /* ms */
+#ifndef PARALLEL_PAUSE
+#define PARALLEL_PAUSE 2 /* ms, the first of them begun; 0 for tests that need each region */
+#endif
 static uint32_t parallel_resumes; /* in ms of some clock; 0: no pause so far */
 static int parallel_failures;     /* regions in a row */
 
@@ -72,12 +80,14 @@ static inline int parallel_pays(void)
 {
     const uint32_t resumes = __atomic_load_n(&parallel_resumes, __ATOMIC_RELAXED);
     /* Not `now < resumes`: the clock wraps. */
-    return resumes == 0 || resumes - parallel_milliseconds() - 1 >= PARALLEL_PAUSE;
+    return resumes == 0 || resumes - parallel_milliseconds() - 1u >= PARALLEL_PAUSE + 0u;
 }
 
-/* After a region: the share of its work that was done elsewhere, 1 for all. */
-static inline void parallel_judge(double elsewhere)
+/* After a region of so many threads: the share of its work that was done elsewhere, 1 for all. */
+static inline void parallel_judge(int team, double elsewhere)
 {
+    if (team == 1)
+        return;
     if (elsewhere >= 0.25) {
         __atomic_store_n(&parallel_failures, 0, __ATOMIC_RELAXED);
     } else if (__atomic_add_fetch(&parallel_failures, 1, __ATOMIC_RELAXED) >= 2) {
@@ -91,8 +101,9 @@ static inline int parallel_pays(void)
     return 1;
 }
 
-static inline void parallel_judge(double elsewhere)
+static inline void parallel_judge(int team, double elsewhere)
 {
+    (void)team;
     (void)elsewhere;
 }
 #endif
@@ -136,10 +147,12 @@ static inline int parallel_is_forked(void)
     return parallel_came_through_fork;
 }
 
-/* The child has no calls of its parent's other threads either. */
+/* The child has no calls of its parent's other threads either, nor their workers. */
 static void parallel_begin_child(void)
 {
     parallel_calls = 0;
+    parallel_failures = 0;
+    parallel_resumes = 0;
 #if !defined(__clang__)
     parallel_came_through_fork = 1;
 #endif
@@ -205,6 +218,11 @@ static inline int parallel_processor(void)
     return -1;
 }
 
+static inline int parallel_team(void)
+{
+    return 1;
+}
+
 static inline int parallel_is_elsewhere(int callers)
 {
     (void)callers;
@@ -216,8 +234,9 @@ static inline int parallel_pays(void)
     return 0;
 }
 
-static inline void parallel_judge(double elsewhere)
+static inline void parallel_judge(int team, double elsewhere)
 {
+    (void)team;
     (void)elsewhere;
 }
 #endif

@@ -344,12 +344,13 @@ cdef void quantize_chunks(const Quantize *job, const float[:, ::1] weights, cons
                           uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, Py_ssize_t num_chunks,
                           int num_threads, RowFault *faults, Py_ssize_t *bad_rows) noexcept nogil:
     cdef Py_ssize_t chunk, done_elsewhere = 0
-    cdef int callers = parallel_processor()
+    cdef int callers = parallel_processor(), team = 1
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        team = parallel_team()
         done_elsewhere += parallel_is_elsewhere(callers)
         faults[chunk] = quantize_chunk(job, weights, bounds, out, chunk_start(first, end, chunk, num_chunks),
                                        chunk_start(first, end, chunk + 1, num_chunks), &bad_rows[chunk])
-    parallel_judge(<double> done_elsewhere / num_chunks)
+    parallel_judge(team, <double> done_elsewhere / num_chunks)
 
 
 cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,

@@ -216,7 +216,8 @@ class QuantizedTable:
             if array.size == 0 and isinstance(item, list):
                 array = array.astype(np.int64)
             if array.dtype.kind in "iu":
-                wrong = np.argwhere((array < -count) | (array >= count))
+                # See `ops.embedding_bag_prepack` for why not with plain numbers.
+                wrong = np.argwhere((array < np.int64(-count)) | (array >= np.int64(count)))
                 if len(wrong):
                     number = array[tuple(wrong[0])]
                     raise IndexError(f"index {number} is out of range for a table of {count} rows")
