@@ -24,7 +24,10 @@ def draw(results: dict[str, Any], folder: Path, slug: str) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "qembag", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    for name, figure in (("dims", draw_dims(pyplot, results["cases"])), ("growth", draw_growth(pyplot, results))):
+    figures = {"dims": draw_dims(pyplot, results["cases"])}
+    if results.get("growth"):
+        figures["growth"] = draw_growth(pyplot, results)
+    for name, figure in figures.items():
         figure.tight_layout()
         figure.savefig(folder / f"{slug}-{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
@@ -53,7 +56,7 @@ def draw_dims(pyplot: Any, cases: dict[str, Any]) -> Any:
 
 
 def draw_growth(pyplot: Any, results: dict[str, Any]) -> Any:
-    growth = results.get("growth", {})
+    growth = results["growth"]
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for panel, width in zip(panels, ("8bit", "4bit"), strict=True):
         panel.set(title=f"{width}, rows of 64", xscale="log", xlabel="bytes of the table")

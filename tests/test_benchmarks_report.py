@@ -228,7 +228,8 @@ def test_the_index_is_that_of_the_files(benchmarks):
     assert (folder / "README.md").read_text() == benchmarks("report").index(everything)
     for slug, some in everything.items():
         assert some["machine"]["slug"] == slug
-        assert all((folder / f"{slug}{end}").is_file() for end in (".md", "-dims.svg", "-growth.svg"))
+        plots = ["-dims.svg", *(["-growth.svg"] if some.get("growth") else [])]
+        assert all((folder / f"{slug}{end}").is_file() for end in (".md", *plots))
 
 
 # ---- Reports -------------------------------------------------------------------------------------------------------
