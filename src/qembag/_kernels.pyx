@@ -34,7 +34,6 @@ cdef extern from "parallel.h" nogil:
     double parallel_clock()
     int parallel_processor()
     bint parallel_is_elsewhere(int)
-    bint parallel_pays()
     void parallel_judge(int, double)
     int parallel_team()
     int parallel_watch_forks()

@@ -65,7 +65,7 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
         return look_up_bags(job, rows, &plan, first_bag, end_bag)
     if num_threads == 0:
         num_threads = parallel_max_threads()
-    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD) if parallel_pays() else 1)
+    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
     num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end_bag - first_bag)
     num_threads = min(<Py_ssize_t> num_threads, num_chunks)
     if num_threads == 1:

@@ -95,28 +95,17 @@ static inline void parallel_judge(int team, double elsewhere)
         __atomic_store_n(&parallel_resumes, parallel_milliseconds() + PARALLEL_PAUSE, __ATOMIC_RELAXED);
     }
 }
-#else
-static inline int parallel_pays(void)
-{
-    return 1;
-}
-
-static inline void parallel_judge(int team, double elsewhere)
-{
-    (void)team;
-    (void)elsewhere;
-}
-#endif
 
 /* Calls that work in parallel at this moment, in all threads of Python. Where there are as many as processors, each does
  * better alone: on 2 processors 32 threads' calls of two threads each came to 0.8 of one thread's, alone to 1.0. */
-#if defined(__GNUC__)
 static int parallel_calls;
 
-/* Of `num_threads`, this call's share. */
+/* Of `num_threads`, this call's share; 1 in a pause. */
 static inline int parallel_enter(int num_threads)
 {
     const int calls = __atomic_add_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
+    if (!parallel_pays())
+        return 1;
     const int share = calls > 1 && num_threads > 1 ? omp_get_num_procs() / calls : num_threads;
     return share < 1 ? 1 : share < num_threads ? share : num_threads;
 }
@@ -126,6 +115,12 @@ static inline void parallel_leave(void)
     __atomic_sub_fetch(&parallel_calls, 1, __ATOMIC_RELAXED);
 }
 #else
+static inline void parallel_judge(int team, double elsewhere)
+{
+    (void)team;
+    (void)elsewhere;
+}
+
 static inline int parallel_enter(int num_threads)
 {
     return num_threads;
@@ -226,11 +221,6 @@ static inline int parallel_team(void)
 static inline int parallel_is_elsewhere(int callers)
 {
     (void)callers;
-    return 0;
-}
-
-static inline int parallel_pays(void)
-{
     return 0;
 }
 

@@ -368,7 +368,7 @@ cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, 
         return quantize_chunk(job, weights, bounds, out, first, end, row)
     if num_threads == 0:
         num_threads = parallel_max_threads()
-    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD) if parallel_pays() else 1)
+    num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
     num_chunks = 1
     if num_threads > 1:
         num_chunks = min(<Py_ssize_t> (CHUNKS_A_THREAD * num_threads), end - first)
