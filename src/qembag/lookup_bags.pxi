@@ -174,19 +174,19 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
     cdef int64_t start = read_offset(job, bag), stop, end = 0, added, count
     cdef lanes acc[16]
     cdef lanes other[4]
-    cdef bint is_pair
+    cdef bint may_pair = width <= LANES_PAIRED and not is_max, is_pair
     if unlikely(not 0 <= start <= job.num_indices):
         return False
     if task.is_first:
         warm_up(rows, task, &block, start)
-    if width <= LANES_PAIRED and not is_max:
+    if may_pair:
         set_zero(other, width)      # also where there is one bag: gcc does not see that nothing reads it then
     while bag < task.end_bag:
         stop = read_offset(job, bag + 1)
         added = 0
-        is_pair = width <= LANES_PAIRED and not is_max and task.in_pairs and bag + 1 < task.end_bag
+        is_pair = may_pair and task.in_pairs and bag + 1 < task.end_bag
         set_zero(acc, width)
-        if width <= LANES_PAIRED and not is_max and is_pair:
+        if may_pair and is_pair:
             end = read_offset(job, bag + 2)
             if unlikely(not start <= stop <= end <= job.num_indices):
                 return False
@@ -204,7 +204,7 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
             start = stop
             out += job.out_stride
             bag += 1
-            if not (width <= LANES_PAIRED and not is_max and is_pair):
+            if not (may_pair and is_pair):
                 break
             is_pair = False
             stop = end
