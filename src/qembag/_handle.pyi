@@ -27,7 +27,6 @@ class LayoutFields:
         dim: int,
         row_bytes: int,
         codes_start: int,
-        codes_bytes: int,
         pairs_start: int,
         pair_size: int,
         group_size: int,
@@ -48,6 +47,10 @@ class LayoutFields:
     def pair_size(self) -> int: ...
     @property
     def group_size(self) -> int: ...
+    @property
+    def num_groups(self) -> int: ...
+    @property
+    def used_bytes(self) -> int: ...
 
 @disjoint_base
 class TableHandle:

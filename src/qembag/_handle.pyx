@@ -66,21 +66,32 @@ cdef class LayoutFields:
 
     cdef Layout fields
 
-    def __cinit__(self, int bits, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start, Py_ssize_t codes_bytes,
-                  Py_ssize_t pairs_start, int pair_size, Py_ssize_t group_size):
-        # What the loops rely on to stay inside a row.
-        if (bits not in (8, 4, 2) or dim < 1 or codes_bytes != (dim - 1) // (8 // bits) + 1 or codes_start != 0
-                or pairs_start != codes_bytes or pair_size != (4 if bits == 8 else 2)
-                or row_bytes != codes_bytes + 2 * pair_size or group_size != dim):
+    def __cinit__(self, int bits, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start, Py_ssize_t pairs_start,
+                  int pair_size, Py_ssize_t group_size):
+        cdef Py_ssize_t codes_end, pairs_end
+        cdef Layout *fields = &self.fields
+        fields.bits = bits
+        fields.dim = dim
+        fields.row_bytes = row_bytes
+        fields.codes_start = codes_start
+        fields.pairs_start = pairs_start
+        fields.pair_size = pair_size
+        fields.group_size = group_size
+        # What the loops rely on to stay inside a row. In an order in which nothing overflows.
+        if (bits not in (8, 4, 2) or pair_size not in (4, 2) or dim < 1 or not 0 <= codes_start <= row_bytes
+                or not 0 <= pairs_start <= row_bytes or not 1 <= group_size <= dim
+                or (group_size != dim and group_size % 16 != 0)):
             raise ValueError("internal error: a layout that the loops do not know")
-        self.fields.bits = bits
-        self.fields.dim = dim
-        self.fields.row_bytes = row_bytes
-        self.fields.codes_start = codes_start
-        self.fields.codes_bytes = codes_bytes
-        self.fields.pairs_start = pairs_start
-        self.fields.pair_size = pair_size
-        self.fields.group_size = group_size
+        fields.codes_bytes = (dim - 1) // (8 // bits) + 1
+        fields.num_groups = (dim - 1) // group_size + 1
+        if (fields.codes_bytes > row_bytes - codes_start
+                or fields.num_groups > (row_bytes - pairs_start) // (2 * pair_size)):
+            raise ValueError("internal error: a layout of another row length")
+        codes_end = codes_start + fields.codes_bytes
+        pairs_end = pairs_start + 2 * pair_size * fields.num_groups
+        if codes_end > pairs_start and pairs_end > codes_start:
+            raise ValueError("internal error: a layout whose parts overlap")
+        fields.used_bytes = max(codes_end, pairs_end)
 
     @property
     def bits(self):
@@ -113,6 +124,14 @@ cdef class LayoutFields:
     @property
     def group_size(self):
         return self.fields.group_size
+
+    @property
+    def num_groups(self):
+        return self.fields.num_groups
+
+    @property
+    def used_bytes(self):
+        return self.fields.used_bytes
 
 
 cdef class TableHandle:

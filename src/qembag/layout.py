@@ -52,7 +52,7 @@ class RowLayout(LayoutFields):
     def __new__(cls, bits: int, dim: int) -> Self:
         codes_bytes = -(-dim * bits // 8)
         pair_size = 4 if bits == 8 else 2
-        return super().__new__(cls, bits, dim, codes_bytes + 2 * pair_size, 0, codes_bytes, codes_bytes, pair_size, dim)
+        return super().__new__(cls, bits, dim, codes_bytes + 2 * pair_size, 0, codes_bytes, pair_size, dim)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RowLayout) and (self.bits, self.dim) == (other.bits, other.dim)

@@ -8,11 +8,13 @@ cdef struct Layout:
     int bits
     int pair_size               # bytes of a scale, and of a bias: 4 (float32) or 2 (float16)
     Py_ssize_t dim
-    Py_ssize_t row_bytes
+    Py_ssize_t row_bytes        # padding included
+    Py_ssize_t used_bytes       # from here on padding, which is never read
     Py_ssize_t codes_start
     Py_ssize_t codes_bytes
     Py_ssize_t pairs_start
     Py_ssize_t group_size       # elements that share a scale and a bias
+    Py_ssize_t num_groups       # of a row: its pairs
 
 
 cdef enum Mode:
