@@ -18,6 +18,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
 
 from loops cimport (
+    FLOAT16_OUT, FLOAT32_OUT, GROUPED,
     FINE, Layout, Lookup, Loops, MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, Quantize, read_index, read_offset, RowFault,
     Signals, SUM, work_of,
 )
@@ -92,6 +93,9 @@ cdef class LayoutFields:
         if codes_end > pairs_start and pairs_end > codes_start:
             raise ValueError("internal error: a layout whose parts overlap")
         fields.used_bytes = max(codes_end, pairs_end)
+        fields.form = bits
+        if fields.num_groups > 1 or (bits != 8 and pair_size != 2):
+            fields.form |= GROUPED
 
     @property
     def bits(self):

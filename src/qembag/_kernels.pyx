@@ -5,12 +5,12 @@
 One source, compiled once per instruction-set level over the `lanes` of lanes.h. Nothing here knows Python's objects or
 an error's text: `_handle` recognises arguments, calls these functions through the table `Loops`, and explains faults.
 
-A lookup reads rows in the order of the indices, and accumulates them in registers, a block of up to sixteen groups of
+A lookup reads rows in the order of the indices, and accumulates them in registers, a block of up to sixteen vectors of
 sixteen elements at a time. Where rows are left out (pruned tables), `gather` first turns a window of positions into the
 numbers of the rows that take part. Each index and mapped row is read once, and what was read is checked.
 
-Functions are inlined into the loops that use them, with `bits`, `width` (groups of a block), `quads` and `is_max` as
-constants: accumulators stay in registers only where their number is known at compile time.
+Functions are inlined into the loops that use them, with `form` (what rows are made of), `width` (vectors of a block)
+and `is_max` as constants: accumulators stay in registers only where their number is known at compile time.
 """
 
 from cpython.pycapsule cimport PyCapsule_New
@@ -18,10 +18,11 @@ from cython.parallel cimport parallel, prange
 from libc.math cimport isfinite, sqrtf
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from loops cimport (
-    FINE, Layout, Lookup, Loops, MAX, MEAN, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_offset, work_of,
+    AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout, Lookup, Loops, MAX, MEAN,
+    NOT_FINITE, NO_MEMORY, Quantize, RowFault, SQRTN, TOO_WIDE, read_offset, work_of,
 )
 
 cdef extern from "parallel.h" nogil:
@@ -46,16 +47,22 @@ cdef extern from "lanes.h" nogil:
     enum: LANES_PAIRED
     ctypedef struct lanes:
         pass
+    ctypedef struct pair_places:
+        int32_t of_vector[8]
+        int count
+        bint are_halves
 
     lanes lanes_zero()
     lanes lanes_broadcast(float)
     lanes lanes_load(const float *)
+    lanes lanes_load_part(const float *, Py_ssize_t, lanes)
     void lanes_store(float *, lanes)
     void store_part(uint8_t *, const float *, Py_ssize_t, int)
     lanes lanes_add(lanes, lanes)
     lanes lanes_add_by_fma(lanes, lanes)
     void lanes_accumulate(lanes *, lanes, lanes, lanes)
     lanes lanes_mul(lanes, lanes)
+    lanes lanes_div(lanes, lanes)
     lanes lanes_fma(lanes, lanes, lanes)
     lanes lanes_max(lanes, lanes)
     lanes lanes_in_order_4bit(lanes)
@@ -65,11 +72,15 @@ cdef extern from "lanes.h" nogil:
     lanes unpack_2bit(const uint8_t *)
     lanes unpack_8bit_short(const uint8_t *)
     lanes unpack_4bit_short(const uint8_t *)
+    lanes unpack_float32(const uint8_t *)
+    lanes unpack_float16(const uint8_t *)
+    lanes unpack_bfloat16(const uint8_t *)
     void unpack_quad_8bit(const uint8_t *, lanes *)
     void unpack_quad_8bit_by_loads(const uint8_t *, lanes *)
     void unpack_quad_2bit(const uint8_t *, lanes *)
     void read_pair_float(const uint8_t *, lanes *, lanes *)
     void read_pair_half(const uint8_t *, lanes *, lanes *)
+    void spread_pairs(const uint8_t *, const pair_places *, float *, float, bint, int)
     float float_of_half(uint16_t)
     void prefetch(const uint8_t *, bint)
     const uint8_t *as_computed(const uint8_t *)
@@ -142,7 +153,7 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
     stop = read_offset(job, job.num_bags)
     if not 0 <= start <= stop <= job.num_indices:
         return False
-    while start < stop and may_go_on(job):
+    while start < stop and not job.skips_invalid and may_go_on(job):
         middle = min(start + <int64_t> CHECKED_AT_A_TIME, stop)
         if not (indices_are_below(job, start, middle, 8) if job.index_size == 8
                 else indices_are_below(job, start, middle, 4)):

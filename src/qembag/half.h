@@ -1,4 +1,4 @@
-/* Half floats as their bits: several compilers have no type for them. */
+/* Half floats, and bfloat16, as their bits: several compilers have no type for them. */
 #ifndef QEMBAG_HALF_H
 #define QEMBAG_HALF_H
 
@@ -30,6 +30,15 @@ static inline uint16_t half_of_float(float value)
     if (magnitude < 0x38800000u) /* below 2^-14 */
         return sign | (uint16_t)(bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000u);
     return sign | (uint16_t)((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+
+/* A bfloat16 is the upper half of a float. Rounds to nearest, ties to even; NaN gives NaN. */
+static inline uint16_t bfloat16_of_float(float value)
+{
+    const uint32_t bits = bits_of_float(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 #endif

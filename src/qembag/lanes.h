@@ -8,9 +8,9 @@
  *     other byte order, scales and biases are read byte by byte.
  *   - A function reads only the bytes that are named here. A row may end where the mapping ends.
  *
- * A group is the codes of sixteen elements: 16, 8 or 4 bytes of a row at 8, 4 or 2 bits.
- * A pair is the scale and bias of a row.
- * A quad is four groups unpacked together: lane i of x[k] is element 4i + k. That takes fewer instructions a row, and
+ * A vector is sixteen elements of a row: 16, 8 or 4 bytes at 8, 4 or 2 bits.
+ * A pair is the scale and bias of a row, or of a group of its elements.
+ * A quad is four vectors unpacked together: lane i of x[k] is element 4i + k. That takes fewer instructions a row, and
  * 16 shuffles a bag to put the elements in order.
  *
  * What a family defines:
@@ -18,7 +18,7 @@
  *   LANES_LEVEL                  its name
  *   LANES_MAX_BLOCK              how many accumulators one pass over a bag keeps in registers
  *   LANES_HAS_FMA                whether lanes_fma is an instruction; where it is not, nothing else shows in the time of a row
- *   LANES_PAIRED                 rows of up to this many groups are added to two bags in turn
+ *   LANES_PAIRED                 rows of up to this many vectors are added to two bags in turn
  *   LANES_QUADS                  whether quads are unpacked; if not, their functions exist but nothing calls them
  *
  *   lanes_broadcast(float)
@@ -35,18 +35,22 @@
  *   lanes_through_half(x)                rounded to half floats and back
  *   lanes_all_finite(x)
  *
- *   unpack_8bit, unpack_4bit, unpack_2bit(p)         a group: reads 16, 8, 4 bytes
- *   unpack_8bit_short, unpack_4bit_short(p)          for rows shorter than a group: reads 8, 4 bytes; the other
+ *   unpack_8bit, unpack_4bit, unpack_2bit(p)         a vector: reads 16, 8, 4 bytes
+ *   unpack_8bit_short, unpack_4bit_short(p)          for rows shorter than a vector: reads 8, 4 bytes; the other
  *                                                    lanes are unspecified
  *   lanes_in_order_4bit(x)                           unpack_4bit may leave the lanes in another order: undoes it
  *   unpack_quad_8bit, unpack_quad_2bit(p, x)         a quad: reads 64, 16 bytes
  *   unpack_quad_8bit_by_loads(p, x)                  the same, but reads 66 bytes
  *   lanes_in_order_quad(x)                           x[k] becomes elements 16k to 16k + 15
+ *   unpack_float32, unpack_float16, unpack_bfloat16(p)   a vector of floats in the host's byte order: reads 64, 32, 32 bytes
  *   read_pair_float, read_pair_half(p, &scale, &bias)    reads 8, 4 bytes
+ *   spread_pairs(p, &places, pairs, weight, is_weighted, width)  scale and bias of each vector k < width, times the weight,
+ *                                                    as pairs[2k], pairs[2k + 1]; `pairs` has room for 16 floats.
+ *                                                    Reads `places.count` pairs at p
  *
- *   pack_8bit, pack_4bit, pack_2bit(p, x)    a group, of values up to the largest code: rounds to nearest, ties to
+ *   pack_8bit, pack_4bit, pack_2bit(p, x)    a vector, of values up to the largest code: rounds to nearest, ties to
  *                                            even; negative values and NaN give 0
- *   pack_four_8bit, pack_four_4bit, pack_four_2bit(p, a, b, c, d)    four groups
+ *   pack_four_8bit, pack_four_4bit, pack_four_2bit(p, a, b, c, d)    four vectors
  *   fold_min, fold_max(p, x)             four floats, whose min or max is that of the lanes
  *   min_of_4, max_of_4(p)                of sixteen times four floats, the min or max of each four
  *
@@ -72,6 +76,22 @@
 #include "bytes.h"
 #include "half.h"
 
+/* lanes_unlikely: C from Cython has its own macro `unlikely`. */
+#if defined(__GNUC__) || defined(__clang__)
+#define NOT_INLINE __attribute__((noinline, unused))
+#define lanes_unlikely(condition) __builtin_expect(!!(condition), 0)
+#else
+#define NOT_INLINE __declspec(noinline)
+#define lanes_unlikely(condition) (condition)
+#endif
+
+/* Which pair of scale and bias each vector of a block has, counted from the first of them. */
+typedef struct {
+    int32_t of_vector[8];
+    int count; /* of pairs, up to 8 */
+    int are_halves;
+} pair_places;
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "lanes_avx512.h"
 #elif defined(__AVX2__)
@@ -84,37 +104,28 @@
 #include "lanes_plain.h"
 #endif
 
-/* lanes_unlikely: C from Cython has its own macro `unlikely`. */
-#if defined(__GNUC__) || defined(__clang__)
-#define NOT_INLINE __attribute__((noinline, unused))
-#define lanes_unlikely(condition) __builtin_expect(!!(condition), 0)
-#else
-#define NOT_INLINE __declspec(noinline)
-#define lanes_unlikely(condition) (condition)
-#endif
-
 static inline lanes lanes_zero(void)
 {
     return lanes_broadcast(0.0f);
 }
 
-/* Stores min(count, 16) floats, or half floats where `size` is 2, and writes nothing after them. Not inlined: the loops
+/* Stores min(count, 16) numbers and writes nothing after them: floats, half floats or bfloat16 (`type` 0, 1, 2). Not inlined: the loops
  * call it only for outputs that are not whole groups of float32. */
-static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int size)
+static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int type)
 {
     uint16_t halves[16];
-    if (count >= 16) {
-        if (size == 4)
-            lanes_store((float *)p, lanes_load(values));
-        else
-            lanes_store_half((uint16_t *)p, lanes_load(values));
-        return;
-    }
-    if (size == 4) {
+    if (count > 16)
+        count = 16;
+    if (type == 0) {
         memcpy(p, values, (size_t)count * sizeof *values);
         return;
     }
-    lanes_store_half(halves, lanes_load(values));
+    if (type == 1) {
+        lanes_store_half(halves, lanes_load(values));
+    } else {
+        for (int i = 0; i < 16; i++)
+            halves[i] = bfloat16_of_float(values[i]);
+    }
     memcpy(p, halves, (size_t)count * sizeof *halves);
 }
 

@@ -191,6 +191,54 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
     *bias = lanes_join(b, b);
 }
 
+static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight, int is_weighted,
+                                int width)
+{
+    if (places->are_halves) {
+        const __m256i order = _mm256_loadu_si256((const __m256i *)places->of_vector);
+        const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        /* A masked load reads no pair that is not there. */
+        const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(places->count), numbers);
+        const __m256i halves = _mm256_permutevar8x32_epi32(_mm256_maskload_epi32((const int *)p, there), order);
+        const __m256 factor = _mm256_set1_ps(is_weighted ? weight : 1.0f);
+        const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+        _mm256_storeu_ps(pairs, is_weighted ? _mm256_mul_ps(low, factor) : low);
+        _mm256_storeu_ps(pairs + 8, is_weighted ? _mm256_mul_ps(high, factor) : high);
+        return;
+    }
+    for (int k = 0; k < width; k++) {
+        float pair[2];
+        memcpy(pair, p + 8 * places->of_vector[k], sizeof pair);
+        pairs[2 * k] = is_weighted ? weight * pair[0] : pair[0];
+        pairs[2 * k + 1] = is_weighted ? weight * pair[1] : pair[1];
+    }
+}
+
+/* ---- Floats ---- */
+
+static inline lanes unpack_float32(const uint8_t *p)
+{
+    return lanes_join(_mm256_loadu_ps((const float *)p), _mm256_loadu_ps((const float *)(p + 32)));
+}
+
+static inline lanes unpack_float16(const uint8_t *p)
+{
+    return lanes_join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                      _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16))));
+}
+
+static inline __m256 unpack_bfloat16_x8(__m128i halves)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+static inline lanes unpack_bfloat16(const uint8_t *p)
+{
+    return lanes_join(unpack_bfloat16_x8(_mm_loadu_si128((const __m128i *)p)),
+                      unpack_bfloat16_x8(_mm_loadu_si128((const __m128i *)(p + 16))));
+}
+
 /* ---- Packing ---- */
 
 /* A byte each; negative values and NaN give 0. */

@@ -238,6 +238,42 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
     *bias = _mm512_broadcastss_ps(_mm_movehdup_ps(pair));
 }
 
+/* Masked loads read no pair that is not there. */
+static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight, int is_weighted,
+                                int width)
+{
+    const __m256i order = _mm256_loadu_si256((const __m256i *)places->of_vector);
+    const __mmask8 there = (__mmask8)((1u << places->count) - 1);
+    __m512 values;
+    (void)width;
+    if (places->are_halves)
+        values = _mm512_cvtph_ps(_mm256_permutevar8x32_epi32(_mm256_maskz_loadu_epi32(there, p), order));
+    else
+        values = _mm512_castsi512_ps(
+            _mm512_permutexvar_epi64(_mm512_cvtepi32_epi64(order), _mm512_maskz_loadu_epi64(there, p)));
+    if (is_weighted)
+        values = _mm512_mul_ps(values, _mm512_set1_ps(weight));
+    _mm512_storeu_ps(pairs, values);
+}
+
+/* ---- Floats ---- */
+
+static inline lanes unpack_float32(const uint8_t *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+static inline lanes unpack_float16(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+static inline lanes unpack_bfloat16(const uint8_t *p)
+{
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
 /* ---- Packing ---- */
 
 /* A byte each; negative values and NaN give 0. */

@@ -56,6 +56,47 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
     *bias = lanes_broadcast(float_of_half(read_le16(p + 2)));
 }
 
+static NOT_INLINE void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight,
+                                    int is_weighted, int width)
+{
+    for (int k = 0; k < width; k++) {
+        const uint8_t *pair = p + (places->are_halves ? 4 : 8) * places->of_vector[k];
+        const float scale = places->are_halves ? float_of_half(read_le16(pair)) : float_of_bits(read_le32(pair));
+        const float bias = places->are_halves ? float_of_half(read_le16(pair + 2)) : float_of_bits(read_le32(pair + 4));
+        pairs[2 * k] = is_weighted ? weight * scale : scale;
+        pairs[2 * k + 1] = is_weighted ? weight * bias : bias;
+    }
+}
+
+static inline lanes unpack_float32(const uint8_t *p)
+{
+    float values[16];
+    memcpy(values, p, sizeof values);
+    return lanes_load(values);
+}
+
+#if !defined(QEMBAG_LANES_NEON_H)
+static NOT_INLINE lanes unpack_float16(const uint8_t *p)
+{
+    uint16_t halves[16];
+    float values[16];
+    memcpy(halves, p, sizeof halves);
+    for (int i = 0; i < 16; i++)
+        values[i] = float_of_half(halves[i]);
+    return lanes_load(values);
+}
+#endif
+
+static inline lanes unpack_bfloat16(const uint8_t *p)
+{
+    uint16_t halves[16];
+    float values[16];
+    memcpy(halves, p, sizeof halves);
+    for (int i = 0; i < 16; i++)
+        values[i] = float_of_bits((uint32_t)halves[i] << 16);
+    return lanes_load(values);
+}
+
 /* Without a branch on which rows do. */
 static inline int take_part(const int64_t *found, int count, int64_t num_rows, int64_t *numbers, uint64_t *taken)
 {

@@ -140,6 +140,14 @@ static inline lanes unpack_2bit(const uint8_t *p)
     return lanes_from_bytes(vandq_u8(codes, vdupq_n_u8(3)));
 }
 
+static inline lanes unpack_float16(const uint8_t *p)
+{
+    lanes result;
+    for (int i = 0; i < 4; i++)
+        result.part[i] = vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p + 8 * i)));
+    return result;
+}
+
 /* ---- Packing ---- */
 
 /* Rounded, a byte each. Conversion to unsigned gives 0 for negative values and NaN. */

@@ -17,7 +17,7 @@ cdef struct Window:
     int64_t start
     int64_t stop
     uint64_t takes_part         # bit k: whether the kth position has a row that counts, neither pruned nor padding
-    uint64_t is_padding
+    uint64_t is_absent          # padding, and invalid indices that are skipped: no mean counts them
     int64_t number[WINDOW]      # of the rows that take part
     float weight[WINDOW]        # theirs
 
@@ -40,31 +40,35 @@ cdef inline void prefetch_mapping(const Lookup *job, const Block *block, int64_t
 
 
 cdef inline bint find_rows(const Lookup *job, const Block *block, Window *window, int64_t *found,
-                           const int index_size, const bint is_pruned, const bint is_padded) noexcept nogil:
+                           const int index_size, const bint is_pruned, const bint may_be_absent) noexcept nogil:
     """The row of each position, or -1. Each index, and what it is mapped to, is read here once for all that follows:
     another thread may write to them."""
     cdef const volatile int32_t *mapping = job.mapping
     cdef uint64_t num_embeddings = job.num_embeddings
     cdef int64_t padding_idx = job.padding_idx, start = window.start, stop = window.stop, position, index, row
-    cdef uint64_t is_padding = 0
+    cdef uint64_t is_absent = 0
+    cdef bint skips_invalid = job.skips_invalid
     for position in range(start, stop):
         row = index = index_at(block, position, index_size)
         if unlikely(<uint64_t> index >= num_embeddings):
-            return False
-        if is_pruned:
+            if not (may_be_absent and skips_invalid):
+                return False
+            row = index = padding_idx
+            is_absent |= <uint64_t> 1 << (position - start)
+        elif is_pruned:
             row = mapping[index]
-        if is_padded:
+        if may_be_absent:
             # Whatever it is mapped to.
             row = -1 if index == padding_idx else row
-            is_padding |= <uint64_t> (index == padding_idx) << (position - start)
+            is_absent |= <uint64_t> (index == padding_idx) << (position - start)
         found[position - start] = row
-    window.is_padding = is_padding
+    window.is_absent = is_absent
     return True
 
 
 cdef inline bint find_rows_of_size(const Lookup *job, const Block *block, Window *window, int64_t *found,
                                    const int index_size) noexcept nogil:
-    if job.padding_idx >= 0:
+    if job.padding_idx >= 0 or job.skips_invalid:
         return find_rows(job, block, window, found, index_size, job.mapping != NULL, True)
     if job.mapping != NULL:
         return find_rows(job, block, window, found, index_size, True, False)
@@ -115,40 +119,29 @@ cdef Window *next_window(const Lookup *job, Windows *windows, const uint8_t[:, :
 # ---- Bags by way of windows ---------------------------------------------------------------------------------------
 
 cdef inline void add_gathered(lanes *acc, const Window *window, int first, int end, const uint8_t[:, :] rows,
-                              const Block *block, const bint is_weighted, const int bits, const int width,
-                              const bint quads) noexcept nogil:
-    cdef lanes scale, bias, weight
-    cdef const uint8_t *row
+                              const Block *block, const bint is_weighted, const int form,
+                              const int width) noexcept nogil:
     cdef int place
     for place in range(first, end):
-        row = &rows[window.number[place], 0]
-        read_pair(row, block, &scale, &bias, bits)
-        if is_weighted:
-            weight = lanes_broadcast(window.weight[place])
-            scale = lanes_mul(scale, weight)
-            bias = lanes_mul(bias, weight)
-        add_row(acc, row, block, scale, bias, bits, width, quads)
+        add_row(acc, &rows[window.number[place], 0], block, window.weight[place] if is_weighted else 1, is_weighted,
+                form, width)
 
 
 cdef inline void max_gathered(lanes *acc, const Window *window, int first, int end, const uint8_t[:, :] rows,
-                              const Block *block, bint is_first, const int bits, const int width) noexcept nogil:
-    cdef lanes scale, bias
-    cdef const uint8_t *row
+                              const Block *block, bint is_first, const int form, const int width) noexcept nogil:
     cdef int place
     for place in range(first, end):
-        row = &rows[window.number[place], 0]
-        read_pair(row, block, &scale, &bias, bits)
-        max_row(acc, row, block, scale, bias, is_first, bits, width)
+        max_row(acc, &rows[window.number[place], 0], block, is_first, form, width)
         is_first = False
 
 
-cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
-                                  const int width, const bint quads, const bint is_max) noexcept nogil:
+cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
+                                  const int width, const bint is_max) noexcept nogil:
     """What `look_up` does, for rows that `gather` has found."""
-    cdef Block block = block_of(job, task, bits, width, quads)
+    cdef Block block = block_of(job, task, form, width)
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef bint is_first
-    cdef int64_t position = read_offset(job, task.first_bag), stop, upto
+    cdef int64_t position = read_offset(job, task.first_bag), start, stop, upto
     cdef Py_ssize_t bag, count
     cdef int first, end
     cdef Windows windows
@@ -168,6 +161,7 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
         set_zero(acc, width)
         count = 0
         is_first = True
+        start = position
         while position < stop:
             if unlikely(position == window.stop):
                 window = next_window(job, &windows, rows, &block)
@@ -177,17 +171,17 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
             first = count_ones_below(window.takes_part, <int> (position - window.start))
             end = count_ones_below(window.takes_part, <int> (upto - window.start))
             if is_max:
-                max_gathered(acc, window, first, end, rows, &block, is_first, bits, width)
+                max_gathered(acc, window, first, end, rows, &block, is_first, form, width)
             elif job.weight_size != 0:
-                add_gathered(acc, window, first, end, rows, &block, True, bits, width, quads)
+                add_gathered(acc, window, first, end, rows, &block, True, form, width)
             else:
-                add_gathered(acc, window, first, end, rows, &block, False, bits, width, quads)
+                add_gathered(acc, window, first, end, rows, &block, False, form, width)
             is_first = is_first and first == end
             count += upto - position
-            if job.padding_idx >= 0:
-                count -= (count_ones_below(window.is_padding, <int> (upto - window.start))
-                          - count_ones_below(window.is_padding, <int> (position - window.start)))
+            if job.padding_idx >= 0 or job.skips_invalid:
+                count -= (count_ones_below(window.is_absent, <int> (upto - window.start))
+                          - count_ones_below(window.is_absent, <int> (position - window.start)))
             position = upto
-        finish_bag(acc, job, out, &block, count, bits, width, quads)
+        finish_bag(acc, job, out, &block, start, stop, count, form, width)
         out += job.out_stride
     return True

@@ -2,212 +2,237 @@
 
 # ---- Blocks of every width ----------------------------------------------------------------------------------------
 
-# What a loop is compiled for beside bits, quads and maximum or sum: where its rows come from. Not each combination is
-# worth its code: maxima have one loop for all, and rows are also gathered where all are wanted, and without an fma
-# instruction.
+# What a loop is compiled for beside form and maximum or sum: where its rows come from.
 cdef enum Kind:
     GATHERED = 0            # by way of windows
     INT32 = 1               # read in the loop, with nothing else to look for
     INT64 = 2
-    INT32_WITH = 3          # with weights or padding or both
+    INT32_WITH = 3          # with weights, padding or invalid indices to skip
     INT64_WITH = 4
-    NUM_KINDS = 5
 
 
-cdef inline int max_width(const int bits, const bint quads, const bint is_max, const Kind kind) noexcept nogil:
-    """Groups of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
+cdef inline int max_width(const int form, const bint is_max, const int kind) noexcept nogil:
+    """Vectors of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
     has no quads, 8 to 10 % faster than 6. Else more only for sums of plain bags: wider blocks are most of a wheel's
     bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
-    if bits == 2:
+    if form & ELEMENT == 2 and not is_grouped(form):
         return 8
-    return LANES_MAX_BLOCK if not is_max and (kind == INT32 or kind == INT64) else min(LANES_MAX_BLOCK, 8)
+    if is_max or is_grouped(form) or (kind != INT32 and kind != INT64):
+        return min(LANES_MAX_BLOCK, 8)
+    return LANES_MAX_BLOCK
 
 
-cdef inline bint look_up_kind(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
-                              const int width, const bint quads, const bint is_max, const Kind kind) noexcept nogil:
-    if kind == GATHERED:
-        return look_up_gathered(job, rows, task, bits, width, quads, is_max)
-    if not LANES_HAS_FMA:
-        return False            # `plan_of` gathers
-    if is_max:
-        return look_up(job, rows, task, bits, width, quads, True, EITHER, False)
-    return look_up(job, rows, task, bits, width, quads, False, 4 if kind == INT32 or kind == INT32_WITH else 8,
-                   kind <= INT64)
+cdef inline bint is_width(int width, int form) noexcept nogil:
+    """Whether there is a block so wide. Fewer of the forms that are not torch's: each is code."""
+    if is_grouped(form) or is_float(form):
+        return width <= 4 or width == 6 or width == 8 or width == 12 or width == 16
+    return width <= 8 or width == 12 or width == 16
 
 
-cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int bits,
-                               const bint quads, const bint is_max, const Kind kind) noexcept nogil:
+cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
+                               const bint is_max, const int index_size, const bint is_plain) noexcept nogil:
     """One loop for each width, which must be a constant there; a switch in C. Those that this level never uses are not
     compiled."""
-    cdef int most = max_width(bits, quads, is_max, kind), least = 4 if quads else 1
+    cdef int most = max_width(form, is_max, INT64 if is_plain else INT64_WITH), least = 4 if has_quads(form) else 1
     if task.width == 1 and least <= 1:
-        return look_up_kind(job, rows, task, bits, 1, quads, is_max, kind)
+        return look_up(job, rows, task, form, 1, is_max, index_size, is_plain)
     if task.width == 2 and least <= 2:
-        return look_up_kind(job, rows, task, bits, 2, quads, is_max, kind)
+        return look_up(job, rows, task, form, 2, is_max, index_size, is_plain)
     if task.width == 3 and least <= 3:
-        return look_up_kind(job, rows, task, bits, 3, quads, is_max, kind)
+        return look_up(job, rows, task, form, 3, is_max, index_size, is_plain)
     if task.width == 4:
-        return look_up_kind(job, rows, task, bits, 4, quads, is_max, kind)
-    if task.width == 5 and most >= 5:
-        return look_up_kind(job, rows, task, bits, 5, quads, is_max, kind)
+        return look_up(job, rows, task, form, 4, is_max, index_size, is_plain)
+    if task.width == 5 and most >= 5 and is_width(5, form):
+        return look_up(job, rows, task, form, 5, is_max, index_size, is_plain)
     if task.width == 6 and most >= 6:
-        return look_up_kind(job, rows, task, bits, 6, quads, is_max, kind)
-    if task.width == 7 and most >= 7:
-        return look_up_kind(job, rows, task, bits, 7, quads, is_max, kind)
+        return look_up(job, rows, task, form, 6, is_max, index_size, is_plain)
+    if task.width == 7 and most >= 7 and is_width(7, form):
+        return look_up(job, rows, task, form, 7, is_max, index_size, is_plain)
     if task.width == 8 and most >= 8:
-        return look_up_kind(job, rows, task, bits, 8, quads, is_max, kind)
+        return look_up(job, rows, task, form, 8, is_max, index_size, is_plain)
     if task.width == 12 and most >= 12:
-        return look_up_kind(job, rows, task, bits, 12, quads, is_max, kind)
+        return look_up(job, rows, task, form, 12, is_max, index_size, is_plain)
     if task.width == 16 and most >= 16:
-        return look_up_kind(job, rows, task, bits, 16, quads, is_max, kind)
+        return look_up(job, rows, task, form, 16, is_max, index_size, is_plain)
     return False
 
+
+cdef inline bint look_up_width_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
+                                        const bint is_max) noexcept nogil:
+    cdef int most = max_width(form, is_max, GATHERED), least = 4 if has_quads(form) else 1
+    if task.width == 1 and least <= 1:
+        return look_up_gathered(job, rows, task, form, 1, is_max)
+    if task.width == 2 and least <= 2:
+        return look_up_gathered(job, rows, task, form, 2, is_max)
+    if task.width == 3 and least <= 3:
+        return look_up_gathered(job, rows, task, form, 3, is_max)
+    if task.width == 4:
+        return look_up_gathered(job, rows, task, form, 4, is_max)
+    if task.width == 5 and most >= 5 and is_width(5, form):
+        return look_up_gathered(job, rows, task, form, 5, is_max)
+    if task.width == 6 and most >= 6:
+        return look_up_gathered(job, rows, task, form, 6, is_max)
+    if task.width == 7 and most >= 7 and is_width(7, form):
+        return look_up_gathered(job, rows, task, form, 7, is_max)
+    if task.width == 8 and most >= 8:
+        return look_up_gathered(job, rows, task, form, 8, is_max)
+    if task.width == 12 and most >= 12:
+        return look_up_gathered(job, rows, task, form, 12, is_max)
+    if task.width == 16 and most >= 16:
+        return look_up_gathered(job, rows, task, form, 16, is_max)
+    return False
+
+
+cdef inline bint shares_loops(const int form) noexcept nogil:
+    """Not each combination is worth its code: forms that are not torch's have one loop for both types of index."""
+    return is_grouped(form) or form == FLOAT16_ROWS or form == BFLOAT16_ROWS
+
+
+cdef inline bint max_is_fused(const int form) noexcept nogil:
+    return LANES_HAS_FMA and not is_grouped(form) and not is_float(form)
+
+
+cdef inline bint sum_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
+    cdef int index_size = EITHER if shares_loops(form) else 8
+    cdef bint is_shared = shares_loops(form) or is_float(form)
+    if task.kind == GATHERED:
+        return look_up_width_gathered(job, rows, task, form, False)
+    if task.kind <= INT64 and (LANES_HAS_FMA or is_float(form)):
+        if task.kind == INT32 and not shares_loops(form):
+            return look_up_width(job, rows, task, form, False, 4, True)
+        return look_up_width(job, rows, task, form, False, index_size, True)
+    if not LANES_HAS_FMA:
+        return False            # `kind_of` gathers
+    if task.kind == INT32_WITH and not is_shared:
+        return look_up_width(job, rows, task, form, False, 4, False)
+    return look_up_width(job, rows, task, form, False, EITHER if is_shared else 8, False)
+
+
+cdef inline bint max_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
+    if task.kind == GATHERED:
+        return look_up_width_gathered(job, rows, task, form, True)
+    if not max_is_fused(form):
+        return False
+    return look_up_width(job, rows, task, form, True, EITHER, False)
+
+
+cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
+    # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
+    cdef bint is_plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
+                          and not (job.signals != NULL and is_one_bag))
+    cdef bint needs_fma = not is_float(job.layout.form) or not is_plain
+    if job.mapping != NULL or job.index_size == 0 or (needs_fma and not LANES_HAS_FMA):
+        return GATHERED
+    if job.mode == MAX and not max_is_fused(job.layout.form):
+        return GATHERED
+    return <Kind> (job.index_size // 4 + (0 if is_plain else 2))
+
+
+# ---- A loop for each form -----------------------------------------------------------------------------------------
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
 
-cdef bint sum_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, False, GATHERED)
+cdef bint sum_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, 8)
 
 
-cdef bint sum_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, False, GATHERED)
+cdef bint sum_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, 4)
 
 
-cdef bint sum_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, False, GATHERED)
+cdef bint sum_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, 2)
 
 
-cdef bint sum_quads_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 2, True, False, GATHERED)
+cdef bint sum_grouped_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, GROUPED | 8)
 
 
-cdef bint sum_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, False, INT32)
+cdef bint sum_grouped_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, GROUPED | 4)
 
 
-cdef bint sum_4bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, False, INT32)
+cdef bint sum_grouped_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, GROUPED | 2)
 
 
-cdef bint sum_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, False, INT32)
+cdef bint sum_float32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, FLOAT32_ROWS)
 
 
-cdef bint sum_quads_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 8, True, False, INT32)
+cdef bint sum_float16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, FLOAT16_ROWS)
 
 
-cdef bint sum_quads_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 2, True, False, INT32)
+cdef bint sum_bfloat16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, BFLOAT16_ROWS)
 
 
-cdef bint sum_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, False, INT64)
+cdef bint sum_quads_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and sum_rows(job, rows, task, QUADS | 8)
 
 
-cdef bint sum_4bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, False, INT64)
-
-
-cdef bint sum_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, False, INT64)
-
-
-cdef bint sum_quads_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 8, True, False, INT64)
-
-
-cdef bint sum_quads_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 2, True, False, INT64)
-
-
-cdef bint sum_8bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, False, INT32_WITH)
-
-
-cdef bint sum_4bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, False, INT32_WITH)
-
-
-cdef bint sum_2bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, False, INT32_WITH)
-
-
-cdef bint sum_quads_8bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 8, True, False, INT32_WITH)
-
-
-cdef bint sum_quads_2bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 2, True, False, INT32_WITH)
-
-
-cdef bint sum_8bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, False, INT64_WITH)
-
-
-cdef bint sum_4bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, False, INT64_WITH)
-
-
-cdef bint sum_2bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, False, INT64_WITH)
-
-
-cdef bint sum_quads_8bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 8, True, False, INT64_WITH)
-
-
-cdef bint sum_quads_2bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, 2, True, False, INT64_WITH)
-
-
-cdef bint max_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, True, GATHERED)
-
-
-cdef bint max_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, True, GATHERED)
-
-
-cdef bint max_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, True, GATHERED)
+cdef bint sum_quads_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and sum_rows(job, rows, task, QUADS | 2)
 
 
 cdef bint max_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 8, False, True, INT64_WITH)
+    return max_rows(job, rows, task, 8)
 
 
 cdef bint max_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 4, False, True, INT64_WITH)
+    return max_rows(job, rows, task, 4)
 
 
 cdef bint max_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, 2, False, True, INT64_WITH)
+    return max_rows(job, rows, task, 2)
 
 
-# By kind, and by the bits of a code over 4: 2, 4, 8 are 0, 1, 2. There are no quads of 4 bits, and no weighted maxima.
-cdef BlockLoop[NUM_KINDS][3] SUMS = [
-    [sum_2bit_gathered, sum_4bit_gathered, sum_8bit_gathered],
-    [sum_2bit_int32, sum_4bit_int32, sum_8bit_int32],
-    [sum_2bit_int64, sum_4bit_int64, sum_8bit_int64],
-    [sum_2bit_int32_with, sum_4bit_int32_with, sum_8bit_int32_with],
-    [sum_2bit_int64_with, sum_4bit_int64_with, sum_8bit_int64_with],
-]
-cdef BlockLoop[NUM_KINDS][3] SUMS_OF_QUADS = [
-    [sum_quads_2bit_gathered, sum_4bit_gathered, sum_8bit_gathered],
-    [sum_quads_2bit_int32, sum_4bit_int32, sum_quads_8bit_int32],
-    [sum_quads_2bit_int64, sum_4bit_int64, sum_quads_8bit_int64],
-    [sum_quads_2bit_int32_with, sum_4bit_int32_with, sum_quads_8bit_int32_with],
-    [sum_quads_2bit_int64_with, sum_4bit_int64_with, sum_quads_8bit_int64_with],
-]
-cdef BlockLoop[NUM_KINDS][3] MAXIMA = [
-    [max_2bit_gathered, max_4bit_gathered, max_8bit_gathered],
-    [max_2bit, max_4bit, max_8bit],
-    [max_2bit, max_4bit, max_8bit],
-    [max_2bit, max_4bit, max_8bit],
-    [max_2bit, max_4bit, max_8bit],
-]
+cdef bint max_grouped_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, GROUPED | 8)
+
+
+cdef bint max_grouped_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, GROUPED | 4)
+
+
+cdef bint max_grouped_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, GROUPED | 2)
+
+
+cdef bint max_float32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, FLOAT32_ROWS)
+
+
+cdef bint max_float16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, FLOAT16_ROWS)
+
+
+cdef bint max_bfloat16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return max_rows(job, rows, task, BFLOAT16_ROWS)
+
+
+cdef BlockLoop loop_of(int form, bint is_max) noexcept nogil:
+    if form == 8:
+        return max_8bit if is_max else sum_8bit
+    if form == 4:
+        return max_4bit if is_max else sum_4bit
+    if form == 2:
+        return max_2bit if is_max else sum_2bit
+    if form == GROUPED | 8:
+        return max_grouped_8bit if is_max else sum_grouped_8bit
+    if form == GROUPED | 4:
+        return max_grouped_4bit if is_max else sum_grouped_4bit
+    if form == GROUPED | 2:
+        return max_grouped_2bit if is_max else sum_grouped_2bit
+    if form == FLOAT32_ROWS:
+        return max_float32 if is_max else sum_float32
+    if form == FLOAT16_ROWS:
+        return max_float16 if is_max else sum_float16
+    if form == BFLOAT16_ROWS:
+        return max_bfloat16 if is_max else sum_bfloat16
+    return sum_quads_8bit if form == QUADS | 8 else sum_quads_2bit      # no maximum is taken of quads
 
 
 # ---- Whole rows ---------------------------------------------------------------------------------------------------
@@ -220,19 +245,19 @@ cdef enum:
 
 # How a call is carried out, the same for all its bags.
 cdef struct Plan:
-    BlockLoop sum
-    BlockLoop sum_of_quads
-    bint use_quads              # for blocks of four groups and more
+    BlockLoop loop
+    BlockLoop loop_of_quads     # for blocks of four vectors and more; NULL for none
+    Kind kind
+    int form
     bint in_pairs
-    bint gathers                # by way of windows
     int max_width
     Py_ssize_t distance         # rows that are prefetched ahead
     # The passes that a row takes: worked out once for all bags, which saves 1 to 2 % of rows of 300. More passes than
     # these are all of the greatest width.
-    Py_ssize_t num_groups
+    Py_ssize_t num_vectors
     Py_ssize_t num_passes
     Py_ssize_t bags_a_pass
-    Py_ssize_t first_group[PLANNED_PASSES]
+    Py_ssize_t first_vector[PLANNED_PASSES]
     int width[PLANNED_PASSES]
 
 # With fewer rows a bag, its output counted as one, putting a quad in order costs more than it saves.
@@ -242,67 +267,86 @@ cdef int QUADS_MIN_LENGTH = 8
 cdef int64_t NEAR_BYTES = 8 << 20
 
 
+cdef inline bint pays_quads(const Lookup *job, bint is_near, double rows) noexcept nogil:
+    """Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the
+    lines into the first level in time, and slower where it does not."""
+    cdef const Layout *layout = &job.layout
+    if (not LANES_QUADS or job.mode == MAX or rows < QUADS_MIN_LENGTH * <double> job.num_bags
+            or layout.codes_bytes < 8 * layout.bits):
+        return False
+    if layout.form == 8:
+        # `unpack_quad_8bit_by_loads` reads two bytes behind a quad.
+        return is_near and (layout.codes_bytes % 16 != 1
+                            or layout.used_bytes >= layout.codes_start + layout.codes_bytes + 2)
+    return layout.form == 2
+
+
 cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef double rows = work_of(job, 0, job.num_bags) / (job.layout.dim + 64)
     cdef bint is_near = <double> job.num_rows * job.layout.row_bytes <= NEAR_BYTES
-    cdef int bits = job.layout.bits
-    # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
-    cdef bint is_plain = job.weight_size == 0 and job.padding_idx < 0 and not (job.signals != NULL and is_one_bag)
-    cdef int kind = job.index_size // 4 + (0 if is_plain else 2)
+    cdef bint use_quads = pays_quads(job, is_near, rows)
     cdef Plan plan
-    if job.mapping != NULL or job.index_size == 0 or not LANES_HAS_FMA:
-        kind = GATHERED
-    # Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the lines
-    # into the first level in time, and slower where it does not.
-    plan.use_quads = (LANES_QUADS and job.mode != MAX and rows >= QUADS_MIN_LENGTH * <double> job.num_bags
-                      and job.layout.codes_bytes >= 8 * bits and (bits == 2 or (bits == 8 and is_near)))
+    plan.kind = kind_of(job, is_one_bag)
+    plan.form = job.layout.form
+    if use_quads and (plan.form == 2 or plan.kind != GATHERED):
+        plan.form |= QUADS
+    plan.loop = loop_of(job.layout.form, job.mode == MAX)
+    plan.loop_of_quads = loop_of(plan.form, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
     # for, 0.85; of one row each 0.93.
     plan.in_pairs = is_near and rows >= 3 * <double> job.num_bags
-    plan.gathers = kind == GATHERED
-    plan.sum = MAXIMA[kind][bits // 4] if job.mode == MAX else SUMS[kind][bits // 4]
-    plan.sum_of_quads = SUMS_OF_QUADS[kind][bits // 4]
-    plan.max_width = max_width(bits, plan.use_quads, job.mode == MAX, <Kind> kind)
+    plan.max_width = max_width(plan.form, job.mode == MAX, plan.kind)
     # About 8 KiB of what one pass reads of each row, its codes and the line of its pair.
-    plan.distance = max(min(8192 // min(job.layout.row_bytes, LANES_MAX_BLOCK * 2 * bits + 64), 64), 8)
+    plan.distance = max(min(8192 // min(job.layout.used_bytes, LANES_MAX_BLOCK * vector_bytes(plan.form) + 64), 64), 8)
     plan_passes(job, &plan, rows)
     return plan
 
 
-cdef inline int block_width(Py_ssize_t num_groups) noexcept nogil:
-    """The narrowest block that holds so many groups."""
-    return num_groups if num_groups <= 8 else 12 if num_groups <= 12 else 16
+cdef inline int block_width(Py_ssize_t num_vectors, int form) noexcept nogil:
+    """The narrowest block that holds so many vectors."""
+    cdef int width = <int> num_vectors
+    while not is_width(width, form):
+        width += 1
+    return width
 
 
 cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil:
-    cdef Py_ssize_t bytes_of_group = group_bytes(job.layout.bits), number, first = 0, left
-    plan.num_groups = (job.layout.codes_bytes + bytes_of_group - 1) // bytes_of_group
-    plan.num_passes = (plan.num_groups + plan.max_width - 1) // plan.max_width
-    if plan.num_passes == 1 and block_width(plan.num_groups) > plan.num_groups:
+    cdef Py_ssize_t one = vector_bytes(plan.form), number, first = 0, left
+    plan.num_vectors = (job.layout.codes_bytes + one - 1) // one
+    plan.num_passes = (plan.num_vectors + plan.max_width - 1) // plan.max_width
+    if plan.num_passes == 1 and block_width(plan.num_vectors, plan.form) > plan.num_vectors:
         plan.num_passes = 2
     plan.bags_a_pass = <Py_ssize_t> min(max(
-        BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.row_bytes, 1.0), 1.0), 64.0)
+        BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
     if plan.num_passes > PLANNED_PASSES:
         return
     for number in range(plan.num_passes):
-        # An equal share of the groups that are left. Where no block is as wide, the next wider one starts further back.
+        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further back.
         left = plan.num_passes - number
-        plan.width[number] = block_width((plan.num_groups - first + left - 1) // left)
-        plan.first_group[number] = min(first, plan.num_groups - plan.width[number])
-        first = plan.first_group[number] + plan.width[number]
+        plan.width[number] = block_width((plan.num_vectors - first + left - 1) // left, plan.form)
+        plan.first_vector[number] = min(first, plan.num_vectors - plan.width[number])
+        first = plan.first_vector[number] + plan.width[number]
+
+
+cdef inline Py_ssize_t turn_of_pass(const Lookup *job, const Plan *plan, Py_ssize_t turn) noexcept nogil:
+    """The pass that also brings a row's pair into the cache comes first. Else from the row's end, also because of the
+    groups of vectors that are moved back (see `store_block`)."""
+    if job.layout.pairs_start < job.layout.codes_start and not is_grouped(plan.form):
+        return 0 if turn == 0 else plan.num_passes - turn
+    return plan.num_passes - 1 - turn
 
 
 cdef bint look_up_in_passes(const Lookup *job, const uint8_t[:, :] rows, const Plan *plan, Pass *task) noexcept nogil:
-    """The end of the rows first: its pass also brings their pairs, which stand there, into the cache."""
-    cdef Py_ssize_t number
-    for number in range(plan.num_passes - 1, -1, -1):
+    cdef Py_ssize_t turn, number
+    for turn in range(plan.num_passes):
+        number = turn_of_pass(job, plan, turn)
         if plan.num_passes <= PLANNED_PASSES:
-            task.first_group = plan.first_group[number]
+            task.first_vector = plan.first_vector[number]
             task.width = plan.width[number]
         else:
-            task.first_group = min(number * plan.max_width, plan.num_groups - plan.max_width)
+            task.first_vector = min(number * plan.max_width, plan.num_vectors - plan.max_width)
             task.width = plan.max_width
-        if not (plan.sum_of_quads if plan.use_quads and task.width >= 4 else plan.sum)(job, rows, task):
+        if not (plan.loop_of_quads if plan.loop_of_quads != NULL and task.width >= 4 else plan.loop)(job, rows, task):
             return False
     return True
 
@@ -317,6 +361,7 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
     # starts at it: the end of no bags.
     if not 0 <= task.limit <= job.num_indices or not 0 <= read_offset(job, first_bag) <= job.num_indices:
         return False
+    task.kind = plan.kind
     task.in_pairs = plan.in_pairs
     task.distance = plan.distance
     task.is_first = True
@@ -326,7 +371,7 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
         return look_up_in_passes(job, rows, plan, &task)
     while task.first_bag < end_bag:
         task.end_bag = min(task.first_bag + plan.bags_a_pass, end_bag)
-        if plan.gathers:
+        if plan.kind == GATHERED:
             # Each pass gathers anew: no further than it sums.
             task.limit = read_offset(job, task.end_bag)
             if not 0 <= task.limit <= job.num_indices:

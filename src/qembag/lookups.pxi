@@ -22,6 +22,7 @@ cdef object new_output(Lookup *job, object indices, bint half):
     shape[ndim] = job.layout.dim
     result = cnp.PyArray_EMPTY(ndim + 1, shape, type_number, 0)
     job.out = <uint8_t *> cnp.PyArray_DATA(<cnp.ndarray> result)
+    job.out_type = FLOAT16_OUT if half else FLOAT32_OUT
     job.out_size = cnp.PyArray_ITEMSIZE(<cnp.ndarray> result)
     job.out_stride = job.layout.dim * job.out_size
     return result
@@ -114,6 +115,7 @@ def dequantized_row(TableHandle handle not None, Py_ssize_t number):
     shape[0] = job.layout.dim
     result = cnp.PyArray_EMPTY(1, shape, cnp.NPY_FLOAT32, 0)
     job.out = <uint8_t *> cnp.PyArray_DATA(<cnp.ndarray> result)
+    job.out_type = FLOAT32_OUT
     job.out_size = 4
     job.out_stride = 0
     return run(handle, &job, False, 1, result)

@@ -3,9 +3,19 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
+cdef enum Form:
+    # What the rows of a loop are made of: the bits of their codes, with GROUPED where they have several pairs, or a
+    # pair of another type than torch's. (At 8 bits one float16 pair is no form of its own.) Or floats.
+    BFLOAT16_ROWS = 16
+    FLOAT16_ROWS = 17
+    FLOAT32_ROWS = 32
+    GROUPED = 64
+
+
 cdef struct Layout:
     # How a row is laid out. `layout.RowLayout` works it out; these are its fields.
-    int bits
+    int bits                    # of an element
+    int form                    # see `Form`
     int pair_size               # bytes of a scale, and of a bias: 4 (float32) or 2 (float16)
     Py_ssize_t dim
     Py_ssize_t row_bytes        # padding included
@@ -21,6 +31,15 @@ cdef enum Mode:
     SUM = 0
     MEAN = 1
     MAX = 2
+    AVERAGE = 3                 # by the sum of weights
+    SQRTN = 4                   # by the root of the sum of their squares
+
+
+# Of an output.
+cdef enum OutType:
+    FLOAT32_OUT = 0
+    FLOAT16_OUT = 1
+    BFLOAT16_OUT = 2
 
 
 # What a long call in the main thread shares with its workers.
@@ -52,10 +71,12 @@ cdef struct Lookup:
     const uint8_t *weights
     int weight_size
     int64_t padding_idx         # -1: none
+    bint skips_invalid          # indices out of range are absent, as padding is
     Mode mode
     uint8_t *out
     Py_ssize_t out_stride
-    int out_size
+    OutType out_type
+    int out_size                # of an element
 
 
 # Rows that could not be quantized.

@@ -7,7 +7,6 @@
 cdef extern from "lanes.h" nogil:
     lanes lanes_min(lanes, lanes)
     lanes lanes_sub(lanes, lanes)
-    lanes lanes_div(lanes, lanes)
     lanes lanes_round(lanes)
     lanes lanes_nonzero(lanes)
     lanes lanes_through_half(lanes)
@@ -17,7 +16,6 @@ cdef extern from "lanes.h" nogil:
     void fold_max(float *, lanes)
     lanes min_of_4(const float *)
     lanes max_of_4(const float *)
-    lanes lanes_load_part(const float *, Py_ssize_t, lanes)
     void pack_8bit(uint8_t *, lanes)
     void pack_4bit(uint8_t *, lanes)
     void pack_2bit(uint8_t *, lanes)
@@ -232,7 +230,7 @@ cdef inline void write_codes(const float *row, Py_ssize_t dim, uint8_t *out, con
                              lanes inverse, const int bits) noexcept nogil:
     """code = clamp(rint((x - bias) * inverse)), where x ~ code * scale + bias"""
     cdef int codes_per_byte = 8 // bits
-    cdef Py_ssize_t bytes_of_group = group_bytes(bits), i
+    cdef Py_ssize_t bytes_of_group = vector_bytes(bits), i
     cdef uint8_t short_codes[16]
     cdef lanes top = lanes_broadcast(<float> ((1 << bits) - 1))
     if dim < 16:

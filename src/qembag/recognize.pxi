@@ -136,6 +136,7 @@ cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
         return False
     if cnp.PyArray_DIM(array, 0) != job.num_bags or cnp.PyArray_DIM(array, 1) != dim:
         return False
+    job.out_type = FLOAT16_OUT if type_number == cnp.NPY_FLOAT16 else FLOAT32_OUT
     job.out_size = cnp.PyArray_ITEMSIZE(array)
     # The stride of fewer than two rows can be any number, up to where addresses wrap around.
     job.out_stride = cnp.PyArray_STRIDE(array, 0) if job.num_bags > 1 else 0
