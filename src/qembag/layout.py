@@ -121,14 +121,10 @@ class RowLayout(LayoutFields):
     def __reduce__(self) -> tuple[Any, ...]:
         return (functools.partial(type(self), **self.not_default()), (self.bits, self.dim))
 
-    def options(self) -> dict[str, Any]:
-        """The arguments by which `QuantizedTable` gets this layout, beside `bits` and `dim`."""
-        return {name: value for name, value in self.not_default().items() if name != "row_bytes"}
-
     def not_default(self) -> dict[str, Any]:
         """The arguments, other than `bits` and `dim`, that are not as in PyTorch's layout."""
         found: dict[str, Any] = {}
-        if self.pair_size != smallest(self.bits).pair_size:
+        if self.scale_dtype != _arguments.scale_dtype(None, self.bits):
             found["scale_dtype"] = self.scale_dtype.name
         if self.scale_first:
             found["scale_first"] = True
@@ -259,12 +255,10 @@ class RowLayout(LayoutFields):
         return tuple(wrong[0].tolist()) if len(wrong) else None
 
 
-def smallest(bits: int) -> RowLayout:
-    """PyTorch's layout of the shortest rows."""
-    return _SMALLEST[bits]
-
-
-_SMALLEST = {bits: RowLayout(bits, 1) for bits in _arguments.BITS}
+@functools.cache
+def smallest(bits: int, scale_dtype: np.dtype[Any] | None = None) -> RowLayout:
+    """The layout of the shortest rows: PyTorch's, or with scales of another type."""
+    return RowLayout(bits, 1, scale_dtype=scale_dtype)
 
 
 def aligned(
@@ -273,8 +267,10 @@ def aligned(
     """The layout of rows whose length is a multiple of `row_alignment`."""
     options: dict[str, Any] = {"scale_dtype": scale_dtype, "scale_first": scale_first, "group_size": group_size}
     multiple = _arguments.row_alignment(row_alignment)
-    used_bytes = RowLayout(bits, dim, **options).used_bytes
-    return RowLayout(bits, dim, **options, row_bytes=-(-used_bytes // multiple) * multiple)
+    tight = RowLayout(bits, dim, **options)
+    if tight.row_bytes % multiple == 0:
+        return tight
+    return RowLayout(bits, dim, **options, row_bytes=-(-tight.row_bytes // multiple) * multiple)
 
 
 # ---- Of rows that are there ------------------------------------------------------------------------------------------
@@ -300,33 +296,49 @@ def of_rows(
     group_size: object = None,
 ) -> RowLayout:
     """The layout of an argument's rows. Without `dim`, of the largest dim whose codes and pairs fill them exactly."""
-    pair_size = _arguments.scale_dtype(scale_dtype, bits).itemsize
-    group = _arguments.group_size(group_size)
-    options: dict[str, Any] = {
-        "scale_dtype": f"f{pair_size}",
-        "scale_first": _arguments.flag(scale_first, "scale_first"),
-        "group_size": group,
-    }
-    most = largest_dim(bits, row_bytes, pair_size, group)
+    return _of_rows(
+        row_bytes,
+        bits,
+        name,
+        None if dim is None else _arguments.whole_number(dim, "dim"),
+        _arguments.scale_dtype(scale_dtype, bits),
+        _arguments.flag(scale_first, "scale_first"),
+        _arguments.group_size(group_size),
+    )
+
+
+# A table is made in 5 us, of which this would be 4.
+@functools.lru_cache(maxsize=256)
+def _of_rows(
+    row_bytes: int,
+    bits: int,
+    name: str,
+    dim: int | None,
+    scale_dtype: np.dtype[Any],
+    scale_first: bool,
+    group_size: int | None,
+) -> RowLayout:
+    options: dict[str, Any] = {"scale_dtype": scale_dtype, "scale_first": scale_first, "group_size": group_size}
+    most = largest_dim(bits, row_bytes, scale_dtype.itemsize, group_size)
     if most < 1:
-        pair = 2 * pair_size
+        pair = smallest(bits, scale_dtype).pairs_bytes
         raise ValueError(
             f"{name} must have rows of at least {pair + 1} bytes at {bits} bits "
             f"(codes, and {pair} bytes of scale and bias), got rows of {row_bytes}"
         )
     if dim is not None:
-        number = _arguments.whole_number(dim, "dim")
-        if not 1 <= number <= most:
+        if not 1 <= dim <= most:
             raise ValueError(
-                f"dim must be from 1 to {most} for rows of {row_bytes} bytes at {bits} bits, got {shown(number)}"
+                f"dim must be from 1 to {most} for rows of {row_bytes} bytes at {bits} bits, got {shown(dim)}"
             )
-        return RowLayout(bits, number, **options, row_bytes=row_bytes)
-    if RowLayout(bits, most, **options).used_bytes != row_bytes:
+        return RowLayout(bits, dim, **options, row_bytes=row_bytes)
+    found = RowLayout(bits, most, **options)
+    if found.row_bytes != row_bytes:
         raise ValueError(
             f"{name} must have rows that codes and pairs fill exactly, or dim must be given, which makes the rest of a row "
-            f"padding; got rows of {row_bytes} bytes at {bits} bits in groups of {group}, which no dim fills"
+            f"padding; got rows of {row_bytes} bytes at {bits} bits in groups of {group_size}, which no dim fills"
         )
-    return RowLayout(bits, most, **options)
+    return found
 
 
 def packed_layout(bits: int, row_bytes: int) -> RowLayout | None:

@@ -58,7 +58,7 @@ cdef struct Lookup:
     int out_size
 
 
-# Rows that could not be quantized. A unit is what has a scale and a bias: a group of a row. Units are numbered row by row.
+# What could not be quantized. A unit is what has a scale and a bias: a group of a row. Units are numbered row by row.
 cdef enum RowFault:
     FINE
     NOT_FINITE      # a NaN or an infinity in the unit

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _arguments, _errors, _handle, _runtime
 from .layout import aligned
-from .table import QuantizedTable
+from .table import QuantizedTable, table_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -92,7 +92,7 @@ def quantize(
         )
     layout = aligned(bits, array.shape[1], scale_dtype, scale_first, group_size, row_alignment)
     packed = pack_rows(array, layout, "weights", greedy=greedy, num_threads=num_threads)
-    return QuantizedTable(packed, bits, dim=layout.dim, **layout.options())
+    return table_of(QuantizedTable, packed, layout, None)
 
 
 def pack_rows(

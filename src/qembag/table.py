@@ -281,7 +281,7 @@ class QuantizedTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self.data, self.layout, self.compressed_indices_mapping)
-        return (_restore, (type(self), *parts, self._per_channel))
+        return (table_of, (type(self), *parts, self._per_channel))
 
     def to_layout(
         self,
@@ -329,7 +329,7 @@ class QuantizedTable:
             target.convert(rows[part], self.layout, converted[part], start)
         mapping = self._handle.mapping
         copied = None if mapping is None else mapping.copy()
-        return _restore(type(self), converted, target, copied, self._per_channel)
+        return table_of(type(self), converted, target, copied, self._per_channel)
 
     def prune(self, keep: ArrayLike) -> QuantizedTable:
         """A table without some of the rows; logical numbers stay as they are.
@@ -384,15 +384,15 @@ class QuantizedTable:
             rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return _restore(type(self), self._handle.rows[rows], self.layout, mapping, None)
+        return table_of(type(self), self._handle.rows[rows], self.layout, mapping)
 
 
-def _restore(
+def table_of(
     kind: type[QuantizedTable],
     data: NDArray[np.uint8],
     layout: layouts.RowLayout,
     mapping: NDArray[np.int32] | None,
-    per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> QuantizedTable:
     """A table of its parts, whatever arguments a subclass takes."""
     rows = _arguments.rows(data, "data").view()
