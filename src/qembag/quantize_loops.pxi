@@ -51,7 +51,7 @@ cdef struct Unit:
 cdef struct Tile:
     Py_ssize_t first            # unit
     Py_ssize_t num_units
-    Unit units[TILE_UNITS]      # only where they are not whole rows
+    Unit units[TILE_UNITS]      # not in PyTorch's layouts, where a unit is a row
     # Of each unit four floats with its minimum among them, and four with its maximum.
     float mins[4 * TILE_UNITS]
     float maxs[4 * TILE_UNITS]
@@ -178,10 +178,11 @@ cdef inline Unit unit_of_row(const Layout *layout, const float[:, ::1] weights, 
 
 
 cdef inline Unit unit_of(const Layout *layout, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
-                         Py_ssize_t number, const bint is_whole) noexcept nogil:
-    """A unit of the tile. A whole row's is worked out each time: to look it up took rows of 64 a quarter longer."""
+                         Py_ssize_t number, const bint is_plain) noexcept nogil:
+    """A unit of the tile. In PyTorch's layouts it is worked out each time: to look it up took rows of 64 a quarter
+    longer."""
     cdef Unit unit
-    if not is_whole:
+    if not is_plain:
         return tile.units[number]
     unit.values = &weights[tile.first + number, 0]
     unit.dim = weights.shape[1]
@@ -191,7 +192,7 @@ cdef inline Unit unit_of(const Layout *layout, const Tile *tile, const float[:, 
 
 
 cdef inline void find_bounds(const Layout *layout, Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
-                             lanes *sums, const bint is_whole) noexcept nogil:
+                             lanes *sums, const bint is_plain) noexcept nogil:
     """Minima and maxima. No sum with an infinity or a NaN in it is finite; one of large numbers may not be either."""
     cdef Py_ssize_t dim, number, i
     cdef lanes x, low, high
@@ -199,7 +200,7 @@ cdef inline void find_bounds(const Layout *layout, Tile *tile, const float[:, ::
     cdef Unit unit
     sums[0] = lanes_zero()
     for number in range(tile.num_units):
-        unit = unit_of(layout, tile, weights, out, number, is_whole)
+        unit = unit_of(layout, tile, weights, out, number, is_plain)
         values = unit.values
         dim = unit.dim
         if dim < 16:
@@ -228,7 +229,7 @@ cdef inline void find_bounds(const Layout *layout, Tile *tile, const float[:, ::
 
 
 cdef void choose_bounds(const Quantize *job, Tile *tile, const float[:, ::1] weights, const float[:, ::1] bounds,
-                        uint8_t[:, ::1] out, float *scratch, bint is_whole) noexcept nogil:
+                        uint8_t[:, ::1] out, float *scratch, bint is_plain) noexcept nogil:
     """Those that are given, or that the greedy search finds."""
     cdef float lows[TILE_UNITS]
     cdef float highs[TILE_UNITS]
@@ -238,13 +239,17 @@ cdef void choose_bounds(const Quantize *job, Tile *tile, const float[:, ::1] wei
     lanes_store(highs, tile.high)
     for number in range(tile.num_units):
         if job.greedy:
-            unit = unit_of(&job.layout, tile, weights, out, number, is_whole)
+            unit = unit_of(&job.layout, tile, weights, out, number, is_plain)
             search(job, unit.values, unit.dim, scratch, &lows[number], &highs[number])
         else:
             lows[number] = bounds[tile.first + number, 0]
             highs[number] = bounds[tile.first + number, 1]
     tile.low = lanes_load(lows)
     tile.high = lanes_load(highs)
+
+
+cdef inline bint has_half_pairs(const Layout *layout, const bint is_plain, const int bits) noexcept nogil:
+    return bits != 8 if is_plain else layout.pair_size == 2
 
 
 cdef inline bint find_pairs(Tile *tile, bint is_half, const int bits) noexcept nogil:
@@ -310,12 +315,12 @@ cdef inline void write_codes(const float *values, Py_ssize_t dim, uint8_t *out, 
 
 
 cdef inline void write_units(const Layout *layout, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
-                             const bint is_whole, const int bits) noexcept nogil:
-    cdef bint is_half = layout.pair_size == 2
+                             const bint is_plain, const int bits) noexcept nogil:
+    cdef bint is_half = has_half_pairs(layout, is_plain, bits)
     cdef Py_ssize_t number
     cdef Unit unit
     for number in range(tile.num_units):
-        unit = unit_of(layout, tile, weights, out, number, is_whole)
+        unit = unit_of(layout, tile, weights, out, number, is_plain)
         write_codes(unit.values, unit.dim, unit.codes, lanes_broadcast(tile.biases[number]),
                     lanes_broadcast(tile.inverses[number]), bits)
         if is_half:
@@ -328,30 +333,30 @@ cdef inline void write_units(const Layout *layout, const Tile *tile, const float
 
 cdef inline RowFault quantize_tile(const Quantize *job, Tile *tile, const float[:, ::1] weights,
                                    const float[:, ::1] bounds, uint8_t[:, ::1] out, float *scratch,
-                                   Py_ssize_t *bad_unit, const bint is_whole, const int bits) noexcept nogil:
+                                   Py_ssize_t *bad_unit, const bint is_plain, const int bits) noexcept nogil:
     """The fault of the tile's first unit that has one."""
     cdef RowFault fault = FINE
     cdef Py_ssize_t number
     cdef Unit unit
     cdef lanes sums
-    find_bounds(&job.layout, tile, weights, out, &sums, is_whole)
+    find_bounds(&job.layout, tile, weights, out, &sums, is_plain)
     if not lanes_all_finite(sums):
         for number in range(tile.num_units):
-            unit = unit_of(&job.layout, tile, weights, out, number, is_whole)
+            unit = unit_of(&job.layout, tile, weights, out, number, is_plain)
             if not is_finite(unit.values, unit.dim):
                 fault = NOT_FINITE
                 bad_unit[0] = tile.first + number
                 tile.num_units = number     # what is wrong with a unit before this one comes first
                 break
     if job.greedy or bounds.shape[0] > 0:
-        choose_bounds(job, tile, weights, bounds, out, scratch, is_whole)
-    if not find_pairs(tile, job.layout.pair_size == 2, bits):
+        choose_bounds(job, tile, weights, bounds, out, scratch, is_plain)
+    if not find_pairs(tile, has_half_pairs(&job.layout, is_plain, bits), bits):
         for number in range(tile.num_units):
             if not (isfinite(tile.scales[number]) and isfinite(tile.biases[number])):
                 bad_unit[0] = tile.first + number
                 return TOO_WIDE
     if fault == FINE:
-        write_units(&job.layout, tile, weights, out, is_whole, bits)
+        write_units(&job.layout, tile, weights, out, is_plain, bits)
     return fault
 
 
@@ -362,10 +367,10 @@ cdef void write_padding(const Layout *layout, uint8_t[:, ::1] out, Py_ssize_t fi
             memset(&out[row, 0] + layout.used_bytes, 0, size)
 
 
-cdef inline RowFault quantize_rows(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
-                                   uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
-                                   Py_ssize_t *bad_unit, const int bits) noexcept nogil:
-    """Rows of one group: a unit is a row."""
+cdef inline RowFault quantize_plain(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
+                                    uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
+                                    Py_ssize_t *bad_unit, const int bits) noexcept nogil:
+    """Rows of one group, with pairs of the width that PyTorch has."""
     cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.dim, <Py_ssize_t> TILE_UNITS), 1)
     cdef RowFault fault = FINE
     cdef Tile tile
@@ -404,8 +409,8 @@ cdef inline RowFault quantize_groups(const Quantize *job, const float[:, ::1] we
 cdef inline RowFault quantize_units(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                                     uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
                                     Py_ssize_t *bad_unit, const int bits) noexcept nogil:
-    if job.layout.num_groups == 1:
-        return quantize_rows(job, weights, bounds, out, first, end, scratch, bad_unit, bits)
+    if job.layout.num_groups == 1 and job.layout.pair_size == (4 if bits == 8 else 2):
+        return quantize_plain(job, weights, bounds, out, first, end, scratch, bad_unit, bits)
     return quantize_groups(job, weights, bounds, out, first, end, scratch, bad_unit, bits)
 
 
