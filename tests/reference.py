@@ -77,10 +77,9 @@ def unpack(
     num_groups = 1 if group_size is None else -(-dim // group_size)
     pairs_bytes = num_groups * 2 * kind.itemsize
     codes_start, pairs_start = (pairs_bytes, 0) if first else (0, codes_bytes)
-    codes = np.zeros((len(rows), dim), dtype=np.float32)
-    for element in range(dim):
-        byte = rows[:, codes_start + element // per_byte].astype(np.int64)
-        codes[:, element] = byte >> bits * (element % per_byte) & 2**bits - 1
+    element = np.arange(dim)
+    byte = rows[:, codes_start + element // per_byte].astype(np.int64)
+    codes = (byte >> bits * (element % per_byte) & 2**bits - 1).astype(np.float32)
     stored = rows[:, pairs_start : pairs_start + pairs_bytes].tobytes()
     pairs = np.frombuffer(stored, dtype=kind).reshape(len(rows), num_groups, 2).astype(np.float32)
     scales, biases = pairs[:, :, 0], pairs[:, :, 1]
