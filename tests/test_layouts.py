@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pathlib
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -364,17 +367,30 @@ def test_an_output_of_the_callers_is_written_and_nothing_beside_it(level, layout
 # ---- At the edge of memory ---------------------------------------------------------------------------------------------
 
 
-def before_a_fence(rows: np.ndarray, padding: int) -> np.ndarray:
-    """Those rows, side by side; the padding of the last one lies where nothing may be read."""
-    memory = fenced.empty(rows.size - padding, np.uint8)
-    memory[...] = rows.ravel()[: memory.size]
-    return np.lib.stride_tricks.as_strided(memory, rows.shape, (rows.shape[1], 1), writeable=False)
-
-
 def fenced_dims(layout: Layout) -> list[int]:
     """Tiny ones for each layout, and some of the others."""
     edges = spanning(layout.group_size)[2:5] if layout.group_size else []
     return [*range(1, 21), *LARGER[NUMBERS[layout] % 11 :: 11][:2], *edges]
+
+
+OVERREAD = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from support import fenced
+rows = fenced.rows_over_the_fence(np.ones((2, 9), np.uint8), 2)
+print(rows[1, 6], flush=True)
+print(rows[1, 7], flush=True)
+"""
+
+
+@fenced.needs_fences
+def test_reading_padding_kills():
+    """That the next test can fail."""
+    script = OVERREAD.format(tests=str(pathlib.Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["1"]
+    assert done.returncode < 0
 
 
 @fenced.needs_fences
@@ -385,7 +401,7 @@ def test_nothing_outside_a_table_is_read(level, layout, at, same_bits):
     for dim in fenced_dims(layout):
         case = case_of(layout, dim, length="short" if dim <= 20 else length_of(dim))
         rows = case.parts["rows"]
-        lying = fenced.copy(rows, at="start") if at == "start" else before_a_fence(rows, layout.padding)
+        lying = fenced.copy(rows, at="start") if at == "start" else fenced.rows_over_the_fence(rows, layout.padding)
         table = case.table(rows=lying)
         # Its bags have the last row in the last place, so that reading ahead would be seen.
         last = np.full((1, 5), NUM_ROWS - 1)
@@ -407,7 +423,7 @@ def test_one_row_alone_between_fences(level, layout, same_bits):
     for dim in (1, 2, 7, 15, 16, 17, 31, 33):
         case = case_of(layout, dim, length="short")
         row = case.parts["rows"][:1]
-        for lying in (before_a_fence(row, layout.padding), fenced.copy(row, at="start")):
+        for lying in (fenced.rows_over_the_fence(row, layout.padding), fenced.copy(row, at="start")):
             table = table_of(lying, layout, dim)
             with np.errstate(invalid="ignore"):
                 same_bits(qembag.embedding(table, [0, 0, 0]), np.repeat(case.values[:1], 3, axis=0) + np.float32(0))
