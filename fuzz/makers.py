@@ -11,7 +11,7 @@ import checks
 from checks import NO_OUT, Finding, Out, attempt, is_same, require
 from source import FLOATS, INTEGERS, POOL, WILD, Source
 from support.arrays import Placed, Sub, empty, exact_block, place
-from support.layouts import LAYOUTS
+from support.layouts import GROUP_SIZES, LAYOUTS, Layout
 from support.lookups import Table, Verdict
 from support.objects import NO_DTYPES, NO_FLOATS, NO_INTEGERS
 
@@ -93,12 +93,14 @@ class Maker:
             values = values.astype(source.pick(dtypes)).reshape(shape)
         return self.place(values, [*ANY_WAY, "gaps"])
 
-    def rows(self, bits: int, num_rows: int, row_bytes: int) -> Any:
-        """Packed rows."""
-        source, layout = self.source, LAYOUTS[bits]
+    def rows(self, layout: Layout, num_rows: int, row_bytes: int, dim: int | None = None) -> Any:
+        """Packed rows, of the most elements that they can hold or of `dim`."""
+        source = self.source
         values = source.values(POOL, num_rows * row_bytes).reshape(num_rows, row_bytes)
-        if layout.dim(row_bytes) > 0 and num_rows and source.below(4) < 3:
-            layout.set_pairs(values, source.values(WILD if source.rarely(2) else FLOATS, 2 * num_rows).reshape(-1, 2))
+        dim = layout.dim(row_bytes) if dim is None else dim
+        if dim > 0 and layout.used_bytes(dim) <= row_bytes and num_rows and source.below(4) < 3:
+            pairs = source.values(WILD if source.rarely(2) else FLOATS, 2 * num_rows * layout.num_groups(dim))
+            layout.set_pairs(values, pairs.reshape(num_rows, -1), dim)
         if checks.PLANTED == "overread" and values.size:
             missing = exact_block(values.size - 1)
             missing[...] = values.reshape(-1)[:-1]
@@ -208,27 +210,54 @@ class Maker:
 
     # ---- Tables -----------------------------------------------------------------------------------------------------
 
+    def layout(self, bits: int) -> Layout:
+        """The reference's, or half of the time any."""
+        source = self.source
+        if not source.rarely(2):
+            return LAYOUTS[bits]
+        padding = source.below(40) if source.rarely(2) else 0
+        return Layout(bits, source.pick(["<f2", "<f4"]), source.pick([True, False]), source.pick(GROUP_SIZES), padding)
+
+    def layout_arguments(self, layout: Layout) -> dict[str, Any]:
+        """Those of a `QuantizedTable`, in each way to write them; those of a default may be left out."""
+        source = self.source
+        given: dict[str, Any] = {}
+        if layout.pair != LAYOUTS[layout.bits].pair or source.rarely(4):
+            kind = np.dtype(layout.pair[1:])
+            given["scale_dtype"] = source.pick([kind.type, kind, kind.name, kind.char])
+        if layout.first or source.rarely(8):
+            given["scale_first"] = source.pick([bool, int, np.bool_, np.int8])(layout.first)
+        if layout.group_size or source.rarely(8):
+            whole = source.pick([int, np.int64, np.uint16])
+            given["group_size"] = layout.group_size and whole(layout.group_size)
+        if source.rarely(24):
+            given["scale_dtype"] = source.pick([*NO_DTYPES, object()])
+        if source.rarely(24):
+            given["scale_first"] = source.pick(["no", 2, 1.0, None, -1, np.array([0, 1]), [True]])
+        if source.rarely(24):
+            given["group_size"] = source.pick([0, -16, 8, 17, 2**70, True, 16.0, "16", [16], source.whole()])
+        return given
+
     def table(self) -> Table | None:
         """A table, where its arguments are right."""
         source = self.source
         bits, dim, num_rows = source.pick([8, 4, 2]), source.dim(), source.below(13)
-        layout = LAYOUTS[bits]
+        layout = self.layout(bits)
         row_bytes = source.below(14) if source.rarely(24) else layout.row_bytes(dim)
         if source.rarely(40):
             rows = source.pick([*NO_INTEGERS.values(), lambda: np.zeros((2, 20), np.int8)])()
         else:
-            rows = self.rows(bits, num_rows, row_bytes)
+            rows = self.rows(layout, num_rows, row_bytes, dim)
         most = layout.dim(row_bytes)
-        least = most - layout.per_byte + 1
-        given_dim: Any = dim if least <= dim <= most and not source.rarely(8) else None
+        given_dim: Any = dim if dim <= most and not source.rarely(8) else None
         if source.rarely(24):
-            given_dim = source.pick([0, -1, most + 1, least - 1, 2**70, True, 1.0, "4", source.whole()])
+            given_dim = source.pick([0, -1, most + 1, most - 1, 2**70, True, 1.0, "4", source.whole()])
         given_bits: Any = source.pick([bits, bits, bits, np.int8(bits), np.uint64(bits)])
         if source.rarely(40):
             given_bits = source.pick([0, 1, 3, -8, 16, 2**70, "8", True, 8.0, None, np.float32(4)])
         mapping = self.mapping(num_rows) if source.rarely(3) else None
-        table = Table(rows, given_bits, given_dim, mapping)
-        (stored, right_dim), faults = table.judge()
+        table = Table(rows, given_bits, given_dim, mapping, layout=self.layout_arguments(layout))
+        (stored, right_dim, _), faults = table.judge()
         table.made, _ = attempt(table.make, faults)
         if table.made is None:
             return None

@@ -15,7 +15,7 @@ from qembag import ops
 from source import POOL, WILD, Source
 from support import levels
 from support.arrays import Answers
-from support.layouts import LAYOUTS, MODES, NAMES
+from support.layouts import MODES, NAMES
 from support.objects import REFUSED
 
 ANYTHING = (
@@ -53,15 +53,19 @@ def right_arguments(make: Maker) -> dict[str, Any]:
     """Of lookups, most of them; the numbers among them are wrong now and then."""
     source: Source = make.source
     bits, dim, num_rows = source.pick([8, 4, 2]), source.dim(), source.below(6)
+    layout = make.layout(bits)
     shape = (source.below(20),) if source.below(4) else (3, 4)
     arguments: dict[str, Any] = {
-        "rows": make.rows(bits, num_rows, LAYOUTS[bits].row_bytes(dim)),
+        "rows": make.rows(layout, num_rows, layout.row_bytes(dim), dim),
         "mapping": make.mapping(num_rows) if source.rarely(3) else None,
         "indices": make.integers(shape, num_rows),
         "offsets": make.integers((source.below(6),), 21, ordered=True) if source.below(4) else None,
         "weights": make.floats(shape, ["f4", "f2"], [WILD]) if source.rarely(3) else None,
         "bits": bits,
         "dim": source.pick([dim, None]),
+        "scale_dtype": np.dtype(layout.pair[1:]),
+        "scale_first": layout.first,
+        "group_size": layout.group_size,
         "last": make.flag(),
         "mode": source.pick(MODES),
         "padding": make.padding(num_rows),
@@ -79,8 +83,9 @@ def calls(given: dict[str, Any], out: Any) -> list[Callable[[], Any]]:
     """Each public way to look something up; where there is no such table, of the rows themselves."""
     try:
         table = qembag.QuantizedTable(
-            given["rows"], given["bits"], dim=given["dim"], compressed_indices_mapping=given["mapping"]
-        )
+            given["rows"], given["bits"], dim=given["dim"], compressed_indices_mapping=given["mapping"],
+            **{name: given[name] for name in ("scale_dtype", "scale_first", "group_size")},
+        )  # fmt: skip
     except (TypeError, ValueError, IndexError):
         table = given["rows"]
     name = NAMES.get(given["bits"] if isinstance(given["bits"], int) else 8, "byte")

@@ -11,7 +11,7 @@ from checks import LEVELS, NO_OUT, Finding, at_each_level, attempt, is_same, req
 from makers import Maker
 from source import FLOATS, INTEGERS, POOL, WILD
 from support import levels, rules
-from support.layouts import LAYOUTS, MODES
+from support.layouts import MODES
 from support.lookups import Bags, SingleRows, Table, pruning
 
 MOST_ROUNDS = 16
@@ -90,8 +90,8 @@ def many_rows(make: Maker) -> None:
     """Enough work to be shared out among threads. The oracle is too slow: one thread's answer is compared."""
     source = make.source
     bits, dim = source.pick([8, 4, 2]), 250 + source.below(60)
-    num_rows = 1 + source.below(12)
-    table = Table(make.rows(bits, num_rows, LAYOUTS[bits].row_bytes(dim)), bits, dim)
+    num_rows, layout = 1 + source.below(12), make.layout(bits)
+    table = Table(make.rows(layout, num_rows, layout.row_bytes(dim), dim), bits, dim, layout=layout.keywords())
     if table.judge()[1]:
         return
     table.made = table.make()

@@ -67,7 +67,7 @@ def unpack(make: Maker, bits: int) -> None:
         ways = ["plain", "strided", "reversed", "columns", "subclass", "method", "buffer", "broadcast"]
         weight = make.place(source.values(POOL, int(np.prod(shape))).reshape(shape), ways)
     else:
-        weight = make.rows(bits, source.below(9), row_bytes)
+        weight = make.rows(LAYOUTS[bits], source.below(9), row_bytes)
     call = Unpacking(weight, bits)
     verdict = call.judge()
     at_each_level(call, verdict)
@@ -116,7 +116,7 @@ def shapes(make: Maker) -> None:
             packed = (*held.shape[:-1], layout.row_bytes(held.shape[-1]))
             require(told == (packed, np.uint8), f"the shape of prepack is told as {told}")
         return
-    rows = make.rows(bits, source.below(5), source.below(14))
+    rows = make.rows(LAYOUTS[bits], source.below(5), source.below(14))
     given = make.integers(source.shape(), 9), make.integers(source.shape(), 9) if source.below(3) else None
     last = make.flag()
     shape, faults = rules.shape_of_bags(rows, bits, *given, last)

@@ -1,4 +1,5 @@
 """Makes tests/golden/*.npz: inputs, and what PyTorch 2.13.0 answers. Run it with torch; `test_golden.py` reads without.
+Where fbgemm-gpu-cpu 1.8.0 is installed too, also fbgemm.npz: what its table-batched operator answers.
 
 Each file holds the bytes of all its arrays, one after the other and little-endian (``bytes``), and a JSON list of
 ``[case, part, dtype, shape]`` in the same order (``index``); an archive member each would weigh more than the arrays.
@@ -7,7 +8,9 @@ A case's name says what it holds. The same seeds give the same bytes each time.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ LARGE_DIMS = {
 VARIANTS = ["plain", "weighted", "half", "pruned", "weighted-pruned", "square", "last"]
 
 
-def save(name: str, cases: dict[str, dict[str, np.ndarray]]) -> None:
+def save(name: str, cases: dict[str, dict[str, np.ndarray]], made_by: str = "") -> None:
     index, parts = [], []
     for case, arrays in cases.items():
         for part, array in arrays.items():
@@ -38,6 +41,8 @@ def save(name: str, cases: dict[str, dict[str, np.ndarray]]) -> None:
             index.append([case, part, kind.str, list(array.shape)])
             parts.append(array.astype(kind).tobytes())
     members = {"index": json.dumps(index).encode(), "bytes": b"".join(parts)}
+    if made_by:
+        members["made_by"] = made_by.encode()
     np.savez_compressed(GOLDEN / name, **{key: np.frombuffer(value, dtype=np.uint8) for key, value in members.items()})
 
 
@@ -125,6 +130,42 @@ def quantized() -> dict[str, dict[str, np.ndarray]]:
     return cases
 
 
+FBGEMM_DIMS = {
+    8: [2, 3, 7, 12, 15, 16, 17, 20, 31, 33, 40, 48, 63, 65, 100, 128, 131, 200, 300],
+    4: [2, 4, 6, 14, 16, 18, 20, 30, 34, 40, 48, 62, 66, 100, 128, 134, 200, 300],
+    2: [4, 8, 12, 16, 20, 28, 32, 36, 40, 48, 60, 68, 100, 128, 140, 200, 300],
+}
+FBGEMM_VARIANTS = ["sum", "sum-weighted", "mean", "mean-weighted", "sum-pruned", "mean-pruned", "sum-weighted-half"]
+
+
+def fbgemm() -> dict[str, dict[str, np.ndarray]]:
+    """Rows of 16-byte alignment, halves first; each dim has two variants, in turn. A mapping is FBGEMM's own: rows that
+    are pruned count in the mean."""
+    from support.fbgemm import FbgemmTable  # it imports fbgemm_gpu, which not everybody has
+
+    made = {}
+    for bits, dims in FBGEMM_DIMS.items():
+        rng = np.random.default_rng(2000 + bits)
+        for number, dim in enumerate(np.repeat(dims, 2).tolist()):
+            variant = FBGEMM_VARIANTS[number % len(FBGEMM_VARIANTS)]
+            mapping = rng.integers(-1, 6, 10).astype(np.int32) if "pruned" in variant else None
+            index_type = (np.int32, np.int64)[number >> 1 & 1]
+            table = FbgemmTable(
+                bits, dim, 6, alignment=16, mode=variant.split("-")[0], index_type=index_type, mapping=mapping,
+                dtype=np.float16 if "half" in variant else np.float32,
+            )  # fmt: skip
+            case = {"rows": table.fill(rng, extremes=number % 5 == 4).copy()}
+            case["indices"] = rng.integers(0, 6 if mapping is None else len(mapping), 15).astype(index_type)
+            case["offsets"] = np.array([0, 4, 4, 15], index_type)
+            if "weighted" in variant:
+                case["weights"] = rng.normal(size=15).astype(np.float32)
+            if mapping is not None:
+                case["mapping"] = mapping
+            case["bags"] = table(case["indices"], case["offsets"], case.get("weights"))
+            made[f"{bits}-dim{dim}-{number}-{variant}"] = case
+    return made
+
+
 def main() -> None:
     if not torch.__version__.startswith("2.13.0"):
         raise SystemExit(f"the golden files are of torch 2.13.0, not {torch.__version__}")
@@ -132,6 +173,9 @@ def main() -> None:
     for bits in (8, 4, 2):
         save(f"bags_{NAMES[bits]}.npz", bags(bits))
     save("quantize.npz", quantized())
+    if importlib.util.find_spec("fbgemm_gpu") is not None:
+        made_by = f"torch {version('torch')}, fbgemm-gpu-cpu {version('fbgemm-gpu-cpu')}"
+        save("fbgemm.npz", fbgemm(), made_by)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ plain Python; only the elements of one row are computed together, by NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-PAIRS = {8: "<f4", 4: "<f2", 2: "<f2"}  # the types of scale and bias, which end a row
+PAIRS = {8: "<f4", 4: "<f2", 2: "<f2"}  # the types of scale and bias, where nothing else is said
 
 
 # ---- One rounding ------------------------------------------------------------------------------------------------
@@ -59,22 +61,62 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 # ---- Rows -----------------------------------------------------------------------------------------------------------
 
 
-def unpack(rows: np.ndarray, bits: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, scales and biases of packed rows."""
-    pair = np.dtype((PAIRS[bits], 2))
+def unpack(
+    rows: np.ndarray,
+    bits: int,
+    dim: int,
+    *,
+    pair: str | None = None,
+    first: bool = False,
+    group_size: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, scales and biases of packed rows. Scales and biases are one a row; with a `group_size` one a group."""
+    kind = np.dtype(pair or PAIRS[bits])
     per_byte = 8 // bits
-    codes = np.zeros((len(rows), dim), dtype=np.float32)
-    for element in range(dim):
-        byte = rows[:, element // per_byte].astype(np.int64)
-        codes[:, element] = byte >> bits * (element % per_byte) & 2**bits - 1
-    ends = rows[:, rows.shape[1] - pair.itemsize :].tobytes()
-    scales, biases = np.frombuffer(ends, dtype=PAIRS[bits]).reshape(len(rows), 2).astype(np.float32).T
-    return codes, scales, biases
+    codes_bytes = -(-dim // per_byte)
+    num_groups = 1 if group_size is None else -(-dim // group_size)
+    pairs_bytes = num_groups * 2 * kind.itemsize
+    codes_start, pairs_start = (pairs_bytes, 0) if first else (0, codes_bytes)
+    element = np.arange(dim)
+    byte = rows[:, codes_start + element // per_byte].astype(np.int64)
+    codes = (byte >> bits * (element % per_byte) & 2**bits - 1).astype(np.float32)
+    stored = rows[:, pairs_start : pairs_start + pairs_bytes].tobytes()
+    pairs = np.frombuffer(stored, dtype=kind).reshape(len(rows), num_groups, 2).astype(np.float32)
+    scales, biases = pairs[:, :, 0], pairs[:, :, 1]
+    return (codes, scales[:, 0], biases[:, 0]) if group_size is None else (codes, scales, biases)
 
 
-def dequantize(rows: np.ndarray, bits: int, dim: int) -> np.ndarray:
-    codes, scales, biases = unpack(rows, bits, dim)
-    return fma(scales[:, None], codes, biases[:, None])
+def elements(rows: np.ndarray, bits: int, dim: int, **layout: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The code, the scale and the bias of each element: three arrays of shape (num_rows, dim)."""
+    codes, scales, biases = unpack(rows, bits, dim, **layout)
+    if scales.ndim == 1:
+        scales, biases = scales[:, None], biases[:, None]
+    group_of = np.arange(dim) // (layout.get("group_size") or max(dim, 1))
+    return codes, scales[:, group_of], biases[:, group_of]
+
+
+def dequantize(rows: np.ndarray, bits: int, dim: int, **layout: Any) -> np.ndarray:
+    codes, scales, biases = elements(rows, bits, dim, **layout)
+    return fma(scales, codes, biases)
+
+
+def widen(rows: np.ndarray) -> np.ndarray:
+    """The float32 of float rows. Those of uint16 hold the bits of bfloat16: the upper half of a float32's."""
+    if rows.dtype == np.uint16:
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    assert rows.dtype in (np.float32, np.float16)
+    return rows.astype(np.float32)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16, ties to even; a NaN stays one."""
+    whole = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    upper, lower = whole >> 16, whole & 0xFFFF
+    is_up = (lower > 0x8000) | ((lower == 0x8000) & (upper & 1 == 1))
+    return np.where(np.isnan(values), upper | 0x40, upper + is_up).astype(np.uint16)
+
+
+# ---- Bags -----------------------------------------------------------------------------------------------------------
 
 
 def embedding_bag(
@@ -84,50 +126,131 @@ def embedding_bag(
     indices: np.ndarray,
     offsets: np.ndarray | None = None,
     *,
+    pair: str | None = None,
+    first: bool = False,
+    group_size: int | None = None,
+    **bags: Any,
+) -> np.ndarray:
+    """Bags of packed rows. The other arguments are those of `_look_up`."""
+    codes, scales, biases = elements(rows, bits, dim, pair=pair, first=first, group_size=group_size)
+
+    def value(row: int) -> np.ndarray:
+        return fma(scales[row], codes[row], biases[row])
+
+    def add(total: np.ndarray, row: int, weight: np.float32 | None) -> np.ndarray:
+        scale, bias = scales[row], biases[row]
+        if weight is not None:
+            scale, bias = weight * scale, weight * bias
+        return fma(scale, codes[row], total + bias)
+
+    def mean(total: np.ndarray, count: int) -> np.ndarray:
+        return total * (np.float32(1) / np.float32(count))
+
+    return _look_up((len(rows), dim), value, add, mean, indices, offsets, **bags)
+
+
+def float_embedding_bag(
+    rows: np.ndarray, indices: np.ndarray, offsets: np.ndarray | None = None, **bags: Any
+) -> np.ndarray:
+    """Bags of float rows: float32, float16, or the bits of bfloat16 as uint16."""
+    values = widen(rows)
+
+    def value(row: int) -> np.ndarray:
+        return values[row]
+
+    def add(total: np.ndarray, row: int, weight: np.float32 | None) -> np.ndarray:
+        if weight is None:
+            return total + values[row]
+        return fma(np.full(values.shape[1], weight), values[row], total)
+
+    def mean(total: np.ndarray, count: int) -> np.ndarray:
+        return total / np.float32(count)
+
+    return _look_up(values.shape, value, add, mean, indices, offsets, **bags)
+
+
+def _look_up(
+    shape: tuple[int, int],
+    value: Callable[[int], np.ndarray],
+    add: Callable[[np.ndarray, int, np.float32 | None], np.ndarray],
+    mean: Callable[[np.ndarray, int], np.ndarray],
+    indices: np.ndarray,
+    offsets: np.ndarray | None = None,
+    *,
     mode: str = "sum",
     weights: np.ndarray | None = None,
     mapping: np.ndarray | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    invalid: str = "raise",
     half: bool = False,
+    bfloat16: bool = False,
 ) -> np.ndarray:
-    codes, scales, biases = unpack(rows, bits, dim)
-    if indices.ndim == 2:
-        bags = [[(b, i) for i in range(indices.shape[1])] for b in range(indices.shape[0])]
-    else:
-        ends = [int(o) for o in offsets] + ([] if include_last_offset else [len(indices)])
-        bags = [[(i,) for i in range(ends[b], ends[b + 1])] for b in range(len(ends) - 1)]
+    """Bags of a table of this shape. `value` is that of a row, `add` adds a row to a sum, `mean` divides a sum. Float32
+    comes back, or float16 or the bits of bfloat16."""
     if mapping is not None and mapping.tolist() == [0]:
         mapping = None
+    num_embeddings = shape[0] if mapping is None else len(mapping)
     if padding_idx is not None and padding_idx < 0:
-        padding_idx += len(rows) if mapping is None else len(mapping)
-    result = np.zeros((len(bags), dim), dtype=np.float32)
+        padding_idx += num_embeddings
+    bags = _places(indices, offsets, include_last_offset)
+    result = np.zeros((len(bags), shape[1]), dtype=np.float32)
     with np.errstate(all="ignore"):
         for bag, places in enumerate(bags):
-            total = np.zeros(dim, dtype=np.float32)
-            count, survivors = 0, 0
+            counted = []  # rows and weights
             for place in places:
                 index = int(indices[place])
-                if padding_idx is not None and index == padding_idx:
+                is_absent = invalid == "skip" and not 0 <= index < num_embeddings
+                if is_absent or (padding_idx is not None and index == padding_idx):
                     continue
-                count += 1
                 row = index if mapping is None else int(mapping[index])
-                if row == -1:
-                    continue
-                scale, bias = scales[row], biases[row]
-                if weights is not None:
-                    weight = np.float32(weights[place])
-                    scale, bias = weight * scale, weight * bias
-                if mode == "max":
-                    value = fma(scale, codes[row], np.full(dim, bias))
-                    total = value if survivors == 0 else np.where(value > total, value, total)
-                else:
-                    total = fma(scale, codes[row], total + bias)
-                survivors += 1
-            if mode == "mean" and count > 0:
-                total = total * (np.float32(1) / np.float32(count))
-            result[bag] = total
+                counted.append((row, None if weights is None else np.float32(weights[place])))
+            result[bag] = _one_bag(shape[1], counted, mode, value, add, mean)
+        if bfloat16:
+            return to_bfloat16(result)
         return result.astype(np.float16) if half else result
+
+
+def _places(indices: np.ndarray, offsets: np.ndarray | None, include_last_offset: bool) -> list[list[tuple[int, ...]]]:
+    """Where in the indices those of each bag stand."""
+    if indices.ndim == 2:
+        return [[(bag, i) for i in range(indices.shape[1])] for bag in range(indices.shape[0])]
+    ends = [int(offset) for offset in offsets] + ([] if include_last_offset else [len(indices)])
+    return [[(i,) for i in range(ends[bag], ends[bag + 1])] for bag in range(len(ends) - 1)]
+
+
+def _one_bag(
+    dim: int,
+    counted: list[tuple[int, np.float32 | None]],
+    mode: str,
+    value: Callable[[int], np.ndarray],
+    add: Callable[[np.ndarray, int, np.float32 | None], np.ndarray],
+    mean: Callable[[np.ndarray, int], np.ndarray],
+) -> np.ndarray:
+    """Of rows in order, -1 for one that is pruned, with their weights."""
+    total = np.zeros(dim, dtype=np.float32)
+    survivors = [(row, weight) for row, weight in counted if row != -1]
+    if mode == "max":
+        for number, (row, _) in enumerate(survivors):
+            later = value(row)
+            total = later if number == 0 else np.where(later > total, later, total)
+        return total
+    for row, weight in survivors:
+        total = add(total, row, weight)
+    if mode == "mean" and counted:
+        return mean(total, len(counted))
+    if mode in ("average", "sqrtn"):
+        divisor = _divisor(mode, [np.float32(1) if weight is None else weight for _, weight in counted])
+        return np.zeros(dim, dtype=np.float32) if divisor == 0 else total / divisor
+    return total
+
+
+def _divisor(mode: str, weights: list[np.float32]) -> np.float32:
+    """The sum of the weights, or the square root of the sum of their squares. Each operation is rounded."""
+    total = np.float32(0)
+    for weight in weights:
+        total = total + (weight if mode == "average" else weight * weight)
+    return total if mode == "average" else np.sqrt(total)
 
 
 # ---- Quantizing -----------------------------------------------------------------------------------------------------

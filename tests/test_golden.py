@@ -1,4 +1,5 @@
-"""What PyTorch 2.13.0 answered, read from files: bits without PyTorch, on any machine. `make_golden.py` made them."""
+"""What PyTorch 2.13.0 and FBGEMM 1.8.0 answered, read from files: bits without them, on any machine. `make_golden.py`
+made the files."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import qembag
+import reference
 from qembag import ops
 from support.arrays import same_rows
 from support.layouts import NAMES
@@ -139,3 +141,52 @@ def test_many_rows_at_every_thread_count_are_quantized_to_the_bytes_that_torch_g
         times = PARALLEL_WORK // weights.size + 1 if "dim100" in name else 3
         ours = qembag.quantize(np.concatenate([weights] * times), bits).data
         same_rows(ours, np.concatenate([case["minmax"]] * times), bits)
+
+
+# ---- Of FBGEMM's table-batched operator ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_of_fbgemm() -> dict[str, dict[str, np.ndarray]]:
+    return read_cases("fbgemm.npz")
+
+
+def test_the_file_of_fbgemm_holds_what_it_should(golden_of_fbgemm: dict[str, dict[str, np.ndarray]]) -> None:
+    assert len(golden_of_fbgemm) > 100
+    kinds = {name.split("-", 3)[3] for name in golden_of_fbgemm}
+    assert kinds >= {"sum", "sum-weighted", "mean", "mean-weighted", "sum-pruned", "mean-pruned", "sum-weighted-half"}
+    for case in golden_of_fbgemm.values():
+        assert case["rows"].shape[1] % 16 == 0
+    assert (GOLDEN / "fbgemm.npz").stat().st_size < 100_000
+    with np.load(GOLDEN / "fbgemm.npz") as file:
+        assert file["made_by"].tobytes().startswith(b"torch 2.13.0")
+        assert file["made_by"].tobytes().endswith(b"fbgemm-gpu-cpu 1.8.0")
+
+
+def test_the_oracle_says_what_fbgemm_gave(
+    golden_of_fbgemm: dict[str, dict[str, np.ndarray]], same_bits: Callable[..., None]
+) -> None:
+    for name, case in golden_of_fbgemm.items():
+        bits, dim, _, variant = name.split("-", 3)
+        says = reference.embedding_bag(
+            case["rows"], int(bits), int(dim[3:]), case["indices"], case["offsets"], mode=variant.split("-")[0],
+            weights=case.get("weights"), mapping=case.get("mapping"), include_last_offset=True,
+            half=case["bags"].dtype == np.float16, pair="<f2", first=True,
+        )  # fmt: skip
+        same_bits(says, case["bags"])
+
+
+def test_bags_of_fbgemms_rows_are_what_it_gave(
+    level: str, golden_of_fbgemm: dict[str, dict[str, np.ndarray]], same_bits: Callable[..., None]
+) -> None:
+    for name, case in golden_of_fbgemm.items():
+        bits, dim, _, variant = name.split("-", 3)
+        table = qembag.QuantizedTable(
+            case["rows"], int(bits), dim=int(dim[3:]), scale_dtype=np.float16, scale_first=True,
+            compressed_indices_mapping=case.get("mapping"),
+        )  # fmt: skip
+        bags = qembag.embedding_bag(
+            table, case["indices"], case["offsets"], mode=variant.split("-")[0], include_last_offset=True,
+            per_sample_weights=case.get("weights"), dtype=case["bags"].dtype,
+        )  # fmt: skip
+        same_bits(bags, case["bags"])

@@ -35,3 +35,20 @@ def copy(array: np.ndarray, *, at: str = "end") -> np.ndarray:
     fenced = empty(array.shape, array.dtype, at=at)
     fenced[...] = array
     return fenced
+
+
+class PartlyFenced(np.ndarray):
+    """An array of which not all may be read. So it must not be shown where a test fails."""
+
+    def __repr__(self) -> str:
+        return f"<rows of shape {self.shape} that end behind a fence>"
+
+    __str__ = __repr__
+
+
+def rows_over_the_fence(rows: np.ndarray, padding: int) -> np.ndarray:
+    """A read-only copy of rows, of which the last so many bytes, padding of the last row, lie on the guard page."""
+    memory = empty(rows.size - padding, np.uint8)
+    memory[...] = rows.ravel()[: memory.size]
+    lying = np.lib.stride_tricks.as_strided(memory, rows.shape, (rows.shape[1], 1), writeable=False)
+    return lying.view(PartlyFenced)

@@ -9,11 +9,15 @@ import numpy as np
 
 import qembag
 from qembag import ops
-from support.layouts import NAMES, packed_rows
+from support.layouts import NAMES, Layout, packed_rows, rows_of
 
 DIM, NUM_ROWS = 8, 10
 RNG = np.random.default_rng(20261122)
 ROWS = {bits: packed_rows(RNG, NUM_ROWS, DIM, bits) for bits in (8, 4, 2)}
+# Rows for all arguments of a table: pairs of the other type, before the codes, one for each 16 elements, some padding.
+GROUPED = {bits: Layout(bits, "<f2" if bits == 8 else "<f4", True, 16, padding=3) for bits in ROWS}
+GROUPED_DIM = 20
+GROUPED_ROWS = {bits: rows_of(RNG, layout, NUM_ROWS, GROUPED_DIM) for bits, layout in GROUPED.items()}
 INDICES = np.array([3, 1, 4, 1, 5, 9])
 OFFSETS = np.array([0, 2, 2])
 SAMPLE_WEIGHTS = np.linspace(-1, 2, 6).astype(np.float32)
@@ -42,8 +46,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     kind, one = {"dtype": np.float32}, {"num_threads": 1}
     bags = of_bags(mode="sum", padding_idx=-9, include_last_offset=False, out=out(3), **kind, **one)
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
-    layout = {"scale_dtype": None, "scale_first": False, "group_size": None}
-    to = {**layout, "row_alignment": 1}
+    to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = "minmax" if bits == 8 else "greedy"
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
@@ -55,7 +58,13 @@ def of_the_package(bits: int) -> dict[str, Call]:
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **to, **one}),
         "QuantizedTable": (
             qembag.QuantizedTable,
-            {"data": ROWS[bits].copy(), "bits": bits, "dim": DIM, **layout, **mapping},
+            {
+                "data": GROUPED_ROWS[bits].copy(),
+                "bits": bits,
+                "dim": GROUPED_DIM,
+                **GROUPED[bits].keywords(),
+                **mapping,
+            },
         ),
         "QuantizedTable.to_layout": (table(bits).to_layout, to),
         "QuantizedTable.dequantize": (table(bits).dequantize, {"rows": INDICES.copy(), "out": out(6)}),

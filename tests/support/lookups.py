@@ -12,7 +12,7 @@ import qembag
 import reference
 from qembag import ops
 from support import rules
-from support.layouts import LAYOUTS, NAMES
+from support.layouts import LAYOUTS, NAMES, Layout
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 
@@ -47,11 +47,14 @@ class Table:
     dim: Any = None
     mapping: Any = None
     made: Any = None
+    layout: dict[str, Any] = field(default_factory=dict)  # scale_dtype, scale_first, group_size, if given
 
     def make(self) -> Any:
         if self.made is not None:
             return self.made
-        return qembag.QuantizedTable(self.rows, self.bits, dim=self.dim, compressed_indices_mapping=self.mapping)
+        return qembag.QuantizedTable(
+            self.rows, self.bits, dim=self.dim, compressed_indices_mapping=self.mapping, **self.layout
+        )
 
     @property
     def map(self) -> np.ndarray | None:
@@ -61,8 +64,12 @@ class Table:
         plain = None if self.mapping is None else np.asarray(self.mapping)
         return None if plain is not None and plain.tolist() == [0] else plain
 
-    def judge(self) -> tuple[tuple[Any, int], rules.Faults]:
-        found, faults = rules.table(self.rows, self.bits, self.dim, None if self.made else self.mapping)
+    def judge(self) -> tuple[tuple[Any, int, Layout], rules.Faults]:
+        given = self.layout
+        found, faults = rules.table(
+            self.rows, self.bits, self.dim, None if self.made else self.mapping, given.get("scale_dtype"),
+            given.get("scale_first", False), given.get("group_size"),
+        )  # fmt: skip
         return found, set() if self.made is not None else faults
 
 
@@ -107,10 +114,11 @@ class Bags:
         )  # fmt: skip
 
     def judge(self) -> Verdict:
-        (rows, dim), faults = self.table.judge()
-        if self.family == "rowwise":
-            rows, faults = rules.rows("weight", self.table.rows, self.table.bits)
-            dim = 0 if faults else LAYOUTS[self.table.bits].dim(rows.shape[1])
+        (rows, dim, layout), faults = self.table.judge()
+        if self.family == "rowwise":  # which knows no other layout
+            layout = LAYOUTS[self.table.bits]
+            rows, faults = rules.rows("weight", self.table.rows, layout)
+            dim = 0 if faults else layout.dim(rows.shape[1])
         elif faults:  # before there is anything to look up in
             return Verdict(faults)
         mode, more = rules.mode(self.mode, not self.is_public)
@@ -136,7 +144,7 @@ class Bags:
         def answer() -> np.ndarray:
             return reference.embedding_bag(
                 rows, self.table.bits, dim, indices, offsets, mode=mode, mapping=by, weights=weights,
-                include_last_offset=last, padding_idx=padding,
+                include_last_offset=last, padding_idx=padding, **layout.reading(),
             )  # fmt: skip
 
         inputs = [self.table.rows, self.indices, self.offsets, self.weights, *maps]
@@ -204,7 +212,7 @@ class SingleRows:
         return table.dequantize(self.indices, out=out)
 
     def judge(self) -> Verdict:
-        (rows, dim), faults = self.table.judge()
+        (rows, dim, layout), faults = self.table.judge()
         if faults:
             return Verdict(faults)
         by_flag = "packed" if self.family == "packed" else "public"
@@ -226,7 +234,7 @@ class SingleRows:
         def answer() -> np.ndarray:
             chosen = indices.ravel().astype(np.int64)
             stored = chosen if by is None else by[chosen].astype(np.int64)
-            values = reference.dequantize(rows, self.table.bits, dim)
+            values = reference.dequantize(rows, self.table.bits, dim, **layout.reading())
             result = np.zeros((len(chosen), dim), np.float32)
             result[stored >= 0] = values[stored[stored >= 0]]
             if self.family != "dequantize":

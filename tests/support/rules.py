@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from support.arrays import Boom, addresses
-from support.layouts import LAYOUTS, MODES
+from support.layouts import LAYOUTS, MODES, Layout
 
 Fault: TypeAlias = tuple[type[Exception], str]
 Faults: TypeAlias = set[Fault]
@@ -90,15 +90,15 @@ def mode(value: Any, by_number: bool) -> Judged:
     return (value, set()) if isinstance(value, str) and value in MODES else (None, {(ValueError, "mode")})
 
 
-def dtype(value: Any) -> Judged:
-    """Of an output: None where it is left to `out`."""
+def dtype(value: Any, name: str = "dtype") -> Judged:
+    """Of an output: None where it is left to `out`. Or of scales: None where it is left to the bits."""
     if value is None:
         return None, set()
     try:
         kind = np.dtype(value)
     except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, Warning):  # of NumPy, for some texts
-        return None, either("dtype")
-    return (kind, set()) if kind in (np.float32, np.float16) and kind.isnative else (None, either("dtype"))
+        return None, either(name)
+    return (kind, set()) if kind in (np.float32, np.float16) and kind.isnative else (None, either(name))
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------------------------
@@ -142,8 +142,28 @@ def floats(name: str, value: Any, doubles: bool = False) -> Judged:
     return array, set() if doubles or array.dtype.itemsize != 8 else {(TypeError, name)}
 
 
-def rows(name: str, value: Any, width: int | None) -> Judged:
-    """Packed rows of so many bits, or of unknown ones."""
+def group_size(value: Any) -> Judged:
+    if value is None:
+        return None, set()
+    number, faults = whole_number("group_size", value, 1)
+    return (number, faults) if faults or number % 16 == 0 else (None, {(ValueError, "group_size")})
+
+
+def layout(width: int | None, scale_dtype: Any, scale_first: Any, groups: Any) -> Judged:
+    """The layout of rows of such codes, None where it is not known."""
+    kind, faults = dtype(scale_dtype, "scale_dtype")
+    is_first, more = flag("scale_first", scale_first)
+    faults = faults | more
+    size, more = group_size(groups)
+    faults |= more
+    if width is None or faults:
+        return None, faults
+    pair = LAYOUTS[width].pair if kind is None else f"<f{kind.itemsize}"
+    return Layout(width, pair, is_first, size), faults
+
+
+def rows(name: str, value: Any, kind: Layout | None) -> Judged:
+    """Packed rows of a layout, or of an unknown one."""
     array, faults = as_array(name, value)
     if array is None:
         return None, faults
@@ -152,7 +172,7 @@ def rows(name: str, value: Any, width: int | None) -> Judged:
     if array.ndim != 2:
         return None, {(ValueError, name)}
     apart = array.strides[1] != 1 and array.shape[1] > 1 and array.size > 0
-    if apart or (width is not None and LAYOUTS[width].dim(array.shape[1]) < 1):
+    if apart or (kind is not None and kind.dim(array.shape[1]) < 1):
         faults = {(ValueError, name)}
     return array, faults
 
@@ -172,21 +192,26 @@ def mapping(value: Any, num_rows: int) -> tuple[np.ndarray | None, Faults, bool]
     return array, faults, is_bad
 
 
-def table(data: Any, width: Any, dim: Any, given: Any) -> tuple[tuple[Any, int], Faults]:
-    """The rows and the dim of a `QuantizedTable` of these arguments."""
+def table(
+    data: Any, width: Any, dim: Any, given: Any, scale_dtype: Any = None, scale_first: Any = False, groups: Any = None
+) -> tuple[tuple[Any, int, Layout], Faults]:
+    """The rows, the dim and the layout of a `QuantizedTable` of these arguments."""
     number, faults = bits(width)
-    stored, more = rows("data", data, number)
+    kind, more = layout(number, scale_dtype, scale_first, groups)
     faults |= more
-    most = LAYOUTS[number].dim(stored.shape[1]) if number and stored is not None else 0
+    stored, more = rows("data", data, kind)
+    faults |= more
+    most = 0 if kind is None or stored is None else kind.dim(stored.shape[1])
     if dim is not None:
-        least = most - LAYOUTS[number].per_byte + 1 if number else 0
-        chosen, more = whole_number("dim", dim, least, most)
+        chosen, more = whole_number("dim", dim, 1, most)
         faults |= more
         most = most if more else chosen
+    elif most > 0 and kind.group_size and kind.used_bytes(most) != stored.shape[1]:
+        faults |= {(ValueError, "dim")}  # some bytes are padding, but which dim there is they do not say
     if given is not None:
         _, more, is_bad = mapping(given, 0 if stored is None else len(stored))
         faults |= more | ({(IndexError, MAPPING)} if is_bad else set())
-    return (stored, most), faults
+    return (stored, most, kind), faults
 
 
 def output(value: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], inputs: list[Any]) -> Faults:
@@ -254,7 +279,7 @@ def used_rows(name: str, used: list[int], count: int, num_rows: int, by: np.ndar
 
 def shape_of_bags(given: Any, width: int, indices: Any, offsets: Any, last: Any) -> Judged:
     """The shape of the bags, by shapes alone."""
-    stored, faults = rows("weight", given, width)
+    stored, faults = rows("weight", given, LAYOUTS[width])
     is_last, more = flag("include_last_offset", last)
     faults = faults | more
     _, _, num_bags, _, more = bags(indices, offsets, is_last, alone=True)
