@@ -289,13 +289,12 @@ cdef inline void write_codes(const float *values, Py_ssize_t dim, uint8_t *out, 
                              const int bits) noexcept nogil:
     """code = clamp(rint((x - bias) * inverse)), where x ~ code * scale + bias"""
     cdef int codes_per_byte = 8 // bits
-    cdef Py_ssize_t codes_bytes = (dim + codes_per_byte - 1) // codes_per_byte
-    cdef Py_ssize_t one = vector_bytes(bits), i
+    cdef Py_ssize_t one = vector_bytes(bits), codes_bytes, i
     cdef uint8_t short_codes[16]
     cdef lanes top = lanes_broadcast(<float> ((1 << bits) - 1))
     if dim < 16:
         pack(short_codes, code_of(lanes_load_part(values, dim, bias), bias, inverse, top), bits)
-        memcpy(out, short_codes, codes_bytes)
+        memcpy(out, short_codes, (dim + codes_per_byte - 1) // codes_per_byte)
         return
     for i in range(0, dim - 63, 64):
         pack_four(out + i // codes_per_byte,
@@ -307,9 +306,9 @@ cdef inline void write_codes(const float *values, Py_ssize_t dim, uint8_t *out, 
         pack(out + i // codes_per_byte, code_of(lanes_load(values + i), bias, inverse, top), bits)
     if dim % 16 != 0:
         # The last sixteen end where the codes do. Elements that are not there have the bias: code zero.
+        codes_bytes = (dim + codes_per_byte - 1) // codes_per_byte
         i = codes_bytes * codes_per_byte - 16
-        pack(out + codes_bytes - one,
-             code_of(load_part(values + i, dim - i, bias), bias, inverse, top), bits)
+        pack(out + codes_bytes - one, code_of(load_part(values + i, dim - i, bias), bias, inverse, top), bits)
 
 
 cdef inline void write_units(const Layout *layout, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
