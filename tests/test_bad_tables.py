@@ -166,7 +166,7 @@ def test_rows_that_their_tail_cannot_hold_are_refused(pack: Callable[..., list[P
     low, high, tail = (-3e38, 3e38, "float32") if pack.bits == 8 else (-100_000, 1, "float16")
     weights[2, 3], weights[2, 5], weights[4] = low, high, weights[4] * 3e38
     text = (
-        f"[2] must have a minimum and a scale that its tail can hold as {tail} at {pack.bits} bits, "
+        f"[2] must have a minimum and a scale that its row can hold as {tail} at {pack.bits} bits, "
         f"got values from {low:g} to {high:g}"
     )
     for call in pack(weights):

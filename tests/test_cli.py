@@ -255,7 +255,7 @@ def test_without_safetensors_the_error_names_the_command(capsys, monkeypatch, tm
         (np.zeros((4, 0)), "must have 2 dimensions (rows, dim) and be not empty, got shape (4, 0)"),
         (np.array([[0.0, 1.0], [np.nan, 1.0]]), "weights[1] must be finite"),
         (np.array([[0.0, 1.0], [0.0, 1e300]]), "weights[1] must be finite"),
-        (np.array([[0.0, 1e30]]), "weights[0] must have a minimum and a scale that its tail can hold as float16"),
+        (np.array([[0.0, 1e30]]), "weights[0] must have a minimum and a scale that its row can hold as float16"),
         (np.array([[None]]), "Python objects"),
     ],
 )

@@ -303,7 +303,7 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(threads):
     weights = big_weights().copy()
     weights[5000, 3] = np.nan
     weights[4000, 3] = -70000
-    with pytest.raises(ValueError, match=r"^weights\[4000\] must have a minimum and a scale that its tail can hold"):
+    with pytest.raises(ValueError, match=r"^weights\[4000\] must have a minimum and a scale that its row can hold"):
         qembag.quantize(weights, 4)
     weights[3999, -1] = np.inf
     with pytest.raises(ValueError, match=r"^weights\[3999\] must be finite"):
@@ -342,7 +342,7 @@ def test_a_row_that_is_not_finite_is_named_wherever_it_is_so(level, bits, bad, d
 def test_a_row_that_its_tail_cannot_hold_is_named(level, row, bits):
     tail = "float32" if bits == 8 else "float16"
     for method in ["minmax"] if bits == 8 else ["minmax", "greedy"]:
-        message = rf"^weights\[1\] must have a minimum and a scale that its tail can hold as {tail} at {bits} bits"
+        message = rf"^weights\[1\] must have a minimum and a scale that its row can hold as {tail} at {bits} bits"
         with pytest.raises(ValueError, match=message):
             qembag.quantize(np.array([[0, 1], row], dtype=np.float32), bits, method=method)
 

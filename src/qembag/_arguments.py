@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextvars
 import math
 import operator
+import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from . import layout as layouts
 from ._errors import INT64_MAX, bad_mapping, kind_of, shown
 
 try:
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .layout import RowLayout
-
 Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+BITS = (8, 4, 2)
 MODES = {"sum": 0, "mean": 1, "max": 2}
 UINT8 = np.dtype(np.uint8)
 FLOAT16 = np.dtype(np.float16)
@@ -92,6 +91,9 @@ def quietly(call: Callable[..., Result], *arguments: Any) -> Result:
 
 def as_float32(array: Array) -> NDArray[np.float32]:
     """In one piece; what is beyond float32 becomes an infinity."""
+    if is_bfloat16(array.dtype):
+        # Exact: a bfloat16 is the upper half of a float32. No package that knows the type is needed.
+        return (array.view(np.uint16).astype(np.uint32, order="C") << np.uint32(16)).view(np.float32)
     return quietly(np.require, array, np.float32, ["C", "A"])
 
 
@@ -126,7 +128,7 @@ def num_threads(value: object, name: str) -> int:
 
 def bits(value: object) -> int:
     number = whole_number(value, "bits")
-    if number not in layouts.BITS:
+    if number not in BITS:
         raise ValueError(f"bits must be 8, 4 or 2, got {shown(number)}")
     return number
 
@@ -195,14 +197,19 @@ def is_half(dtype: object, out: object) -> bool:
                 return False
             out = np.asarray(out)
         return bool(out.dtype == FLOAT16)
-    message = "dtype must be float32 or float16, got "
+    return float_type(dtype, "dtype") == np.float16
+
+
+def float_type(value: object, name: str) -> np.dtype[Any]:
+    """float32 or float16."""
+    message = f"{name} must be float32 or float16, got "
     try:
-        kind = np.dtype(dtype)  # type: ignore[call-overload]
+        kind = np.dtype(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, SyntaxError, OverflowError, DeprecationWarning):  # NumPy reads "f4,(" as Python
-        raise TypeError(message + shown(dtype)) from None
+        raise TypeError(message + shown(value)) from None
     if kind not in (np.float32, np.float16):
         raise ValueError(message + str(kind))
-    return bool(kind == np.float16)
+    return np.dtype(np.float16 if kind == np.float16 else np.float32)
 
 
 def padding_number(value: object, num_embeddings: int) -> int:
@@ -216,6 +223,33 @@ def padding_number(value: object, num_embeddings: int) -> int:
             f"for a table of {num_embeddings} embeddings, got {shown(number)}"
         )
     return number + num_embeddings if number < 0 else number
+
+
+# ---- Layouts of rows -------------------------------------------------------------------------------------------
+
+
+def scale_dtype(value: object, bits: int) -> np.dtype[Any]:
+    """Of scales and biases: as asked for, else as PyTorch has it."""
+    if value is None:
+        return np.dtype(np.float32 if bits == 8 else np.float16)
+    return float_type(value, "scale_dtype")
+
+
+def group_size(value: object) -> int | None:
+    """None for rows of one group."""
+    if value is None:
+        return None
+    number = whole_number(value, "group_size")
+    if number < 16 or number % 16 != 0:
+        raise ValueError(f"group_size must be a multiple of 16, at least 16, got {shown(number)}")
+    return number
+
+
+def row_alignment(value: object) -> int:
+    number = whole_number(value, "row_alignment")
+    if not 1 <= number <= sys.maxsize:
+        raise ValueError(f"row_alignment must be from 1 to {sys.maxsize}, got {shown(number)}")
+    return number
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------
@@ -235,31 +269,6 @@ def rows(data: object, name: str) -> NDArray[np.uint8]:
     if array.shape[1] > 1 and array.strides[1] != 1 and array.size:
         raise ValueError(f"{name} must have the bytes of a row side by side, got strides {array.strides}")
     return array
-
-
-def packed_layout(row_bytes: int, bits: int, name: str) -> RowLayout:
-    """The layout of rows that hold as many elements as they can."""
-    found = layouts.packed_layout(bits, row_bytes)
-    if found is None:
-        smallest = layouts.smallest(bits)
-        raise ValueError(
-            f"{name} must have rows of at least {smallest.row_bytes} bytes at {bits} bits "
-            f"(codes, then {smallest.pairs_bytes} bytes of scale and bias), got rows of {row_bytes}"
-        )
-    return found
-
-
-def layout(dim: object, row_bytes: int, bits: int) -> RowLayout:
-    """The layout of `data`'s rows."""
-    full = packed_layout(row_bytes, bits, "data")
-    if dim is None:
-        return full
-    number = whole_number(dim, "dim")
-    possible = layouts.dims(bits, row_bytes)
-    if number not in possible:
-        allowed = f"{possible[0]}" if len(possible) == 1 else f"from {possible[0]} to {possible[-1]}"
-        raise ValueError(f"dim must be {allowed} for rows of {row_bytes} bytes at {bits} bits, got {shown(number)}")
-    return layouts.RowLayout(bits, number)
 
 
 def mapping(value: object, *, check_rows: int | None = None, out: object = None) -> NDArray[np.int32] | None:
@@ -416,13 +425,20 @@ def _share_memory(a: Array, b: Array) -> bool:
 # ---- Floats to quantize ------------------------------------------------------------------------------------------
 
 
-def floats(value: object, name: str, *, allow_double: bool) -> Array:
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is the type that other packages add to NumPy's under this name (ml_dtypes, for JAX and TensorFlow)."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative
+
+
+def floats(value: object, name: str, *, allow_double: bool, allow_bfloat16: bool = False) -> Array:
     """An array of floats, at any stride; lists become float32."""
     array = as_array(value, name)
     if is_plain_python(value) and array.dtype.kind in "fiu":
         array = as_float32(array)
+    if allow_bfloat16 and is_bfloat16(array.dtype):
+        return array
     allowed = (np.float32, np.float16, np.float64) if allow_double else (np.float32, np.float16)
     if array.dtype.newbyteorder("=") not in allowed:
-        names = ", ".join(np.dtype(kind).name for kind in allowed[:-1]) + f" or {np.dtype(allowed[-1]).name}"
-        raise TypeError(f"{name} must be an array of {names}, got {kind_of(array)}")
+        names = [np.dtype(kind).name for kind in allowed] + ["bfloat16"] * allow_bfloat16
+        raise TypeError(f"{name} must be an array of {', '.join(names[:-1])} or {names[-1]}, got {kind_of(array)}")
     return array

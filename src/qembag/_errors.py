@@ -33,13 +33,42 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def of_row(what: str, row: int, layout: RowLayout, bounds: tuple[float, float], name: str = "weights") -> ValueError:
+# ---- Rows that are not quantized, or not converted -----------------------------------------------------------------
+
+
+def of_row(
+    what: str, row: int, group: int, layout: RowLayout, bounds: tuple[float, float], name: str = "weights"
+) -> ValueError:
     low, high = bounds
+    spot = f"{name}[{row}]{_in_group(group, layout)}"
     if what == "not finite":
-        return ValueError(f"{name}[{row}] must be finite to be quantized, got a NaN or an infinity")
+        return ValueError(f"{spot} must be finite to be quantized, got a NaN or an infinity")
     return ValueError(
-        f"{name}[{row}] must have a minimum and a scale that its tail can hold as {layout.pair_dtype.name} at {layout.bits} bits, "
+        f"{spot} must have a minimum and a scale that its row can hold as {layout.scale_dtype.name} at {layout.bits} bits, "
         f"got values from {low:g} to {high:g}"
+    )
+
+
+def _in_group(group: int, layout: RowLayout) -> str:
+    if layout.num_groups == 1:
+        return ""
+    elements = layout.elements(group)
+    return f" (group {group}, elements {elements.start} to {elements.stop - 1})"
+
+
+def not_exact(row: int, group: int, part: int, value: float, layout: RowLayout) -> ValueError:
+    return ValueError(
+        f"scale_dtype must be float32 where float16 does not hold each scale and bias exactly, got row {row}"
+        f"{_in_group(group, layout)} with a {('scale', 'bias')[part]} of {value:.9g}"
+    )
+
+
+def not_joined(row: int, groups: list[tuple[slice, Array]]) -> ValueError:
+    (first, pair), (second, other) = groups
+    return ValueError(
+        f"group_size must not join groups whose scales or biases differ, got row {row} with scale {pair[0]:.9g} and "
+        f"bias {pair[1]:.9g} for elements {first.start} to {first.stop - 1}, and scale {other[0]:.9g} and bias "
+        f"{other[1]:.9g} for elements {second.start} to {second.stop - 1}"
     )
 
 

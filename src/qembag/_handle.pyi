@@ -104,7 +104,7 @@ def quantize(
     num_bins: int,
     ratio: float,
     num_threads: int,
-) -> tuple[str, int] | None: ...
+) -> tuple[str, int, int] | None: ...
 
 # ---- The public functions -----------------------------------------------------------------------------------------
 

@@ -202,15 +202,17 @@ NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
 
 def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
              const float[:, ::1] bounds, bint greedy, int64_t num_bins, double ratio, int num_threads):
-    """Rows of floats into `out`; `bounds` has the minimum and maximum for each. None, or (what is wrong, row)."""
+    """Rows of floats into `out`; `bounds` has the minimum and maximum of each, where a row is one group. None, or
+    (what is wrong, row, group)."""
     cdef const float[:, ::1] own_bounds = NO_BOUNDS if bounds is None else bounds
     cdef Quantize job
-    cdef Py_ssize_t row = 0, first = 0, end, num_rows = weights.shape[0]
+    cdef Py_ssize_t unit = 0, first = 0, end, num_rows = weights.shape[0], num_groups = layout.fields.num_groups
     cdef double work = FIRST_PIECE, started = 0, row_work
     cdef RowFault fault = FINE
     cdef bint in_pieces
     if (weights.shape[1] != layout.fields.dim or out.shape[1] != layout.fields.row_bytes or out.shape[0] != num_rows
-            or own_bounds.shape[1] != 2 or (bounds is not None and own_bounds.shape[0] != num_rows)):
+            or own_bounds.shape[1] != 2
+            or (bounds is not None and (own_bounds.shape[0] != num_rows or num_groups != 1))):
         raise ValueError("internal error: rows of another shape than the layout's")
     job.layout = layout.fields
     job.greedy = greedy
@@ -219,7 +221,7 @@ def quantize(const float[:, ::1] weights not None, LayoutFields layout not None,
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))
     # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
     # lookup's row from memory.
-    row_work = (job.layout.dim + 64) * (2.0 * num_bins if greedy else 0.25)
+    row_work = (job.layout.dim + 64.0 * num_groups) * (2.0 * num_bins if greedy else 0.25)
     in_pieces = num_rows * row_work > FIRST_PIECE and is_main_thread()
     if in_pieces:
         started = loops.clock()
@@ -228,12 +230,12 @@ def quantize(const float[:, ::1] weights not None, LayoutFields layout not None,
         if in_pieces:
             end = first + <Py_ssize_t> min(max(work / row_work, 1.0), <double> (num_rows - first))
         with nogil:
-            fault = loops.quantize(&job, weights, own_bounds, out, first, end, num_threads, &row)
+            fault = loops.quantize(&job, weights, own_bounds, out, first, end, num_threads, &unit)
         first = end
         if first < num_rows and fault == FINE:
             end_piece(&work, &started)
     if fault == NO_MEMORY:
         raise MemoryError
     if fault != FINE:
-        return ("not finite" if fault == NOT_FINITE else "too wide", row)
+        return ("not finite" if fault == NOT_FINITE else "too wide", unit // num_groups, unit % num_groups)
     return None

@@ -18,7 +18,7 @@ from cython.parallel cimport parallel, prange
 from libc.math cimport isfinite, sqrtf
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from loops cimport (
     FINE, Layout, Lookup, Loops, MAX, MEAN, NOT_FINITE, NO_MEMORY, Quantize, RowFault, TOO_WIDE, read_offset, work_of,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arguments, _errors, _handle, _runtime
+from . import _arguments, _errors, _handle, _runtime, layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def rowwise_offsets(
     out: object,
 ) -> NDArray[Any]:
     rows = _arguments.rows(weight, "weight").view()
-    row_layout = _arguments.packed_layout(rows.shape[1], bits, "weight")
+    row_layout = layout.of_rows(rows.shape[1], bits, "weight")
     pruning_map = _pruning_map(pruned_weights, mapping, out)
     handle = _handle.TableHandle(rows, row_layout, pruning_map)
     return _operator_bags(handle, indices, offsets, mode, per_sample_weights, include_last_offset, out)

@@ -58,10 +58,10 @@ cdef struct Lookup:
     int out_size
 
 
-# Rows that could not be quantized.
+# What could not be quantized. A unit is what has a scale and a bias: a group of a row. Units are numbered row by row.
 cdef enum RowFault:
     FINE
-    NOT_FINITE      # a NaN or an infinity in the row
+    NOT_FINITE      # a NaN or an infinity in the unit
     TOO_WIDE        # scale or bias overflow their type
     NO_MEMORY
 
@@ -80,10 +80,10 @@ cdef struct Loops:
     # or where a signal's handler has raised.
     bint (*look_up)(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t first, Py_ssize_t end,
                     int num_threads) noexcept nogil
-    # Rows `first` to `end`. The fault of the lowest row that has one, and which row.
+    # Rows `first` to `end`. The fault of the lowest unit that has one, and which unit.
     RowFault (*quantize)(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                          uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, int num_threads,
-                         Py_ssize_t *row) noexcept nogil
+                         Py_ssize_t *unit) noexcept nogil
     int (*max_threads)() noexcept nogil
     double (*clock)() noexcept nogil
 

@@ -17,6 +17,7 @@ the reference crashes or answers wrongly in silence:
 - a table of another width is refused; the reference's 8-bit operator reads its bytes as 8-bit codes;
 - the bag operators also take ``out=`` (in the reference, their ``_out`` forms);
 - `embedding_bag_byte_prepack_meta` says uint8; the reference's says `weight`'s type;
+- a packed table may have any layout of rows (`QuantizedTable`), not only PyTorch's;
 - ``embedding_bag_2bit`` and ``embedding_2bit`` are ours.
 """
 
@@ -38,7 +39,7 @@ from ._handle import (
     embedding_bag_byte_rowwise_offsets,
     embedding_byte,
 )
-from .layout import RowLayout, packed_layout, smallest
+from .layout import RowLayout, of_rows, packed_layout, smallest
 from .quantize import GREEDY_BINS, GREEDY_RATIO, pack_rows
 from .table import QuantizedTable
 
@@ -105,7 +106,7 @@ def _pack(
             raise ValueError(f"rowwise_min_max must have shape ({len(rows)}, 2), got {_errors.kind_of(bounds)}")
     packed = pack_rows(
         rows,
-        bits,
+        RowLayout(bits, rows.shape[1]),
         "weight",
         bounds=bounds,
         greedy=_arguments.flag(optimized_qparams, "optimized_qparams"),
@@ -418,9 +419,9 @@ def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: Arra
         row = int(wrong[0])
         raise ValueError(
             f"scales[{row}] and zero_points[{row}] must give a scale and a bias that are finite as "
-            f"{layout.pair_dtype.name}, got {parts[0][row]} and {parts[1][row]}"
+            f"{layout.scale_dtype.name}, got {parts[0][row]} and {parts[1][row]}"
         )
-    table = QuantizedTable(layout.pack(array, pairs), bits, dim=dim)
+    table = QuantizedTable(layout.pack(array, pairs[:, None]), bits, dim=dim)
     table._per_channel = (parts[0], parts[1])
     return table
 
@@ -444,12 +445,14 @@ def embedding_bag_unpack(packed: QuantizedTable) -> tuple[NDArray[np.uint8], NDA
     Raises
     ------
     TypeError, ValueError
-        If `packed` is not a table that `embedding_bag_prepack` made.
+        If `packed` is not a table that `embedding_bag_prepack` made, or if its rows have since got several groups.
     """
     if not isinstance(packed, QuantizedTable):
         raise TypeError(f"packed must be a QuantizedTable, got {_errors.kind_of(packed)}")
     if packed._per_channel is None:
         raise ValueError("packed must come from embedding_bag_prepack, got a table without zero points")
+    if packed.layout.num_groups > 1:
+        raise ValueError(f"packed must have one scale a row, got rows of {packed.layout.num_groups} groups")
     scales, zero_points = packed._per_channel
     return packed.codes(), scales.copy(), zero_points.copy()
 
@@ -463,7 +466,7 @@ def _bags_meta(weight: object, bits: int, indices: object, offsets: object, incl
     last = _arguments.flag(include_last_offset, "include_last_offset")
     plain_offsets = _arguments.offsets(offsets, plain, last)
     num_bags = len(plain) if plain_offsets is None else len(plain_offsets) - int(last)
-    return (num_bags, _arguments.packed_layout(rows.shape[1], bits, "weight").dim), np.dtype(np.float32)
+    return (num_bags, of_rows(rows.shape[1], bits, "weight").dim), np.dtype(np.float32)
 
 
 def _prepack_meta(weight: object, bits: int) -> _Meta:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from . import _arguments, _errors, _handle, _runtime
-from .layout import RowLayout
-from .table import QuantizedTable
+from .layout import aligned
+from .table import QuantizedTable, table_of
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from .layout import RowLayout
 
 # The reference's defaults for the greedy search: the range in this many bins, of which it may give up this share.
 GREEDY_BINS = 200
@@ -25,19 +27,33 @@ def quantize(
     bits: int = 8,
     *,
     method: Literal["minmax", "greedy"] = "minmax",
+    scale_dtype: DTypeLike | None = None,
+    scale_first: bool = False,
+    group_size: int | None = None,
+    row_alignment: int = 1,
     num_threads: int | None = None,
 ) -> QuantizedTable:
-    """Quantize each row to codes with a scale and a bias.
+    """Quantize each row, or each group of a row, to codes with a scale and a bias.
 
     Parameters
     ----------
-    weights : array_like of float32, float16 or float64, shape (num_rows, dim)
-        float64 is rounded to float32 first.
+    weights : array_like of float32, float16, float64 or bfloat16, shape (num_rows, dim)
+        float64 is rounded to float32 first. bfloat16 is the type that other packages add to NumPy's, such as ml_dtypes.
     bits : {8, 4, 2}
-        Bits of a code. A row takes ``dim + 8`` bytes at 8 bits, ``ceil(dim / 2) + 4`` at 4, ``ceil(dim / 4) + 4`` at 2.
+        Bits of a code. By default a row takes ``dim + 8`` bytes at 8 bits, ``ceil(dim / 2) + 4`` at 4,
+        ``ceil(dim / 4) + 4`` at 2.
     method : {"minmax", "greedy"}
-        "minmax" spreads the codes from the row's minimum to its maximum. "greedy" (4 and 2 bits) narrows that range
+        "minmax" spreads the codes from the minimum to the maximum. "greedy" (4 and 2 bits) narrows that range
         step by step while the squared error falls; slower, and closer at 4 bits.
+    scale_dtype : {float32, float16}, optional
+        The stored type of scales and biases; float32 at 8 bits and float16 at 4 and 2 if not given.
+    scale_first : bool
+        Put scales and biases before the codes of a row, as FBGEMM's table-batched operator and TorchRec have them.
+    group_size : int, optional
+        Quantize each so many elements of a row with a scale and a bias of their own: a multiple of 16. The last group may
+        be shorter. If not given, a row is one group.
+    row_alignment : int
+        Pad rows with zeros to a multiple of so many bytes.
     num_threads : int, optional
         For this call; see `set_num_threads`.
 
@@ -48,15 +64,16 @@ def quantize(
     Raises
     ------
     TypeError
-        If `weights` is not an array of floats.
+        If `weights` is not an array of floats, or an option has a wrong type.
     ValueError
         If `weights` is not 2-D or a row is empty; if a row holds a NaN or an infinity, or values that its scale and
-        bias cannot hold (float16 at 4 and 2 bits); if an option is unknown.
+        bias cannot hold as `scale_dtype`; if an option is unknown or out of range.
 
     Notes
     -----
-    The bytes are those of PyTorch's ``quantized::embedding_bag_{byte,4bit,2bit}_prepack``, for "greedy" with
-    ``optimized_qparams=True``.
+    By default the bytes are those of PyTorch's ``quantized::embedding_bag_{byte,4bit,2bit}_prepack``, for "greedy" with
+    ``optimized_qparams=True``. At 8 bits with float16 scales the formula is that of 4 bits with 256 codes, as in TorchRec; at
+    4 and 2 bits with float32 scales it is their own without the roundings to float16.
 
     Examples
     --------
@@ -68,18 +85,19 @@ def quantize(
     """
     bits = _arguments.bits(bits)
     greedy = _arguments.is_greedy(method, bits)
-    array = _arguments.floats(weights, "weights", allow_double=True)
+    array = _arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
             f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
         )
-    packed = pack_rows(array, bits, "weights", greedy=greedy, num_threads=num_threads)
-    return QuantizedTable(packed, bits, dim=array.shape[1])
+    layout = aligned(bits, array.shape[1], scale_dtype, scale_first, group_size, row_alignment)
+    packed = pack_rows(array, layout, "weights", greedy=greedy, num_threads=num_threads)
+    return table_of(QuantizedTable, packed, layout, None)
 
 
 def pack_rows(
     weights: NDArray[Any],
-    bits: int,
+    layout: RowLayout,
     name: str,
     *,
     bounds: NDArray[np.float32] | None = None,
@@ -88,20 +106,20 @@ def pack_rows(
     ratio: float = GREEDY_RATIO,
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima."""
-    num_rows, dim = weights.shape
-    layout = RowLayout(bits, dim)
+    """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima, where a row
+    is one group."""
+    num_rows = len(weights)
     threads = _runtime.resolve_threads(num_threads)
     packed = np.empty((num_rows, layout.row_bytes), dtype=np.uint8)
     is_plain = weights.dtype == np.float32 and weights.flags.c_contiguous and weights.flags.aligned
-    at_once = max(num_rows if is_plain else CONVERTED_AT_ONCE // max(dim, 1), 1)
+    at_once = max(num_rows if is_plain else CONVERTED_AT_ONCE // layout.dim, 1)
     for start in range(0, num_rows, at_once):
         part = slice(start, start + at_once)
         rows = _arguments.as_float32(weights[part])
         part_bounds = None if bounds is None else np.require(bounds[part], np.float32, ["C", "A"])
         fault = _handle.quantize(rows, layout, packed[part], part_bounds, greedy, num_bins, ratio, threads)
         if fault is not None:
-            what, row = fault
-            used = rows[row] if part_bounds is None or greedy else part_bounds[row]
-            raise _errors.of_row(what, start + row, layout, (float(used.min()), float(used.max())), name)
+            what, row, group = fault
+            used = rows[row, layout.elements(group)] if part_bounds is None or greedy else part_bounds[row]
+            raise _errors.of_row(what, start + row, group, layout, (float(used.min()), float(used.max())), name)
     return packed

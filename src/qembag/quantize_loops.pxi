@@ -1,8 +1,11 @@
-# Part of _kernels.pyx: rows of floats to codes, byte for byte as the reference's prepack operators make them.
+# Part of _kernels.pyx: rows of floats to codes, in PyTorch's layouts byte for byte as its prepack operators make them.
 #
 # All arithmetic is in float32 and each operation rounds once: the formulas are those of
 # FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf and FloatOrHalfToFused8BitRowwiseQuantizedSBFloat (FBGEMM) and, for
 # the greedy search, of choose_qparams_optimized (PyTorch). A product is never fused with a sum here.
+#
+# The first of these is for float16 pairs at any width (256 codes at 8 bits, as in TorchRec) and, without its roundings
+# to float16, for float32 pairs at 4 and 2 bits. The second is for float32 pairs at 8 bits.
 
 cdef extern from "lanes.h" nogil:
     lanes lanes_min(lanes, lanes)
@@ -29,27 +32,36 @@ cdef extern from "lanes.h" nogil:
     void write_le16(uint8_t *, uint16_t)
     void write_le32(uint8_t *, uint32_t)
 
-# Rows are quantized in tiles: first the bounds of each row, then scales and biases of all at once, a lane each, then
-# the codes of each row, while its elements are still in the first-level cache.
+# A unit is what has a scale and a bias: a group of a row, mostly the whole row. Units are quantized in tiles: first
+# the bounds of each, then scales and biases of all at once, a lane each, then the codes of each, while its elements
+# are still in the first-level cache.
 cdef enum:
-    TILE_ROWS = 16              # the lanes
+    TILE_UNITS = 16             # the lanes
     # Of these and twice and four times as many, rows of 1024 are 1.0, 1.2 and 1.3 times as slow. The processor finds
     # the next rows by itself: to prefetch them made it slower by up to a third.
     TILE_ELEMENTS = 2048
 
+cdef struct Unit:
+    const float *values
+    Py_ssize_t dim
+    uint8_t *codes              # to be written
+    uint8_t *pair
+
+
 cdef struct Tile:
-    Py_ssize_t first            # row
-    Py_ssize_t num_rows
-    # Of each row four floats with its minimum among them, and four with its maximum.
-    float mins[4 * TILE_ROWS]
-    float maxs[4 * TILE_ROWS]
-    lanes low                   # bounds of each row
+    Py_ssize_t first            # unit
+    Py_ssize_t num_units
+    Unit units[TILE_UNITS]      # not in PyTorch's layouts, where a unit is a row
+    # Of each unit four floats with its minimum among them, and four with its maximum.
+    float mins[4 * TILE_UNITS]
+    float maxs[4 * TILE_UNITS]
+    lanes low                   # bounds of each unit
     lanes high
-    float scales[TILE_ROWS]
-    float biases[TILE_ROWS]
-    float inverses[TILE_ROWS]
-    uint16_t half_scales[TILE_ROWS]
-    uint16_t half_biases[TILE_ROWS]
+    float scales[TILE_UNITS]
+    float biases[TILE_UNITS]
+    float inverses[TILE_UNITS]
+    uint16_t half_scales[TILE_UNITS]
+    uint16_t half_biases[TILE_UNITS]
 
 
 cdef inline lanes load_part(const float *p, Py_ssize_t count, lanes fill) noexcept nogil:
@@ -57,10 +69,10 @@ cdef inline lanes load_part(const float *p, Py_ssize_t count, lanes fill) noexce
     return lanes_load(p) if count >= 16 else lanes_load_part(p, count, fill)
 
 
-cdef bint is_finite(const float *row, Py_ssize_t dim) noexcept nogil:
+cdef bint is_finite(const float *values, Py_ssize_t dim) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(dim):
-        if not isfinite(row[i]):
+        if not isfinite(values[i]):
             return False
     return True
 
@@ -85,11 +97,15 @@ cdef inline void pack_four(uint8_t *p, lanes a, lanes b, lanes c, lanes d, const
 
 # ---- The greedy search --------------------------------------------------------------------------------------------
 
-cdef void squared_errors(const float *row, Py_ssize_t dim, float low, float high, float max_code,
+cdef inline float as_stored(float value, bint is_half) noexcept nogil:
+    return float_of_half(half_of_float(value)) if is_half else value
+
+
+cdef void squared_errors(const float *values, Py_ssize_t dim, float low, float high, float max_code, bint is_half,
                          float *squares) noexcept nogil:
-    cdef float bias = float_of_half(half_of_float(low))
+    cdef float bias = as_stored(low, is_half)
     cdef float width = high - bias
-    cdef float scale = 1 if width == 0 else float_of_half(half_of_float(width / max_code))
+    cdef float scale = 1 if width == 0 else as_stored(width / max_code, is_half)
     cdef lanes biases = lanes_broadcast(bias)
     cdef lanes scales = lanes_broadcast(scale)
     cdef lanes inverses = lanes_broadcast(1 if scale == 0 else 1 / scale)
@@ -97,17 +113,18 @@ cdef void squared_errors(const float *row, Py_ssize_t dim, float low, float high
     cdef lanes x, code, error
     cdef Py_ssize_t i
     for i in range(0, dim, 16):
-        x = load_part(row + i, dim - i, lanes_zero())
+        x = load_part(values + i, dim - i, lanes_zero())
         code = lanes_mul(lanes_sub(x, biases), inverses)
         code = lanes_round(lanes_max(lanes_min(top, code), lanes_zero()))
         error = lanes_sub(x, lanes_add(lanes_mul(code, scales), biases))
         lanes_store(squares + i, lanes_mul(error, error))
 
 
-cdef void search(const Quantize *job, const float *row, float *scratch, float *low, float *high) noexcept nogil:
+cdef void search(const Quantize *job, const float *values, Py_ssize_t dim, float *scratch, float *low,
+                 float *high) noexcept nogil:
     """Narrows the bounds step by step from whichever end loses less, and keeps the pair that the search first saw as
     best. The losses' sums run strictly from left to right, as the reference's do: another order, other bytes."""
-    cdef Py_ssize_t dim = job.layout.dim
+    cdef bint is_half = job.layout.pair_size == 2
     cdef float max_code = <float> ((1 << job.layout.bits) - 1)
     cdef Py_ssize_t room = (dim + 15) // 16 * 16
     cdef float step = (high[0] - low[0]) / job.num_bins
@@ -116,15 +133,15 @@ cdef void search(const Quantize *job, const float *row, float *scratch, float *l
     cdef float loss = 0, best, raised, lowered
     cdef float next_low, next_high
     cdef Py_ssize_t i
-    squared_errors(row, dim, current_low, current_high, max_code, scratch)
+    squared_errors(values, dim, current_low, current_high, max_code, is_half, scratch)
     for i in range(dim):
         loss = loss + scratch[i]
     loss = best = sqrtf(loss)
     while current_low + threshold < current_high:
         next_low = current_low + step
         next_high = current_high - step
-        squared_errors(row, dim, next_low, current_high, max_code, scratch)
-        squared_errors(row, dim, current_low, next_high, max_code, scratch + room)
+        squared_errors(values, dim, next_low, current_high, max_code, is_half, scratch)
+        squared_errors(values, dim, current_low, next_high, max_code, is_half, scratch + room)
         raised = lowered = 0
         for i in range(dim):
             raised = raised + scratch[i]
@@ -149,50 +166,81 @@ cdef void search(const Quantize *job, const float *row, float *scratch, float *l
 
 # ---- A tile -------------------------------------------------------------------------------------------------------
 
-cdef inline void find_bounds(Tile *tile, const float[:, ::1] weights, lanes *sums) noexcept nogil:
+cdef inline Unit unit_of_row(const Layout *layout, const float[:, ::1] weights, uint8_t[:, ::1] out, Py_ssize_t row,
+                             Py_ssize_t group, const int bits) noexcept nogil:
+    cdef Unit unit
+    cdef Py_ssize_t start = group * layout.group_size
+    unit.values = &weights[row, start]
+    unit.dim = min(weights.shape[1] - start, layout.group_size)
+    unit.codes = &out[row, 0] + layout.codes_start + start // (8 // bits)
+    unit.pair = &out[row, 0] + layout.pairs_start + group * 2 * layout.pair_size
+    return unit
+
+
+cdef inline Unit unit_of(const Layout *layout, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
+                         Py_ssize_t number, const bint is_plain) noexcept nogil:
+    """A unit of the tile. In PyTorch's layouts it is worked out each time: to look it up took rows of 64 a quarter
+    longer."""
+    cdef Unit unit
+    if not is_plain:
+        return tile.units[number]
+    unit.values = &weights[tile.first + number, 0]
+    unit.dim = weights.shape[1]
+    unit.codes = &out[tile.first + number, 0] + layout.codes_start
+    unit.pair = &out[tile.first + number, 0] + layout.pairs_start
+    return unit
+
+
+cdef inline void find_bounds(const Layout *layout, Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
+                             lanes *sums, const bint is_plain) noexcept nogil:
     """Minima and maxima. No sum with an infinity or a NaN in it is finite; one of large numbers may not be either."""
-    cdef Py_ssize_t dim = weights.shape[1], number, i
+    cdef Py_ssize_t dim, number, i
     cdef lanes x, low, high
-    cdef const float *row
+    cdef const float *values
+    cdef Unit unit
     sums[0] = lanes_zero()
-    for number in range(tile.num_rows):
-        row = &weights[tile.first + number, 0]
+    for number in range(tile.num_units):
+        unit = unit_of(layout, tile, weights, out, number, is_plain)
+        values = unit.values
+        dim = unit.dim
         if dim < 16:
-            low = high = lanes_load_part(row, dim, lanes_broadcast(row[0]))
+            low = high = lanes_load_part(values, dim, lanes_broadcast(values[0]))
             sums[0] = lanes_add(sums[0], low)
         else:
-            low = high = lanes_load(row)
+            low = high = lanes_load(values)
             sums[0] = lanes_add(sums[0], low)
             for i in range(16, dim - 15, 16):
-                x = lanes_load(row + i)
+                x = lanes_load(values + i)
                 low = lanes_min(low, x)
                 high = lanes_max(high, x)
                 sums[0] = lanes_add(sums[0], x)
             if dim % 16 != 0:
-                # The last group ends where the row does; what it shares with the one before it counts twice.
-                x = lanes_load(row + dim - 16)
+                # The last sixteen end where the unit does; what they share with those before them counts twice.
+                x = lanes_load(values + dim - 16)
                 low = lanes_min(low, x)
                 high = lanes_max(high, x)
                 sums[0] = lanes_add(sums[0], x)
         fold_min(tile.mins + 4 * number, low)
         fold_max(tile.maxs + 4 * number, high)
-    for i in range(4 * tile.num_rows, 4 * TILE_ROWS):
+    for i in range(4 * tile.num_units, 4 * TILE_UNITS):
         tile.mins[i] = tile.maxs[i] = 0
     tile.low = min_of_4(tile.mins)
     tile.high = max_of_4(tile.maxs)
 
 
 cdef void choose_bounds(const Quantize *job, Tile *tile, const float[:, ::1] weights, const float[:, ::1] bounds,
-                        float *scratch) noexcept nogil:
+                        uint8_t[:, ::1] out, float *scratch, bint is_plain) noexcept nogil:
     """Those that are given, or that the greedy search finds."""
-    cdef float lows[TILE_ROWS]
-    cdef float highs[TILE_ROWS]
+    cdef float lows[TILE_UNITS]
+    cdef float highs[TILE_UNITS]
     cdef Py_ssize_t number
+    cdef Unit unit
     lanes_store(lows, tile.low)
     lanes_store(highs, tile.high)
-    for number in range(tile.num_rows):
+    for number in range(tile.num_units):
         if job.greedy:
-            search(job, &weights[tile.first + number, 0], scratch, &lows[number], &highs[number])
+            unit = unit_of(&job.layout, tile, weights, out, number, is_plain)
+            search(job, unit.values, unit.dim, scratch, &lows[number], &highs[number])
         else:
             lows[number] = bounds[tile.first + number, 0]
             highs[number] = bounds[tile.first + number, 1]
@@ -200,26 +248,37 @@ cdef void choose_bounds(const Quantize *job, Tile *tile, const float[:, ::1] wei
     tile.high = lanes_load(highs)
 
 
-cdef inline bint find_pairs(Tile *tile, const int bits) noexcept nogil:
-    """Scale, bias and 1 / scale of each row. False where one of them is not finite."""
+cdef inline bint has_half_pairs(const Layout *layout, const bint is_plain, const int bits) noexcept nogil:
+    return bits != 8 if is_plain else layout.pair_size == 2
+
+
+cdef inline bint find_pairs(Tile *tile, bint is_half, const int bits) noexcept nogil:
+    """Scale, bias and 1 / scale of each unit. False where one of them is not finite."""
     cdef lanes top = lanes_broadcast(<float> ((1 << bits) - 1))
-    cdef lanes width, scale, bias, inverse
-    if bits == 8:
-        bias = tile.low
-        width = lanes_sub(tile.high, bias)
-        scale = lanes_div(width, top)
-        inverse = lanes_div(top, lanes_add(width, lanes_broadcast(<float> 1e-8)))
-    else:
-        bias = lanes_through_half(tile.low)
-        width = lanes_sub(tile.high, bias)
+    cdef lanes bias = lanes_through_half(tile.low) if is_half else tile.low
+    cdef lanes width = lanes_sub(tile.high, bias)
+    cdef lanes scale = lanes_div(width, top)
+    cdef lanes inverse
+    cdef int number
+    if is_half:
         # 1 where the width is zero or too small for a half; so no inverse is infinite.
-        scale = lanes_nonzero(lanes_through_half(lanes_div(width, top)))
+        scale = lanes_nonzero(lanes_through_half(scale))
         inverse = lanes_div(lanes_broadcast(1), scale)
         lanes_store_half(tile.half_scales, scale)
         lanes_store_half(tile.half_biases, bias)
+    elif bits == 8:
+        inverse = lanes_div(top, lanes_add(width, lanes_broadcast(<float> 1e-8)))
+    else:
+        scale = lanes_nonzero(scale)
+        inverse = lanes_div(lanes_broadcast(1), scale)
     lanes_store(tile.scales, scale)
     lanes_store(tile.biases, bias)
     lanes_store(tile.inverses, inverse)
+    if bits != 8 and not is_half and not lanes_all_finite(inverse):
+        # The scale is a denormal whose inverse overflows.
+        for number in range(TILE_UNITS):
+            if not isfinite(tile.inverses[number]):
+                tile.scales[number] = tile.inverses[number] = 1
     return lanes_all_finite(scale) and lanes_all_finite(bias)
 
 
@@ -228,109 +287,152 @@ cdef inline lanes code_of(lanes x, lanes bias, lanes inverse, lanes top) noexcep
     return lanes_min(top, lanes_mul(lanes_sub(x, bias), inverse))
 
 
-cdef inline void write_codes(const float *row, Py_ssize_t dim, uint8_t *out, const Layout *layout, lanes bias,
-                             lanes inverse, const int bits) noexcept nogil:
+cdef inline void write_codes(const float *values, Py_ssize_t dim, uint8_t *out, lanes bias, lanes inverse,
+                             const int bits) noexcept nogil:
     """code = clamp(rint((x - bias) * inverse)), where x ~ code * scale + bias"""
     cdef int codes_per_byte = 8 // bits
+    cdef Py_ssize_t codes_bytes = (dim + codes_per_byte - 1) // codes_per_byte
     cdef Py_ssize_t bytes_of_group = group_bytes(bits), i
     cdef uint8_t short_codes[16]
     cdef lanes top = lanes_broadcast(<float> ((1 << bits) - 1))
     if dim < 16:
-        pack(short_codes, code_of(lanes_load_part(row, dim, bias), bias, inverse, top), bits)
-        memcpy(out, short_codes, layout.codes_bytes)
+        pack(short_codes, code_of(lanes_load_part(values, dim, bias), bias, inverse, top), bits)
+        memcpy(out, short_codes, codes_bytes)
         return
     for i in range(0, dim - 63, 64):
         pack_four(out + i // codes_per_byte,
-                  code_of(lanes_load(row + i), bias, inverse, top),
-                  code_of(lanes_load(row + i + 16), bias, inverse, top),
-                  code_of(lanes_load(row + i + 32), bias, inverse, top),
-                  code_of(lanes_load(row + i + 48), bias, inverse, top), bits)
+                  code_of(lanes_load(values + i), bias, inverse, top),
+                  code_of(lanes_load(values + i + 16), bias, inverse, top),
+                  code_of(lanes_load(values + i + 32), bias, inverse, top),
+                  code_of(lanes_load(values + i + 48), bias, inverse, top), bits)
     for i in range(dim // 64 * 64, dim - 15, 16):
-        pack(out + i // codes_per_byte, code_of(lanes_load(row + i), bias, inverse, top), bits)
+        pack(out + i // codes_per_byte, code_of(lanes_load(values + i), bias, inverse, top), bits)
     if dim % 16 != 0:
-        # The last group ends where the codes do. Elements that are not there have the bias: code zero.
-        i = layout.codes_bytes * codes_per_byte - 16
-        pack(out + layout.codes_bytes - bytes_of_group,
-             code_of(load_part(row + i, dim - i, bias), bias, inverse, top), bits)
+        # The last sixteen end where the codes do. Elements that are not there have the bias: code zero.
+        i = codes_bytes * codes_per_byte - 16
+        pack(out + codes_bytes - bytes_of_group,
+             code_of(load_part(values + i, dim - i, bias), bias, inverse, top), bits)
 
 
-cdef inline void write_rows(const Quantize *job, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
-                            const int bits) noexcept nogil:
+cdef inline void write_units(const Layout *layout, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
+                             const bint is_plain, const int bits) noexcept nogil:
+    cdef bint is_half = has_half_pairs(layout, is_plain, bits)
     cdef Py_ssize_t number
-    cdef uint8_t *row
-    for number in range(tile.num_rows):
-        row = &out[tile.first + number, 0]
-        write_codes(&weights[tile.first + number, 0], weights.shape[1], row + job.layout.codes_start, &job.layout,
-                    lanes_broadcast(tile.biases[number]), lanes_broadcast(tile.inverses[number]), bits)
-        row += job.layout.pairs_start
-        if bits == 8:
-            write_le32(row, bits_of_float(tile.scales[number]))
-            write_le32(row + 4, bits_of_float(tile.biases[number]))
+    cdef Unit unit
+    for number in range(tile.num_units):
+        unit = unit_of(layout, tile, weights, out, number, is_plain)
+        write_codes(unit.values, unit.dim, unit.codes, lanes_broadcast(tile.biases[number]),
+                    lanes_broadcast(tile.inverses[number]), bits)
+        if is_half:
+            write_le16(unit.pair, tile.half_scales[number])
+            write_le16(unit.pair + 2, tile.half_biases[number])
         else:
-            write_le16(row, tile.half_scales[number])
-            write_le16(row + 2, tile.half_biases[number])
+            write_le32(unit.pair, bits_of_float(tile.scales[number]))
+            write_le32(unit.pair + 4, bits_of_float(tile.biases[number]))
 
 
 cdef inline RowFault quantize_tile(const Quantize *job, Tile *tile, const float[:, ::1] weights,
-                                   const float[:, ::1] bounds, uint8_t[:, ::1] out, float *scratch, Py_ssize_t *bad_row,
-                                   const int bits) noexcept nogil:
-    """The fault of the tile's first row that has one."""
+                                   const float[:, ::1] bounds, uint8_t[:, ::1] out, float *scratch,
+                                   Py_ssize_t *bad_unit, const bint is_plain, const int bits) noexcept nogil:
+    """The fault of the tile's first unit that has one."""
     cdef RowFault fault = FINE
     cdef Py_ssize_t number
+    cdef Unit unit
     cdef lanes sums
-    find_bounds(tile, weights, &sums)
+    find_bounds(&job.layout, tile, weights, out, &sums, is_plain)
     if not lanes_all_finite(sums):
-        for number in range(tile.num_rows):
-            if not is_finite(&weights[tile.first + number, 0], weights.shape[1]):
+        for number in range(tile.num_units):
+            unit = unit_of(&job.layout, tile, weights, out, number, is_plain)
+            if not is_finite(unit.values, unit.dim):
                 fault = NOT_FINITE
-                bad_row[0] = tile.first + number
-                tile.num_rows = number      # what is wrong with a row before this one comes first
+                bad_unit[0] = tile.first + number
+                tile.num_units = number     # what is wrong with a unit before this one comes first
                 break
     if job.greedy or bounds.shape[0] > 0:
-        choose_bounds(job, tile, weights, bounds, scratch)
-    if not find_pairs(tile, bits):
-        for number in range(tile.num_rows):
+        choose_bounds(job, tile, weights, bounds, out, scratch, is_plain)
+    if not find_pairs(tile, has_half_pairs(&job.layout, is_plain, bits), bits):
+        for number in range(tile.num_units):
             if not (isfinite(tile.scales[number]) and isfinite(tile.biases[number])):
-                bad_row[0] = tile.first + number
+                bad_unit[0] = tile.first + number
                 return TOO_WIDE
     if fault == FINE:
-        write_rows(job, tile, weights, out, bits)
+        write_units(&job.layout, tile, weights, out, is_plain, bits)
     return fault
 
 
-cdef inline RowFault quantize_tiles(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
+cdef void write_padding(const Layout *layout, uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t row, size = layout.row_bytes - layout.used_bytes
+    if size > 0:
+        for row in range(first, end):
+            memset(&out[row, 0] + layout.used_bytes, 0, size)
+
+
+cdef inline RowFault quantize_plain(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                                     uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
-                                    Py_ssize_t *bad_row, const int bits) noexcept nogil:
-    cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.dim, <Py_ssize_t> TILE_ROWS), 1)
+                                    Py_ssize_t *bad_unit, const int bits) noexcept nogil:
+    """Rows of one group, with pairs of the width that PyTorch has."""
+    cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.dim, <Py_ssize_t> TILE_UNITS), 1)
     cdef RowFault fault = FINE
     cdef Tile tile
     while first < end and fault == FINE:
         tile.first = first
-        tile.num_rows = min(at_once, end - first)
-        fault = quantize_tile(job, &tile, weights, bounds, out, scratch, bad_row, bits)
+        tile.num_units = min(at_once, end - first)
+        fault = quantize_tile(job, &tile, weights, bounds, out, scratch, bad_unit, True, bits)
+        write_padding(&job.layout, out, first, first + tile.num_units)
         first += at_once
     return fault
+
+
+cdef inline RowFault quantize_groups(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
+                                     uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
+                                     Py_ssize_t *bad_unit, const int bits) noexcept nogil:
+    cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.group_size, <Py_ssize_t> TILE_UNITS), 1)
+    cdef Py_ssize_t row = first, group = 0
+    cdef RowFault fault = FINE
+    cdef Tile tile
+    tile.first = first * job.layout.num_groups
+    while row < end and fault == FINE:
+        tile.num_units = 0
+        while tile.num_units < at_once and row < end:
+            tile.units[tile.num_units] = unit_of_row(&job.layout, weights, out, row, group, bits)
+            tile.num_units += 1
+            group += 1
+            if group == job.layout.num_groups:
+                write_padding(&job.layout, out, row, row + 1)
+                group = 0
+                row += 1
+        fault = quantize_tile(job, &tile, weights, bounds, out, scratch, bad_unit, False, bits)
+        tile.first += tile.num_units
+    return fault
+
+
+cdef inline RowFault quantize_units(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
+                                    uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
+                                    Py_ssize_t *bad_unit, const int bits) noexcept nogil:
+    if job.layout.num_groups == 1 and job.layout.pair_size == (4 if bits == 8 else 2):
+        return quantize_plain(job, weights, bounds, out, first, end, scratch, bad_unit, bits)
+    return quantize_groups(job, weights, bounds, out, first, end, scratch, bad_unit, bits)
 
 
 # ---- Sharing out --------------------------------------------------------------------------------------------------
 
 cdef RowFault quantize_chunk(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                              uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end,
-                             Py_ssize_t *bad_row) noexcept nogil:
+                             Py_ssize_t *bad_unit) noexcept nogil:
     cdef RowFault fault
     cdef float *scratch = NULL
-    bad_row[0] = first
+    bad_unit[0] = first * job.layout.num_groups
     if job.greedy:
         # calloc sees to it that the product fits an address of 32 bits.
-        scratch = <float *> calloc(2 * ((job.layout.dim + 15) // 16), 16 * sizeof(float))
+        scratch = <float *> calloc(2 * ((job.layout.group_size + 15) // 16), 16 * sizeof(float))
         if scratch == NULL:
             return NO_MEMORY
     if job.layout.bits == 8:
-        fault = quantize_tiles(job, weights, bounds, out, first, end, scratch, bad_row, 8)
+        fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 8)
     elif job.layout.bits == 4:
-        fault = quantize_tiles(job, weights, bounds, out, first, end, scratch, bad_row, 4)
+        fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 4)
     else:
-        fault = quantize_tiles(job, weights, bounds, out, first, end, scratch, bad_row, 2)
+        fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 2)
     free(scratch)
     return fault
 
@@ -342,30 +444,31 @@ cdef inline Py_ssize_t chunk_start(Py_ssize_t first, Py_ssize_t end, Py_ssize_t 
 
 cdef void quantize_chunks(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                           uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, Py_ssize_t num_chunks,
-                          int num_threads, RowFault *faults, Py_ssize_t *bad_rows) noexcept nogil:
+                          int num_threads, RowFault *faults, Py_ssize_t *bad_units) noexcept nogil:
     cdef Py_ssize_t chunk, done_elsewhere = 0
     cdef int callers = parallel_processor(), team = 1
     for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
         team = parallel_team()
         done_elsewhere += parallel_is_elsewhere(callers)
         faults[chunk] = quantize_chunk(job, weights, bounds, out, chunk_start(first, end, chunk, num_chunks),
-                                       chunk_start(first, end, chunk + 1, num_chunks), &bad_rows[chunk])
+                                       chunk_start(first, end, chunk + 1, num_chunks), &bad_units[chunk])
     parallel_judge(team, <double> done_elsewhere / num_chunks)
 
 
 cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                               uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, int num_threads,
-                              Py_ssize_t *row) noexcept nogil:
+                              Py_ssize_t *unit) noexcept nogil:
     """Rows, shared out among threads where that pays."""
     cdef RowFault faults[MAX_CHUNKS]
-    cdef Py_ssize_t bad_rows[MAX_CHUNKS]
+    cdef Py_ssize_t bad_units[MAX_CHUNKS]
     cdef Py_ssize_t chunk, num_chunks
     cdef bint is_forked = parallel_is_forked()
     # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
     # lookup's row from memory, and its region pays earlier.
-    cdef double work = <double> (end - first) * (job.layout.dim + 64) * (2 * job.num_bins if job.greedy else 1)
+    cdef double work = (<double> (end - first) * (job.layout.dim + 64.0 * job.layout.num_groups)
+                        * (2 * job.num_bins if job.greedy else 1))
     if work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
-        return quantize_chunk(job, weights, bounds, out, first, end, row)
+        return quantize_chunk(job, weights, bounds, out, first, end, unit)
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
@@ -375,12 +478,12 @@ cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, 
         num_threads = min(<Py_ssize_t> num_threads, num_chunks)
     if is_forked:
         with parallel(num_threads=1):       # see `look_up_shared`
-            quantize_chunks(job, weights, bounds, out, first, end, num_chunks, num_threads, faults, bad_rows)
+            quantize_chunks(job, weights, bounds, out, first, end, num_chunks, num_threads, faults, bad_units)
     else:
-        quantize_chunks(job, weights, bounds, out, first, end, num_chunks, num_threads, faults, bad_rows)
+        quantize_chunks(job, weights, bounds, out, first, end, num_chunks, num_threads, faults, bad_units)
     parallel_leave()
     for chunk in range(num_chunks):
         if faults[chunk] != FINE:
-            row[0] = bad_rows[chunk]
+            unit[0] = bad_units[chunk]
             return faults[chunk]
     return FINE

@@ -1,4 +1,4 @@
-"""QuantizedTable: rows of codes with a scale and a bias each, and which of them are pruned."""
+"""QuantizedTable: rows of codes with their scales and biases, and which of them are pruned."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arguments, _errors, _handle, layout
+from . import _arguments, _errors, _handle
+from . import layout as layouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+# Rows go from one layout to another about this many bytes at a time.
+CONVERTED_AT_ONCE = 1 << 20
 
 
 class QuantizedTable:
@@ -22,15 +26,22 @@ class QuantizedTable:
     Parameters
     ----------
     data : ndarray of uint8, shape (num_rows, row_bytes)
-        Packed rows, as FBGEMM and PyTorch's prepack operators lay them out: the codes, lowest bits first, then scale and
-        bias, little-endian, float32 at 8 bits and float16 at 4 and 2. Rows may lie at any stride and be read-only
+        Packed rows: the codes, lowest bits first, then scale and bias, little-endian. By default as FBGEMM and PyTorch's
+        prepack operators lay them out; see `RowLayout` for others. Rows may lie at any stride and be read-only
         or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while in use
         ends the process: the system sends SIGBUS for rows that the file no longer has, and no library can catch that.
         Where files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
-        Elements of a row, where the last byte holds fewer codes than it could.
+        Elements of a row. What is left of a row after codes, scales and biases is padding. If not given, the largest dim
+        with which they fill a row exactly.
+    scale_dtype : {float32, float16}, optional
+        The stored type of scales and biases; float32 at 8 bits and float16 at 4 and 2 if not given.
+    scale_first : bool
+        Whether scales and biases come before the codes.
+    group_size : int, optional
+        Elements that share a scale and a bias, a multiple of 16; a whole row if not given.
     compressed_indices_mapping : array_like of int32, shape (num_embeddings,), optional
         For a pruned table: the row of each logical index, -1 for one that is pruned. As in PyTorch, a mapping of
         exactly ``[0]`` means that the table is not pruned.
@@ -39,6 +50,8 @@ class QuantizedTable:
     ----------
     data, bits, dim
         As given; `data` is a new view at each access, of the same memory.
+    layout : RowLayout
+        How rows are laid out.
     compressed_indices_mapping : ndarray of int32, or None
         None where nothing is pruned.
     num_rows : int
@@ -48,7 +61,7 @@ class QuantizedTable:
     shape : tuple of int
         ``(num_embeddings, dim)``.
     row_bytes : int
-        Bytes of a row: codes, scale and bias.
+        Bytes of a row: codes, scales, biases and padding.
     nbytes : int
         Bytes of rows and mapping.
 
@@ -57,7 +70,7 @@ class QuantizedTable:
     TypeError
         If `data` is not uint8 or the mapping is not int32.
     ValueError
-        If a shape, `bits` or `dim` is wrong.
+        If a shape, `bits`, `dim` or an option of the layout is wrong; if `dim` is not given, and no dim fills a row.
     IndexError
         If the mapping names a row that is not there.
 
@@ -69,6 +82,8 @@ class QuantizedTable:
     QuantizedTable(num_embeddings=4, dim=4, bits=4, nbytes=24)
     >>> table[1]
     array([ 0., 15.,  0.,  0.], dtype=float32)
+    >>> qembag.QuantizedTable(np.zeros((3, 64), np.uint8), 4, dim=100, scale_first=True)
+    QuantizedTable(num_embeddings=3, dim=100, bits=4, scale_first=True, row_bytes=64, nbytes=192)
     """
 
     __slots__ = ("__weakref__", "_handle", "_owners", "_per_channel")
@@ -79,12 +94,23 @@ class QuantizedTable:
         bits: int,
         *,
         dim: int | None = None,
+        scale_dtype: DTypeLike | None = None,
+        scale_first: bool = False,
+        group_size: int | None = None,
         compressed_indices_mapping: ArrayLike | None = None,
     ) -> None:
         bits = _arguments.bits(bits)
         # A view of the table's own: nobody else can reshape it.
         rows = _arguments.rows(data, "data").view()
-        row_layout = _arguments.layout(dim, rows.shape[1], bits)
+        row_layout = layouts.of_rows(
+            rows.shape[1],
+            bits,
+            "data",
+            dim=dim,
+            scale_dtype=scale_dtype,
+            scale_first=scale_first,
+            group_size=group_size,
+        )
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
         # All at once, so that arguments that are refused leave a table as it was.
         self._set(_handle.TableHandle(rows, row_layout, mapping), None)
@@ -102,7 +128,7 @@ class QuantizedTable:
         self._per_channel = per_channel
 
     @property
-    def _layout(self) -> layout.RowLayout:
+    def layout(self) -> layouts.RowLayout:
         return self._handle.layout
 
     @property
@@ -111,11 +137,11 @@ class QuantizedTable:
 
     @property
     def bits(self) -> int:
-        return self._layout.bits
+        return self.layout.bits
 
     @property
     def dim(self) -> int:
-        return self._layout.dim
+        return self.layout.dim
 
     @property
     def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
@@ -136,7 +162,7 @@ class QuantizedTable:
 
     @property
     def row_bytes(self) -> int:
-        return self._layout.row_bytes
+        return self.layout.row_bytes
 
     @property
     def nbytes(self) -> int:
@@ -145,17 +171,23 @@ class QuantizedTable:
 
     @property
     def scales(self) -> NDArray[np.float32]:
-        """The scale of each stored row: float32, shape (num_rows,), decoded at each access."""
-        return self._layout.pairs(self._handle.rows)[:, 0].copy()
+        """The scales of the stored rows: float32, shape (num_rows,), or (num_rows, num_groups) where rows have several
+        groups; decoded at each access."""
+        return self._parts_of_pairs(0)
 
     @property
     def biases(self) -> NDArray[np.float32]:
-        """The bias of each stored row: float32, shape (num_rows,), decoded at each access."""
-        return self._layout.pairs(self._handle.rows)[:, 1].copy()
+        """The biases of the stored rows: float32, shape (num_rows,), or (num_rows, num_groups) where rows have several
+        groups; decoded at each access."""
+        return self._parts_of_pairs(1)
+
+    def _parts_of_pairs(self, part: int) -> NDArray[np.float32]:
+        parts = self.layout.pairs(self._handle.rows)[:, :, part]
+        return (parts if self.layout.num_groups > 1 else parts[:, 0]).copy()
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes of the stored rows, one a byte: uint8, shape (num_rows, dim), a copy."""
-        return self._layout.codes(self._handle.rows)
+        return self.layout.codes(self._handle.rows)
 
     def dequantize(
         self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
@@ -241,14 +273,63 @@ class QuantizedTable:
 
     def __repr__(self) -> str:
         rows = "" if self._handle.mapping is None else f", num_rows={self.num_rows}"
+        more = "".join(f", {name}={value}" for name, value in self.layout.not_default().items())
         return (
             f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self.dim}, "
-            f"bits={self.bits}, nbytes={self.nbytes})"
+            f"bits={self.bits}{more}, nbytes={self.nbytes})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.data, self.bits, self.dim, self.compressed_indices_mapping)
-        return (_restore, (type(self), *parts, self._per_channel))
+        parts = (self.data, self.layout, self.compressed_indices_mapping)
+        return (table_of, (type(self), *parts, self._per_channel))
+
+    def to_layout(
+        self,
+        *,
+        scale_dtype: DTypeLike | None = None,
+        scale_first: bool = False,
+        group_size: int | None = None,
+        row_alignment: int = 1,
+    ) -> QuantizedTable:
+        """A table of the same codes and values in another layout of rows; without arguments, in PyTorch's.
+
+        Parameters
+        ----------
+        scale_dtype, scale_first, group_size, row_alignment
+            As for `quantize`.
+
+        Returns
+        -------
+        QuantizedTable
+            With copied rows, and a copy of the mapping.
+
+        Raises
+        ------
+        TypeError
+            If an argument has a wrong type.
+        ValueError
+            If an argument is out of range, or if a value would change: a float32 scale or bias that float16 does not hold
+            exactly, or groups that are joined and whose scales or biases differ in a bit.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> table = qembag.quantize(np.eye(32, dtype=np.float32), bits=4)
+        >>> table.to_layout(scale_dtype="float32", group_size=16, row_alignment=64)
+        QuantizedTable(num_embeddings=32, dim=32, bits=4, scale_dtype=float32, group_size=16, row_bytes=64, nbytes=2048)
+        >>> np.array_equal(_.to_layout().data, table.data)
+        True
+        """
+        target = layouts.aligned(self.bits, self.dim, scale_dtype, scale_first, group_size, row_alignment)
+        rows = self._handle.rows
+        converted = np.empty((len(rows), target.row_bytes), dtype=np.uint8)
+        at_once = max(CONVERTED_AT_ONCE // max(target.row_bytes, self.row_bytes), 1)
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            target.convert(rows[part], self.layout, converted[part], start)
+        mapping = self._handle.mapping
+        copied = None if mapping is None else mapping.copy()
+        return table_of(type(self), converted, target, copied, self._per_channel)
 
     def prune(self, keep: ArrayLike) -> QuantizedTable:
         """A table without some of the rows; logical numbers stay as they are.
@@ -303,21 +384,20 @@ class QuantizedTable:
             rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return _restore(type(self), self._handle.rows[rows], self.bits, self.dim, mapping, None)
+        return table_of(type(self), self._handle.rows[rows], self.layout, mapping)
 
 
-def _restore(
+def table_of(
     kind: type[QuantizedTable],
     data: NDArray[np.uint8],
-    bits: int,
-    dim: int,
+    layout: layouts.RowLayout,
     mapping: NDArray[np.int32] | None,
-    per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> QuantizedTable:
     """A table of its parts, whatever arguments a subclass takes."""
-    checked = QuantizedTable(data, bits, dim=dim, compressed_indices_mapping=mapping)
+    rows = _arguments.rows(data, "data").view()
     table = kind.__new__(kind)
-    table._set(checked._handle, per_channel)
+    table._set(_handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows))), per_channel)
     return table
 
 

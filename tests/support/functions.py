@@ -46,6 +46,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     kind, one = {"dtype": np.float32}, {"num_threads": 1}
     bags = of_bags(mode="sum", padding_idx=-9, include_last_offset=False, out=out(3), **kind, **one)
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
+    to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = "minmax" if bits == 8 else "greedy"
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
@@ -54,7 +55,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
             qembag.embedding,
             {"table": table(bits), "indices": INDICES.copy(), "out": out(6), **kind, **one},
         ),
-        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **one}),
+        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **to, **one}),
         "QuantizedTable": (
             qembag.QuantizedTable,
             {
@@ -65,6 +66,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
                 **mapping,
             },
         ),
+        "QuantizedTable.to_layout": (table(bits).to_layout, to),
         "QuantizedTable.dequantize": (table(bits).dequantize, {"rows": INDICES.copy(), "out": out(6)}),
         "QuantizedTable.prune": (table(bits).prune, {"keep": np.array([0, 3, 4])}),
         "QuantizedTable.__getitem__": (table(bits).__getitem__, {"item": np.array([0, -3, 4])}),
