@@ -106,7 +106,7 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         (name == "None" and may_be_none(function, argument))
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
         or (argument in ("num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
-        or (argument == "group_size" and name in ("2**100", "index 2**100"))  # a row is one group
+        or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
         or (argument in ("num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
         or (argument, name) == ("item", "ellipsis")
         or function.startswith("QuantizedTable.__array__")
