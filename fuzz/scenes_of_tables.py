@@ -32,6 +32,8 @@ def tables(make: Maker) -> None:
     values = reference.dequantize(rows, table.bits, table.dim, **layout.reading())
     got, _ = attempt(lambda: (made.codes(), made.scales, made.biases, repr(made), made.nbytes), set())
     require(is_same(got[0].astype(np.float32), codes), "codes")
+    if layout.num_groups(table.dim) == 1:
+        scales, biases = scales.reshape(num_rows), biases.reshape(num_rows)
     require(is_same(got[1], scales) and is_same(got[2], biases), "scales or biases")
     count = num_rows if mapping is None else len(mapping)
     require(len(made) == count and made.shape == (count, table.dim), "a table's shape")
@@ -39,7 +41,7 @@ def tables(make: Maker) -> None:
     copy, _ = attempt(lambda: pickle.loads(pickle.dumps(made)), faults)
     logical = None
     if copy is not None:
-        require(is_same(copy.data, rows) and copy.dim == table.dim, "a pickled table")
+        require(is_same(copy.data, rows) and copy.layout == made.layout, "a pickled table")
         logical = values
         if mapping is not None:
             values = np.concatenate([values, np.zeros((1, table.dim), np.float32)])

@@ -132,7 +132,7 @@ def test_a_table_reads_fbgemms_memory_as_it_is_now(bits, rng, same_bits):
 
 def torchrec_bags(bits: int, dim: int, mean: bool, is_weighted: bool, weights: np.ndarray) -> Any:
     """A quantized EmbeddingBagCollection of one table of these weights."""
-    pytest.importorskip("torchrec", reason="torchrec is not installed (1.9.2, with --no-deps)")
+    pytest.importorskip("torchrec", reason="no torchrec 1.9.2, which pip gets only with --no-deps")
     from torchrec.inference.modules import quantize_embeddings
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection

@@ -207,7 +207,7 @@ def table(
         faults |= more
         most = most if more else chosen
     elif most > 0 and kind.group_size and kind.used_bytes(most) != stored.shape[1]:
-        faults |= {(ValueError, "dim")}  # some bytes are padding, but which dim there is they do not say
+        faults |= {(ValueError, "data")}  # some bytes are padding, but which dim there is they do not say
     if given is not None:
         _, more, is_bad = mapping(given, 0 if stored is None else len(stored))
         faults |= more | ({(IndexError, MAPPING)} if is_bad else set())
