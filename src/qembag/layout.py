@@ -102,8 +102,10 @@ class RowLayout(LayoutFields):
                 f"row_bytes must be from {used_bytes} to {sys.maxsize} for codes and pairs of a dim of {dim} at "
                 f"{bits} bits, got {shown(length)}"
             )
-        starts = (pairs_bytes, 0) if _arguments.flag(scale_first, "scale_first") else (0, codes_bytes)
-        return super().__new__(cls, bits, dim, length, *starts, pair_size, group)
+        pairs_come_first = _arguments.flag(scale_first, "scale_first")
+        codes_start = pairs_bytes if pairs_come_first else 0
+        pairs_start = 0 if pairs_come_first else codes_bytes
+        return super().__new__(cls, bits, dim, length, codes_start, pairs_start, pair_size, group)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RowLayout) and self._key() == other._key()
