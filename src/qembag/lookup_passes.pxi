@@ -17,16 +17,21 @@ cdef inline int max_width(const int form, const bint is_max, const int kind) noe
     bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
     if form & ELEMENT == 2 and not is_grouped(form):
         return 8
+    if (is_grouped(form) or is_float(form)) and (is_max or (kind != INT32 and kind != INT64)):
+        return 4 if LANES_MAX_BLOCK < 8 else 8
     if is_max or is_grouped(form) or (kind != INT32 and kind != INT64):
         return min(LANES_MAX_BLOCK, 8)
     return LANES_MAX_BLOCK
 
 
-cdef inline bint is_width(int width, int form) noexcept nogil:
-    """Whether there is a block so wide. Fewer of the forms that are not torch's: each is code."""
-    if is_grouped(form) or is_float(form):
+cdef inline bint is_width(int width, int form, bint is_main) noexcept nogil:
+    """Whether there is a block so wide. Fewer of the forms that are not torch's, and fewest where they are not summed
+    from plain bags: each is code."""
+    if not is_grouped(form) and not is_float(form):
+        return width <= 8 or width == 12 or width == 16
+    if is_main:
         return width <= 4 or width == 6 or width == 8 or width == 12 or width == 16
-    return width <= 8 or width == 12 or width == 16
+    return width == 1 or width == 2 or width == 4 or width == 8
 
 
 cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
@@ -34,19 +39,20 @@ cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, cons
     """One loop for each width, which must be a constant there; a switch in C. Those that this level never uses are not
     compiled."""
     cdef int most = max_width(form, is_max, INT64 if is_plain else INT64_WITH), least = 4 if has_quads(form) else 1
+    cdef bint is_main = is_plain
     if task.width == 1 and least <= 1:
         return look_up(job, rows, task, form, 1, is_max, index_size, is_plain)
     if task.width == 2 and least <= 2:
         return look_up(job, rows, task, form, 2, is_max, index_size, is_plain)
-    if task.width == 3 and least <= 3:
+    if task.width == 3 and least <= 3 and is_width(3, form, is_main):
         return look_up(job, rows, task, form, 3, is_max, index_size, is_plain)
     if task.width == 4:
         return look_up(job, rows, task, form, 4, is_max, index_size, is_plain)
-    if task.width == 5 and most >= 5 and is_width(5, form):
+    if task.width == 5 and most >= 5 and is_width(5, form, is_main):
         return look_up(job, rows, task, form, 5, is_max, index_size, is_plain)
-    if task.width == 6 and most >= 6:
+    if task.width == 6 and most >= 6 and is_width(6, form, is_main):
         return look_up(job, rows, task, form, 6, is_max, index_size, is_plain)
-    if task.width == 7 and most >= 7 and is_width(7, form):
+    if task.width == 7 and most >= 7 and is_width(7, form, is_main):
         return look_up(job, rows, task, form, 7, is_max, index_size, is_plain)
     if task.width == 8 and most >= 8:
         return look_up(job, rows, task, form, 8, is_max, index_size, is_plain)
@@ -60,19 +66,20 @@ cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, cons
 cdef inline bint look_up_width_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
                                         const bint is_max) noexcept nogil:
     cdef int most = max_width(form, is_max, GATHERED), least = 4 if has_quads(form) else 1
+    cdef bint is_main = False
     if task.width == 1 and least <= 1:
         return look_up_gathered(job, rows, task, form, 1, is_max)
     if task.width == 2 and least <= 2:
         return look_up_gathered(job, rows, task, form, 2, is_max)
-    if task.width == 3 and least <= 3:
+    if task.width == 3 and least <= 3 and is_width(3, form, is_main):
         return look_up_gathered(job, rows, task, form, 3, is_max)
     if task.width == 4:
         return look_up_gathered(job, rows, task, form, 4, is_max)
-    if task.width == 5 and most >= 5 and is_width(5, form):
+    if task.width == 5 and most >= 5 and is_width(5, form, is_main):
         return look_up_gathered(job, rows, task, form, 5, is_max)
-    if task.width == 6 and most >= 6:
+    if task.width == 6 and most >= 6 and is_width(6, form, is_main):
         return look_up_gathered(job, rows, task, form, 6, is_max)
-    if task.width == 7 and most >= 7 and is_width(7, form):
+    if task.width == 7 and most >= 7 and is_width(7, form, is_main):
         return look_up_gathered(job, rows, task, form, 7, is_max)
     if task.width == 8 and most >= 8:
         return look_up_gathered(job, rows, task, form, 8, is_max)
@@ -249,6 +256,7 @@ cdef struct Plan:
     BlockLoop loop_of_quads     # for blocks of four vectors and more; NULL for none
     Kind kind
     int form
+    bint is_main                # sums of plain bags
     bint in_pairs
     int max_width
     Py_ssize_t distance         # rows that are prefetched ahead
@@ -290,6 +298,7 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     plan.form = job.layout.form
     if use_quads and (plan.form == 2 or plan.kind != GATHERED):
         plan.form |= QUADS
+    plan.is_main = job.mode != MAX and (plan.kind == INT32 or plan.kind == INT64)
     plan.loop = loop_of(job.layout.form, job.mode == MAX)
     plan.loop_of_quads = loop_of(plan.form, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
@@ -302,10 +311,10 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     return plan
 
 
-cdef inline int block_width(Py_ssize_t num_vectors, int form) noexcept nogil:
+cdef inline int block_width(const Plan *plan, Py_ssize_t num_vectors) noexcept nogil:
     """The narrowest block that holds so many vectors."""
     cdef int width = <int> num_vectors
-    while not is_width(width, form):
+    while not is_width(width, plan.form, plan.is_main):
         width += 1
     return width
 
@@ -314,16 +323,17 @@ cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil
     cdef Py_ssize_t one = vector_bytes(plan.form), number, first = 0, left
     plan.num_vectors = (job.layout.codes_bytes + one - 1) // one
     plan.num_passes = (plan.num_vectors + plan.max_width - 1) // plan.max_width
-    if plan.num_passes == 1 and block_width(plan.num_vectors, plan.form) > plan.num_vectors:
+    if plan.num_passes == 1 and block_width(plan, plan.num_vectors) > plan.num_vectors:
         plan.num_passes = 2
     plan.bags_a_pass = <Py_ssize_t> min(max(
         BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
     if plan.num_passes > PLANNED_PASSES:
         return
     for number in range(plan.num_passes):
-        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further back.
+        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further
+        # back.
         left = plan.num_passes - number
-        plan.width[number] = block_width((plan.num_vectors - first + left - 1) // left, plan.form)
+        plan.width[number] = block_width(plan, (plan.num_vectors - first + left - 1) // left)
         plan.first_vector[number] = min(first, plan.num_vectors - plan.width[number])
         first = plan.first_vector[number] + plan.width[number]
 
