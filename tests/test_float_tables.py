@@ -118,9 +118,7 @@ def test_values_of_any_exponent_give_the_oracles_bits(level, kind, rng, same_bit
     for mode, given, output in itertools.product(("sum", "mean", "max"), (None, weights), (None, *KINDS[1:])):
         if mode == "max" and given is not None:
             continue
-        ours = qembag.embedding_bag(
-            table_of(rows), indices, offsets, mode=mode, per_sample_weights=given, dtype=output
-        )
+        ours = qembag.embedding_bag(table_of(rows), indices, offsets, mode=mode, per_sample_weights=given, dtype=output)
         expected = reference.float_embedding_bag(
             rows, indices, offsets, mode=mode, weights=given, half=output == "float16", bfloat16=output == "bfloat16"
         )
@@ -324,6 +322,11 @@ def test_nothing_outside_an_output_is_written(level, kind, same_bits):
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
+def swapped(kind: str) -> np.dtype[Any]:
+    """In the byte order that is not the host's."""
+    return np.dtype(kind).newbyteorder()
+
+
 @over_kinds
 def test_a_table_says_what_it_is(kind):
     rows = rows_of(np.random.default_rng(1), kind, 4, 3)
@@ -455,9 +458,9 @@ def test_a_dtype_may_be_said(kind, names, same_bits):
         (ROWS.astype(np.int16), "bfloat16", (TypeError, ValueError), "d"),
         (ROWS.astype(bool), None, TypeError, "data"),
         (ROWS.astype(object), None, TypeError, "data"),
-        (ROWS.astype(">f4"), None, ValueError, "data"),
-        (ROWS.astype(">f2"), None, ValueError, "data"),
-        (ROWS.astype(">u2"), "bfloat16", ValueError, "data"),
+        (ROWS.astype(swapped("f4")), None, ValueError, "data"),
+        (ROWS.astype(swapped("f2")), None, ValueError, "data"),
+        (ROWS.astype(swapped("u2")), "bfloat16", ValueError, "data"),
         (ROWS.view("V4"), None, TypeError, "data"),
         (ROWS.astype(np.float16).view("V2"), "bfloat16", (TypeError, ValueError), "d"),
         (None, None, TypeError, "data"),
@@ -480,12 +483,10 @@ def test_a_dtype_may_be_said(kind, names, same_bits):
         (ROWS, "float64", (TypeError, ValueError), "d"),
         (ROWS, "nonsense", (TypeError, ValueError), "dtype"),
         (ROWS, 5, (TypeError, ValueError), "dtype"),
-        (ROWS, np.dtype(">f4"), (TypeError, ValueError), "d"),
+        (ROWS, swapped("f4"), (TypeError, ValueError), "d"),
     ],
 )
 def test_what_is_no_table_is_refused(data, dtype, error, name):
-    if isinstance(data, np.ndarray) and data.dtype.byteorder == "<":
-        pytest.skip("the host's own byte order")  # of which these are the other one
     with pytest.raises(error) as caught:
         qembag.FloatTable(data, dtype=dtype)
     words = {"d": "(data|dtype)"}.get(name, name)
@@ -582,9 +583,7 @@ def test_anything_else_in_the_place_of_a_table_is_refused(table):
             call()
 
 
-@pytest.mark.parametrize(
-    "table", [ROWS[0], ROWS[None], ROWS[:, ::2], ROWS.T, ROWS.astype(ROWS.dtype.newbyteorder()), ROWS[:, :0]]
-)
+@pytest.mark.parametrize("table", [ROWS[0], ROWS[None], ROWS[:, ::2], ROWS.T, ROWS.astype(swapped("f4")), ROWS[:, :0]])
 def test_an_array_of_floats_that_is_no_table_is_refused(table):
     for call in (lambda: qembag.embedding_bag(table, [0], [0]), lambda: qembag.embedding(table, [0])):
         with pytest.raises((TypeError, ValueError), match="^table must"):
