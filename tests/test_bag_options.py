@@ -251,7 +251,7 @@ def test_an_output_shares_no_memory_with_lengths():
     lengths = memory.view(np.int64)[:3]
     lengths[...] = LENGTHS
     for given in (lengths, lengths[::1]):
-        with pytest.raises(ValueError, match="^out must share no memory with lengths"):
+        with pytest.raises(ValueError, match=r"^out must share no memory with lengths"):
             qembag.embedding_bag(TABLES["floats"](None), INDICES, lengths=given, out=memory.reshape(3, DIM))
     assert lengths.tolist() == LENGTHS.tolist()
 
@@ -321,7 +321,7 @@ def test_single_rows_out_of_range_are_zeros(level, make, same_bits):
             same_bits(out, expected.astype(kind))
         with pytest.raises(IndexError, match=r"^indices\[0, 1\] is -1|^indices\[1\] is -1"):
             qembag.embedding(table, indices)
-        with pytest.raises(IndexError, match="^indices"):
+        with pytest.raises(IndexError, match=r"^indices"):
             qembag.embedding(table, indices, invalid="raise")
     same_bits(qembag.embedding(make(None), np.uint64([2**64 - 1, 3]), invalid="skip")[0], np.zeros(DIM, np.float32))
 
@@ -432,7 +432,7 @@ def test_weights_of_float64_are_checked_as_others_are(make):
 def test_operators_take_no_weights_of_float64(bits):
     rows = rows_of(np.random.default_rng(0), LAYOUTS[bits], 10, 8)
     name = {8: "byte", 4: "4bit", 2: "2bit"}[bits]
-    with pytest.raises(TypeError, match="^per_sample_weights must be"):
+    with pytest.raises(TypeError, match=r"^per_sample_weights must be"):
         getattr(ops, f"embedding_bag_{name}_rowwise_offsets")(rows, INDICES, OFFSETS, per_sample_weights=np.ones(6))
 
 
@@ -449,11 +449,11 @@ def test_an_output_of_bfloat16_is_asked_for(level, make, same_bits):
     for given, kind in (({}, np.uint16), ({"dtype": "bfloat16"}, np.float32), ({"dtype": "bfloat16"}, np.int16),
                         ({"dtype": np.float16}, np.uint16)):  # fmt: skip
         wrong = np.full((3, DIM), 77, kind)
-        with pytest.raises(ValueError, match="^out must"):
+        with pytest.raises(ValueError, match=r"^out must"):
             qembag.embedding_bag(make(None), INDICES, OFFSETS, out=wrong, **given)
         assert (wrong == 77).all()
     for dtype in (np.uint16, "u2", np.int16):
-        with pytest.raises(ValueError, match="^dtype must be"):
+        with pytest.raises(ValueError, match=r"^dtype must be"):
             qembag.embedding_bag(make(None), INDICES, OFFSETS, dtype=dtype)
 
 
@@ -469,5 +469,5 @@ def test_a_dtype_of_ml_dtypes_gives_arrays_of_it(level, make, same_bits):
         assert qembag.embedding_bag(make(None), INDICES, OFFSETS, out=out, **given) is out
         same_bits(out.view(np.uint16), expected)
     for wrong in (np.zeros((3, DIM), np.float16), np.zeros((3, DIM), np.int16), np.zeros((3, DIM), "V2")):
-        with pytest.raises(ValueError, match="^out must"):
+        with pytest.raises(ValueError, match=r"^out must"):
             qembag.embedding_bag(make(None), INDICES, OFFSETS, out=wrong, dtype=kind)

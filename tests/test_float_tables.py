@@ -18,9 +18,9 @@ import reference
 from qembag import ops
 from support import fenced
 from support.arrays import place
-from support.floats import KINDS, STORED, full_range, rows_of, stored_as, table_of
+from support.floats import KINDS, STORED, full_range, rows_of, stored_as
 from support.layouts import bag_offsets
-from support.variants import VARIANTS, Parts, parts_of
+from support.variants import VARIANTS, Parts, parts_of, table_of
 
 SMALL = list(range(1, 41))
 LARGER = [47, 48, 49, 63, 64, 65, 79, 96, 100, 127, 128, 129, 144, 175, 192, 200, 223, 255, 256, 257, 288, 300]
@@ -403,7 +403,7 @@ def test_pruning_keeps_the_chosen_rows(kind, same_bits):
         same_bits(pruned.prune([0, 1, 6]).dequantize(), np.where(np.isin(np.arange(7), [0, 6])[:, None], values, 0))
     with pytest.raises(IndexError, match=r"^keep\[0\] is 7"):
         case.table().prune([7])
-    with pytest.raises(ValueError, match="^keep must have shape"):
+    with pytest.raises(ValueError, match=r"^keep must have shape"):
         case.table().prune([True])
 
 
@@ -498,7 +498,7 @@ def test_what_is_no_table_is_refused(data, dtype, error, name):
     [([4], IndexError), ([-2, 0], IndexError), ([2**40], IndexError), (np.array([0]), TypeError), ([[0]], ValueError)],
 )
 def test_a_wrong_mapping_is_refused(mapping, error):
-    with pytest.raises(error, match="^compressed_indices_mapping"):
+    with pytest.raises(error, match=r"^compressed_indices_mapping"):
         qembag.FloatTable(ROWS, compressed_indices_mapping=mapping)
 
 
@@ -549,9 +549,9 @@ def test_the_operators_of_torch_take_no_table_of_floats():
         ops.embedding_bag_byte_rowwise_offsets,
     ):
         for weight in (qembag.FloatTable(ROWS), ROWS):
-            with pytest.raises(TypeError, match="^weight must be"):
+            with pytest.raises(TypeError, match=r"^weight must be"):
                 call(weight, [0], [0])
-    with pytest.raises(TypeError, match="^weight must be"):
+    with pytest.raises(TypeError, match=r"^weight must be"):
         ops.embedding_byte(qembag.FloatTable(ROWS), [0])
 
 
@@ -579,14 +579,14 @@ def test_a_plain_array_is_short_for_its_table(level, kind, same_bits):
 )  # fmt: skip
 def test_anything_else_in_the_place_of_a_table_is_refused(table):
     for call in (lambda: qembag.embedding_bag(table, [0], [0]), lambda: qembag.embedding(table, [0])):
-        with pytest.raises(TypeError, match="^table must be"):
+        with pytest.raises(TypeError, match=r"^table must be"):
             call()
 
 
 @pytest.mark.parametrize("table", [ROWS[0], ROWS[None], ROWS[:, ::2], ROWS.T, ROWS.astype(swapped("f4")), ROWS[:, :0]])
 def test_an_array_of_floats_that_is_no_table_is_refused(table):
     for call in (lambda: qembag.embedding_bag(table, [0], [0]), lambda: qembag.embedding(table, [0])):
-        with pytest.raises((TypeError, ValueError), match="^table must"):
+        with pytest.raises((TypeError, ValueError), match=r"^table must"):
             call()
 
 
@@ -594,7 +594,7 @@ def test_an_output_shares_no_memory_with_a_plain_array():
     rows = ROWS.copy()
     for table in (rows, qembag.FloatTable(rows)):
         for indices in ([[0, 1]], np.array([[0, 1]])):
-            with pytest.raises(ValueError, match="^out must share no memory with the table"):
+            with pytest.raises(ValueError, match=r"^out must share no memory with the table"):
                 qembag.embedding_bag(table, indices, out=rows[2:3])
     assert (rows == ROWS).all()
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-import qembag
 import reference
 from support.layouts import EXTREMES
 
@@ -37,10 +34,3 @@ def full_range(rng: np.random.Generator, kind: str, num_rows: int, dim: int) -> 
     rows = bits.view(STORED[kind])
     is_finite = np.isfinite(reference.widen(rows))
     return np.where(is_finite, rows, np.zeros((), rows.dtype))
-
-
-def table_of(rows: np.ndarray, mapping: np.ndarray | None = None) -> Any:
-    """Over rows in the oracle's storage."""
-    return qembag.FloatTable(
-        rows, dtype="bfloat16" if rows.dtype == np.uint16 else None, compressed_indices_mapping=mapping
-    )

@@ -11,6 +11,13 @@ import numpy as np
 import qembag
 
 
+def table_of(rows: np.ndarray, mapping: np.ndarray | None = None) -> Any:
+    """A `FloatTable` over rows in the oracle's storage."""
+    return qembag.FloatTable(
+        rows, dtype="bfloat16" if rows.dtype == np.uint16 else None, compressed_indices_mapping=mapping
+    )
+
+
 @dataclass(frozen=True)
 class Parts:
     """What is looked up: bags of indices, some of them out of range in `wild`, weights, and a mapping that prunes."""
