@@ -4,11 +4,13 @@ from . import _cython as _cython  # first: the other compiled modules look for i
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .float_table import FloatTable
 from .lookup import embedding, embedding_bag
 from .quantize import quantize
 from .table import QuantizedTable
 
 __all__ = [
+    "FloatTable",
     "QuantizedTable",
     "__version__",
     "embedding",

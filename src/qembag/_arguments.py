@@ -10,7 +10,7 @@ import contextvars
 import math
 import operator
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -30,9 +30,13 @@ Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BITS = (8, 4, 2)
-MODES = {"sum": 0, "mean": 1, "max": 2}
+MODES = {"sum": 0, "mean": 1, "max": 2, "average": 3, "sqrtn": 4}
+# As PyTorch's operators number them.
+OPERATOR_MODES = (0, 1, 2)
 UINT8 = np.dtype(np.uint8)
+UINT16 = np.dtype(np.uint16)
 FLOAT16 = np.dtype(np.float16)
+FLOAT32 = np.dtype(np.float32)
 # Telling whether two strided arrays share memory can take exponential time; past this effort they count as sharing.
 MAX_OVERLAP_WORK = 100_000
 
@@ -166,14 +170,14 @@ def mode(value: object) -> int:
     """The number of a mode's name."""
     number = MODES.get(value if type(value) is str else exact_text(value))
     if number is None:
-        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {shown(value)}")
+        raise ValueError(f"mode must be 'sum', 'mean', 'max', 'average' or 'sqrtn', got {shown(value)}")
     return number
 
 
 def operator_mode(value: object) -> int:
     """A mode's number, as PyTorch's operators take it."""
     number = value if type(value) is int else whole_number(value, "mode")
-    if number not in MODES.values():
+    if number not in OPERATOR_MODES:
         raise ValueError(f"mode must be 0 (sum), 1 (mean) or 2 (max), got {shown(number)}")
     return number
 
@@ -187,29 +191,53 @@ def is_greedy(method: object, bits: int) -> bool:
     return text == "greedy"
 
 
-def is_half(dtype: object, out: object) -> bool:
-    """Whether the output is float16: as asked for, else as `out` is, else float32."""
-    if dtype is None:
-        if out is None:
-            return False
-        if type(out) is not np.ndarray:
-            if not isinstance(out, np.ndarray):
-                return False
-            out = np.asarray(out)
-        return bool(out.dtype == FLOAT16)
-    return float_type(dtype, "dtype") == np.float16
+def skips_invalid(value: object) -> bool:
+    text = exact_text(value)
+    if text not in ("raise", "skip"):
+        raise ValueError(f"invalid must be 'raise' or 'skip', got {shown(value)}")
+    return text == "skip"
+
+
+def as_dtype(value: object, message: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(value)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError, SyntaxError, OverflowError, DeprecationWarning):  # NumPy reads "f4,(" as Python
+        raise TypeError(message + shown(value)) from None
 
 
 def float_type(value: object, name: str) -> np.dtype[Any]:
     """float32 or float16."""
     message = f"{name} must be float32 or float16, got "
-    try:
-        kind = np.dtype(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError, SyntaxError, OverflowError, DeprecationWarning):  # NumPy reads "f4,(" as Python
-        raise TypeError(message + shown(value)) from None
+    kind = as_dtype(value, message)
     if kind not in (np.float32, np.float16):
         raise ValueError(message + str(kind))
-    return np.dtype(np.float16 if kind == np.float16 else np.float32)
+    return FLOAT16 if kind == FLOAT16 else FLOAT32
+
+
+class OutType(NamedTuple):
+    """A type of output: as the loops number it, and as the caller's array has it."""
+
+    number: int
+    dtype: np.dtype[Any]
+
+
+def out_type(dtype: object, out: object) -> OutType:
+    """As asked for, else as `out` is, else float32. The bits of bfloat16 may be uint16."""
+    if dtype is None:
+        kind = np.asarray(out).dtype if isinstance(out, np.ndarray) else FLOAT32
+        # Anything else in `out` is refused where it is checked.
+        return (
+            OutType(1, FLOAT16) if kind == FLOAT16 else OutType(2, kind) if is_bfloat16(kind) else OutType(0, FLOAT32)
+        )
+    if exact_text(dtype) == "bfloat16":
+        return OutType(2, UINT16)
+    message = "dtype must be float32, float16 or bfloat16, got "
+    kind = as_dtype(dtype, message)
+    if is_bfloat16(kind):
+        return OutType(2, kind)
+    if kind not in (np.float32, np.float16):
+        raise ValueError(message + str(kind))
+    return OutType(1, FLOAT16) if kind == FLOAT16 else OutType(0, FLOAT32)
 
 
 def padding_number(value: object, num_embeddings: int) -> int:
@@ -269,6 +297,46 @@ def rows(data: object, name: str) -> NDArray[np.uint8]:
     if array.shape[1] > 1 and array.strides[1] != 1 and array.size:
         raise ValueError(f"{name} must have the bytes of a row side by side, got strides {array.strides}")
     return array
+
+
+def float_name(dtype: np.dtype[Any]) -> str:
+    """The type of a float table's elements. uint16 holds the bits of bfloat16."""
+    return "float32" if dtype == FLOAT32 else "float16" if dtype == FLOAT16 else "bfloat16"
+
+
+def float_rows(data: object, name: str, dtype: object) -> Array:
+    """Rows of floats: a 2-D array whose rows are contiguous, a view; nothing is copied."""
+    array = as_array(data, name)
+    if is_plain_python(data) and array.dtype.kind in "fiu":
+        array = as_float32(array)
+    kind = array.dtype
+    holds_bits = kind == UINT16 and exact_text(dtype) == "bfloat16"
+    if kind.newbyteorder("=") not in (np.float32, np.float16) and not is_bfloat16(kind) and not holds_bits:
+        raise TypeError(f"{name} must be {_what_holds_floats(name)}, got {kind_of(array)}{_hint_for(kind, name)}")
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have 2 dimensions (rows, elements of a row), got {kind_of(array)}")
+    if not kind.isnative:
+        raise ValueError(f"{name} must have the host's byte order, got {kind.str}")
+    if array.shape[1] > 1 and array.strides[1] != kind.itemsize and array.size:
+        raise ValueError(f"{name} must have the elements of a row side by side, got strides {array.strides}")
+    if dtype is not None and exact_text(dtype) != float_name(kind):
+        asked = as_dtype(dtype, "dtype must be float32, float16 or bfloat16, got ")
+        if asked != kind or holds_bits:
+            raise ValueError(f"dtype must be what data holds, {float_name(kind)}, got {asked}")
+    return array
+
+
+def _what_holds_floats(name: str) -> str:
+    array = "an array of float32, float16 or bfloat16"
+    return array if name == "data" else f"a QuantizedTable, a FloatTable or {array}"
+
+
+def _hint_for(kind: np.dtype[Any], name: str) -> str:
+    if kind == UINT8 and name == "table":
+        return "; packed rows are QuantizedTable(table, bits)"
+    if kind == UINT16:
+        return "; bits of bfloat16 are FloatTable(data, dtype='bfloat16')"
+    return "; use astype(numpy.float32)" if kind.kind == "f" else ""
 
 
 def mapping(value: object, *, check_rows: int | None = None, out: object = None) -> NDArray[np.int32] | None:
@@ -353,7 +421,28 @@ def offsets(value: object, indices: Array, include_last_offset: bool) -> Array |
     return array
 
 
-def weights(value: object, indices: Array, mode: int) -> Array | None:
+def ends_of_lengths(value: object, indices: Array) -> NDArray[np.int64]:
+    """Offsets from 0 to the number of indices."""
+    if indices.ndim == 2:
+        raise ValueError("lengths must be None for indices of 2 dimensions, whose rows are the bags, got lengths")
+    array = integers(value, "lengths")
+    if array.ndim != 1:
+        raise ValueError(f"lengths must have 1 dimension, got {kind_of(array)}")
+    given = plain_integers(array).copy()  # which nobody else writes to
+    wrong = np.flatnonzero(given < 0)
+    if wrong.size:
+        raise ValueError(f"lengths[{wrong[0]}] is {given[wrong[0]]}: must not be below 0")
+    # In Python's integers: NumPy's sum may wrap.
+    longest = int(given.max(initial=0))
+    total = sum(given.tolist()) if longest > INT64_MAX // max(len(given), 1) else int(given.sum(dtype=np.int64))
+    if total != len(indices):
+        raise ValueError(f"lengths must sum to {len(indices)}, the number of indices, got {shown(total)}")
+    ends = np.zeros(len(given) + 1, dtype=np.int64)
+    np.cumsum(given, out=ends[1:])
+    return ends
+
+
+def weights(value: object, indices: Array, mode: int, *, allow_double: bool) -> Array | None:
     if value is None:
         return None
     name = "per_sample_weights"
@@ -362,8 +451,11 @@ def weights(value: object, indices: Array, mode: int) -> Array | None:
     array = as_array(value, name)
     if is_plain_python(value) and array.dtype.kind in "fiu":
         array = as_float32(array)
+    if allow_double and array.dtype.newbyteorder("=") == np.float64:
+        array = as_float32(array)
     if array.dtype.newbyteorder("=") not in (np.float32, np.float16):
-        raise TypeError(f"{name} must be an array of float32 or float16, got {kind_of(array)}")
+        kinds = "float32, float16 or float64" if allow_double else "float32 or float16"
+        raise TypeError(f"{name} must be an array of {kinds}, got {kind_of(array)}")
     if array.shape != indices.shape:
         raise ValueError(f"{name} must have the shape of indices, {indices.shape}, got {array.shape}")
     return array
@@ -374,11 +466,10 @@ def plain_weights(array: Array) -> Array:
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
-def output(out: object, shape: tuple[int, ...], half: bool, inputs: dict[str, Array | None]) -> Array | None:
+def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]) -> Array | None:
     """An array to write to: a view of our own, without a subclass's ways. `inputs` are the caller's arrays."""
     if out is None:
         return None
-    dtype = np.dtype(np.float16 if half else np.float32)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array of {dtype}, got {kind_of(out)}")
     if isinstance(out, np.ma.MaskedArray):

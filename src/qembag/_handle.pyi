@@ -6,6 +6,7 @@ from typing_extensions import disjoint_base
 
 from ._errors import Fault
 from .layout import RowLayout
+from .float_table import FloatTable
 from .table import QuantizedTable
 
 NO_BOUNDS: NDArray[np.float32]
@@ -19,17 +20,19 @@ def get_thread_limit() -> int: ...
 
 # ---- Tables -------------------------------------------------------------------------------------------------------
 
+FLOAT_ELEMENTS: dict[str, int]
+
 @disjoint_base
 class LayoutFields:
     def __new__(
         cls,
-        bits: int,
+        element: int,
         dim: int,
         row_bytes: int,
-        codes_start: int,
-        pairs_start: int,
-        pair_size: int,
-        group_size: int,
+        codes_start: int = 0,
+        pairs_start: int = 0,
+        pair_size: int = 0,
+        group_size: int = 0,
     ) -> Self: ...
     @property
     def bits(self) -> int: ...
@@ -54,18 +57,18 @@ class LayoutFields:
 
 @disjoint_base
 class TableHandle:
-    def __new__(cls, rows: NDArray[np.uint8], layout: RowLayout, mapping: NDArray[np.int32] | None) -> Self: ...
+    def __new__(cls, rows: NDArray[np.uint8], layout: LayoutFields, mapping: NDArray[np.int32] | None) -> Self: ...
     @property
     def rows(self) -> NDArray[np.uint8]: ...
     @property
     def mapping(self) -> NDArray[np.int32] | None: ...
     @property
-    def layout(self) -> RowLayout: ...
+    def layout(self) -> LayoutFields: ...
     @property
     def num_embeddings(self) -> int: ...
 
 # What this module takes from modules that import it.
-def register_table_class(cls: type[QuantizedTable]) -> None: ...
+def register_tables(every: object, of_codes: object, of_floats: object, of_array: object) -> None: ...
 def register_slow_path(module: object) -> None: ...
 def register_packed_layout(function: object) -> None: ...
 
@@ -79,18 +82,20 @@ def look_up_bags(
     include_last_offset: bool,
     weights: object,
     padding_idx: int,
+    skips_invalid: bool,
     mode: int,
     out: object,
-    half: bool,
+    out_type: int,
     num_threads: int,
 ) -> NDArray[Any] | Fault | None: ...
 def look_up_rows(
     handle: TableHandle,
     is_pruned: bool,
     indices: object,
+    skips_invalid: bool,
     dequantize: bool,
     out: object,
-    half: bool,
+    out_type: int,
     num_threads: int,
 ) -> NDArray[Any] | Fault | None: ...
 def dequantize(handle: TableHandle, rows: object, out: object) -> NDArray[np.float32]: ...
@@ -109,22 +114,25 @@ def quantize(
 # ---- The public functions -----------------------------------------------------------------------------------------
 
 def embedding_bag(
-    table: QuantizedTable,
+    table: QuantizedTable | FloatTable | NDArray[Any],
     indices: ArrayLike,
     offsets: ArrayLike | None = None,
     *,
-    mode: Literal["sum", "mean", "max"] = "sum",
+    lengths: ArrayLike | None = None,
+    mode: Literal["sum", "mean", "max", "average", "sqrtn"] = "sum",
     per_sample_weights: ArrayLike | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    invalid: Literal["raise", "skip"] = "raise",
     out: NDArray[Any] | None = None,
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
 ) -> NDArray[Any]: ...
 def embedding(
-    table: QuantizedTable,
+    table: QuantizedTable | FloatTable | NDArray[Any],
     indices: ArrayLike,
     *,
+    invalid: Literal["raise", "skip"] = "raise",
     out: NDArray[Any] | None = None,
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,

@@ -18,9 +18,9 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
 
 from loops cimport (
-    FLOAT16_OUT, FLOAT32_OUT, GROUPED,
-    FINE, Layout, Lookup, Loops, MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, Quantize, read_index, read_offset, RowFault,
-    Signals, SUM, work_of,
+    AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_OUT, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout, Lookup, Loops,
+    MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, read_index, read_offset, RowFault, Signals, SQRTN, SUM,
+    work_of,
 )
 
 cnp.import_array()
@@ -62,16 +62,21 @@ def get_thread_limit():
 
 # ---- Tables -------------------------------------------------------------------------------------------------------
 
+# The elements of rows of floats, by name.
+FLOAT_ELEMENTS = {"float32": <int> FLOAT32_ROWS, "float16": <int> FLOAT16_ROWS, "bfloat16": <int> BFLOAT16_ROWS}
+
+
 cdef class LayoutFields:
-    """How a row is laid out, for the loops. `RowLayout` works it out; nothing else makes one."""
+    """How a row is laid out, for the loops. `layout` works it out; nothing else makes one."""
 
     cdef Layout fields
 
-    def __cinit__(self, int bits, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start, Py_ssize_t pairs_start,
-                  int pair_size, Py_ssize_t group_size):
-        cdef Py_ssize_t codes_end, pairs_end
+    def __cinit__(self, int element, Py_ssize_t dim, Py_ssize_t row_bytes, Py_ssize_t codes_start=0,
+                  Py_ssize_t pairs_start=0, int pair_size=0, Py_ssize_t group_size=0):
+        """Of codes of so many bits; or of floats, by their number in `Form`, which have no pairs."""
         cdef Layout *fields = &self.fields
-        fields.bits = bits
+        fields.form = element
+        fields.bits = 16 if element == FLOAT16_ROWS else element
         fields.dim = dim
         fields.row_bytes = row_bytes
         fields.codes_start = codes_start
@@ -79,23 +84,43 @@ cdef class LayoutFields:
         fields.pair_size = pair_size
         fields.group_size = group_size
         # What the loops rely on to stay inside a row. In an order in which nothing overflows.
-        if (bits not in (8, 4, 2) or pair_size not in (4, 2) or dim < 1 or not 0 <= codes_start <= row_bytes
-                or not 0 <= pairs_start <= row_bytes or not 1 <= group_size <= dim
-                or (group_size != dim and group_size % 16 != 0)):
+        if dim < 1 or not 0 <= codes_start <= row_bytes or not 0 <= pairs_start <= row_bytes:
             raise ValueError("internal error: a layout that the loops do not know")
-        fields.codes_bytes = (dim - 1) // (8 // bits) + 1
-        fields.num_groups = (dim - 1) // group_size + 1
-        if (fields.codes_bytes > row_bytes - codes_start
-                or fields.num_groups > (row_bytes - pairs_start) // (2 * pair_size)):
+        if element in (FLOAT32_ROWS, FLOAT16_ROWS, BFLOAT16_ROWS):
+            self.set_floats()
+        elif element in (8, 4, 2):
+            self.set_codes()
+        else:
+            raise ValueError("internal error: a layout that the loops do not know")
+
+    cdef int set_floats(self) except -1:
+        cdef Layout *fields = &self.fields
+        if fields.codes_start != 0 or fields.pair_size != 0 or fields.dim > fields.row_bytes // (fields.bits // 8):
+            raise ValueError("internal error: a layout that the loops do not know")
+        fields.group_size = fields.dim
+        fields.num_groups = 1
+        fields.used_bytes = fields.codes_bytes = fields.dim * (fields.bits // 8)
+        return 0
+
+    cdef int set_codes(self) except -1:
+        cdef Layout *fields = &self.fields
+        cdef Py_ssize_t codes_end, pairs_end
+        if (fields.pair_size not in (4, 2) or not 1 <= fields.group_size <= fields.dim
+                or (fields.group_size != fields.dim and fields.group_size % 16 != 0)):
+            raise ValueError("internal error: a layout that the loops do not know")
+        fields.codes_bytes = (fields.dim - 1) // (8 // fields.bits) + 1
+        fields.num_groups = (fields.dim - 1) // fields.group_size + 1
+        if (fields.codes_bytes > fields.row_bytes - fields.codes_start
+                or fields.num_groups > (fields.row_bytes - fields.pairs_start) // (2 * fields.pair_size)):
             raise ValueError("internal error: a layout of another row length")
-        codes_end = codes_start + fields.codes_bytes
-        pairs_end = pairs_start + 2 * pair_size * fields.num_groups
-        if codes_end > pairs_start and pairs_end > codes_start:
+        codes_end = fields.codes_start + fields.codes_bytes
+        pairs_end = fields.pairs_start + 2 * fields.pair_size * fields.num_groups
+        if codes_end > fields.pairs_start and pairs_end > fields.codes_start:
             raise ValueError("internal error: a layout whose parts overlap")
         fields.used_bytes = max(codes_end, pairs_end)
-        fields.form = bits
-        if fields.num_groups > 1 or (bits != 8 and pair_size != 2):
+        if fields.num_groups > 1 or (fields.bits != 8 and fields.pair_size != 2):
             fields.form |= GROUPED
+        return 0
 
     @property
     def bits(self):
@@ -176,18 +201,26 @@ cdef class TableHandle:
         return self.job.num_embeddings
 
 
-# The class of `qembag.table`, which is made after this module.
-cdef object table_class = None
+# `qembag.tables`, which is made after this module: the class of all tables, those of them that are asked for most, and
+# what makes the handle of an array.
+cdef object any_table = None
+cdef object table_of_codes = None
+cdef object table_of_floats = None
+cdef object handle_of_array = None
 
 
-def register_table_class(cls):
-    global table_class
-    table_class = cls
+def register_tables(every, of_codes, of_floats, of_array):
+    global any_table, table_of_codes, table_of_floats, handle_of_array
+    any_table = every
+    table_of_codes = of_codes
+    table_of_floats = of_floats
+    handle_of_array = of_array
 
 
 cdef TableHandle handle_of(object table):
     """A table's handle; None for what is no table."""
-    if type(table) is not table_class and not isinstance(table, table_class):
+    if (type(table) is not table_of_codes and type(table) is not table_of_floats
+            and not isinstance(table, any_table)):
         return None
     handle = getattr(table, "_handle", None)
     return handle if type(handle) is TableHandle else None

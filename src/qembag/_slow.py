@@ -7,7 +7,7 @@ else the caller's objects do; an argument is converted once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .table import QuantizedTable
 
+_FLOAT32 = _arguments.OutType(0, np.dtype(np.float32))
 _UNKNOWN = "an argument that was checked is not recognized by the compiled code; please report this"
 
 
@@ -28,31 +29,45 @@ def embedding_bag(
     table: object,
     indices: object,
     offsets: object,
+    lengths: object,
     mode: object,
     per_sample_weights: object,
     include_last_offset: object,
     padding_idx: object,
+    invalid: object,
     out: object,
     dtype: object,
     num_threads: object,
 ) -> NDArray[Any]:
-    handle = _table(table, "table")._handle
+    handle = _handle_of(table)
     mode_number = _arguments.mode(mode)
-    half = _arguments.is_half(dtype, out)
+    out_type = _arguments.out_type(dtype, out)
     threads = _runtime.resolve_threads(num_threads)
     padding = _arguments.padding_number(padding_idx, handle.num_embeddings)
     last = _arguments.flag(include_last_offset, "include_last_offset")
-    return _look_up_bags(
-        handle, True, indices, offsets, last, per_sample_weights, padding, mode_number, out, half, threads
-    )
+    options = _Options(True, padding, _arguments.skips_invalid(invalid), mode_number, out_type, threads, True)
+    if lengths is not None and (offsets is not None or last):
+        other = "include_last_offset=True" if offsets is None else "offsets"
+        raise ValueError(f"lengths must be None with {other}, got lengths")
+    return _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, out, options)
 
 
-def embedding(table: object, indices: object, out: object, dtype: object, num_threads: object) -> NDArray[Any]:
-    handle = _table(table, "table")._handle
-    half = _arguments.is_half(dtype, out)
+def embedding(
+    table: object, indices: object, invalid: object, out: object, dtype: object, num_threads: object
+) -> NDArray[Any]:
+    handle = _handle_of(table)
+    out_type = _arguments.out_type(dtype, out)
     if indices is None:
         raise TypeError("indices must be an array of integers, got None")
-    return look_up_rows(handle, True, indices, out=out, half=half, num_threads=_runtime.resolve_threads(num_threads))
+    return look_up_rows(
+        handle,
+        True,
+        indices,
+        skips_invalid=_arguments.skips_invalid(invalid),
+        out=out,
+        out_type=out_type,
+        num_threads=_runtime.resolve_threads(num_threads),
+    )
 
 
 # ---- PyTorch's operators -----------------------------------------------------------------------------------------
@@ -116,7 +131,8 @@ def _operator_bags(
     mode_number = _arguments.operator_mode(mode)
     last = _arguments.flag(include_last_offset, "include_last_offset")
     threads = _runtime.resolve_threads(None)
-    return _look_up_bags(handle, True, indices, offsets, last, per_sample_weights, -1, mode_number, out, False, threads)
+    options = _Options(True, -1, False, mode_number, _FLOAT32, threads, False)
+    return _look_up_bags(handle, indices, offsets, None, last, per_sample_weights, out, options)
 
 
 def _pruning_map(pruned_weights: object, mapping: object, out: object = None) -> NDArray[np.int32] | None:
@@ -127,75 +143,107 @@ def _pruning_map(pruned_weights: object, mapping: object, out: object = None) ->
     return _arguments.mapping(mapping, out=out)
 
 
-def _table(table: object, name: str) -> QuantizedTable:
-    from .table import QuantizedTable  # here only: nothing inside needs to know tables at import
+def _handle_of(table: object) -> _handle.TableHandle:
+    from .base import Table  # here only: nothing inside needs to know tables at import
+    from .float_table import handle_of_array
 
-    if not isinstance(table, QuantizedTable):
-        raise TypeError(f"{name} must be a QuantizedTable, got {_errors.kind_of(table)}")
-    return table
+    if isinstance(table, Table):
+        return table._handle
+    if isinstance(table, np.ndarray):
+        return handle_of_array(table)
+    raise TypeError(f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(table)}")
 
 
 def _checked_table(weight: object, bits: int) -> QuantizedTable:
-    table = _table(weight, "weight")
-    if table.bits != bits:
-        raise ValueError(f"weight must be a table of {bits} bits, got one of {table.bits}")
-    return table
+    from .table import QuantizedTable
+
+    if not isinstance(weight, QuantizedTable):
+        raise TypeError(f"weight must be a QuantizedTable, got {_errors.kind_of(weight)}")
+    if weight.bits != bits:
+        raise ValueError(f"weight must be a table of {bits} bits, got one of {weight.bits}")
+    return weight
 
 
 # ---- Lookups -----------------------------------------------------------------------------------------------------
 
 
+class _Options(NamedTuple):
+    """Of a lookup of bags; checked."""
+
+    is_pruned: bool
+    padding_idx: int
+    skips_invalid: bool
+    mode: int
+    out_type: _arguments.OutType
+    num_threads: int
+    allow_double: bool
+
+
 def _look_up_bags(
     handle: _handle.TableHandle,
-    is_pruned: bool,
     indices: object,
     offsets: object,
+    lengths: object,
     include_last_offset: bool,
     per_sample_weights: object,
-    padding_idx: int,
-    mode: int,
     out: object,
-    half: bool,
-    num_threads: int,
+    options: _Options,
 ) -> NDArray[Any]:
     given = _arguments.bag_indices(indices)
-    given_offsets = _arguments.offsets(offsets, given, include_last_offset)
-    given_weights = _arguments.weights(per_sample_weights, given, mode)
+    if lengths is None:
+        given_offsets = _arguments.offsets(offsets, given, include_last_offset)
+    else:
+        given_offsets, include_last_offset = _arguments.ends_of_lengths(lengths, given), True
+    given_weights = _arguments.weights(per_sample_weights, given, options.mode, allow_double=options.allow_double)
     num_bags = len(given) if given_offsets is None else len(given_offsets) - include_last_offset
     inputs = {
         "the table": handle.rows,
         "indices": given,
         "offsets": given_offsets,
         "per_sample_weights": given_weights,
-        "compressed_indices_mapping": handle.mapping if is_pruned else None,
+        "compressed_indices_mapping": handle.mapping if options.is_pruned else None,
     }
-    target = _arguments.output(out, (num_bags, handle.layout.dim), half, inputs)
+    target = _target(out, (num_bags, handle.layout.dim), options.out_type, inputs)
     answer = _handle.look_up_bags(
         handle,
-        is_pruned,
+        options.is_pruned,
         _arguments.plain_integers(given),
         None if given_offsets is None else _arguments.plain_integers(given_offsets),
         include_last_offset,
         None if given_weights is None else _arguments.plain_weights(given_weights),
-        padding_idx,
-        mode,
-        target,
-        half,
-        num_threads,
+        options.padding_idx,
+        options.skips_invalid,
+        options.mode,
+        None if target is None else _written(target, options.out_type),
+        options.out_type.number,
+        options.num_threads,
     )
     if isinstance(answer, np.ndarray):
-        return out if isinstance(out, np.ndarray) else answer
+        return out if isinstance(out, np.ndarray) else answer if target is None else target
     if answer is None:
         raise RuntimeError(_UNKNOWN)
     raise _errors.of_fault(
         answer,
         num_rows=len(handle.rows),
-        num_embeddings=_num_embeddings(handle, is_pruned),
+        num_embeddings=_num_embeddings(handle, options.is_pruned),
         indices=given,
         offsets=given_offsets,
         num_indices=given.size,
         bags=True,
     )
+
+
+def _target(
+    out: object, shape: tuple[int, ...], out_type: _arguments.OutType, inputs: dict[str, NDArray[Any] | None]
+) -> NDArray[Any] | None:
+    """The caller's output; a new one for bfloat16, which is not the loops' to make. Else None."""
+    target = _arguments.output(out, shape, out_type.dtype, inputs)
+    return np.empty(shape, out_type.dtype) if target is None and out_type.number == 2 else target
+
+
+def _written(target: NDArray[Any], out_type: _arguments.OutType) -> NDArray[Any]:
+    """An output as the loops take it: bfloat16 as its bits."""
+    return target.view(np.uint16) if out_type.number == 2 else target
 
 
 def _num_embeddings(handle: _handle.TableHandle, is_pruned: bool) -> int:
@@ -207,8 +255,9 @@ def look_up_rows(
     is_pruned: bool,
     indices: object,
     *,
+    skips_invalid: bool = False,
     out: object = None,
-    half: bool = False,
+    out_type: _arguments.OutType = _FLOAT32,
     num_threads: int = 0,
     dequantize: bool = False,
     name: str = "indices",
@@ -225,15 +274,19 @@ def look_up_rows(
         "compressed_indices_mapping": handle.mapping if is_pruned else None,
     }
     dim = handle.layout.dim
-    target = _arguments.output(out, (*shape, dim), half, inputs)
+    target = _target(out, (*shape, dim), out_type, inputs)
     flat = None if given is None else _arguments.plain_integers(given).reshape(-1)
-    flat_target = None if target is None else target.reshape(-1, dim)
-    answer = _handle.look_up_rows(handle, is_pruned, flat, dequantize, flat_target, half, num_threads)
+    flat_target = None if target is None else _written(target, out_type).reshape(-1, dim)
+    answer = _handle.look_up_rows(
+        handle, is_pruned, flat, skips_invalid, dequantize, flat_target, out_type.number, num_threads
+    )
     if isinstance(answer, np.ndarray):
-        if target is None or not isinstance(out, np.ndarray):
+        if target is None:
             return answer.reshape(*shape, dim)
+        if not isinstance(out, np.ndarray):
+            return target
         if not np.may_share_memory(target, answer):  # `reshape` has copied
-            np.copyto(target, answer.reshape(target.shape))
+            np.copyto(_written(target, out_type), answer.reshape(target.shape))
         return out
     if answer is None:
         raise RuntimeError(_UNKNOWN)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _arguments
 from ._errors import not_exact, not_joined, shown
-from ._handle import LayoutFields, register_packed_layout
+from ._handle import FLOAT_ELEMENTS, LayoutFields, register_packed_layout
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -102,8 +102,10 @@ class RowLayout(LayoutFields):
                 f"row_bytes must be from {used_bytes} to {sys.maxsize} for codes and pairs of a dim of {dim} at "
                 f"{bits} bits, got {shown(length)}"
             )
-        starts = (pairs_bytes, 0) if _arguments.flag(scale_first, "scale_first") else (0, codes_bytes)
-        return super().__new__(cls, bits, dim, length, *starts, pair_size, group)
+        pairs_come_first = _arguments.flag(scale_first, "scale_first")
+        codes_start = pairs_bytes if pairs_come_first else 0
+        pairs_start = 0 if pairs_come_first else codes_bytes
+        return super().__new__(cls, bits, dim, length, codes_start, pairs_start, pair_size, group)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RowLayout) and self._key() == other._key()
@@ -253,6 +255,40 @@ class RowLayout(LayoutFields):
             return None
         wrong = np.argwhere((pairs.astype(kept.dtype).view("u4") != kept.view("u4")) & ~np.isnan(kept))
         return tuple(wrong[0].tolist()) if len(wrong) else None
+
+
+class FloatLayout(LayoutFields):
+    """A row of floats in the host's byte order.
+
+    Parameters
+    ----------
+    name : {"float32", "float16", "bfloat16"}
+        The type of an element.
+    dim : int
+        Elements of a row, 1 or more.
+    stored : dtype
+        The array's: of bfloat16 that of another package, or uint16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qembag.layout import FloatLayout
+    >>> FloatLayout("float16", 100, np.dtype(np.float16)).row_bytes
+    200
+    """
+
+    __slots__ = ("name", "stored")
+
+    name: str
+    stored: np.dtype[Any]
+
+    def __new__(cls, name: str, dim: int, stored: np.dtype[Any]) -> Self:
+        layout = super().__new__(cls, FLOAT_ELEMENTS[name], dim, dim * stored.itemsize)
+        layout.name, layout.stored = name, stored
+        return layout
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.name, self.dim, self.stored))
 
 
 @functools.cache

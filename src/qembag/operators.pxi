@@ -86,8 +86,8 @@ cdef object rowwise_offsets(int bits, object weight, object indices, object offs
         elif pruned_weights is True and is_pruning_map(mapping):
             handle = handle_of_rows(weight, bits, mapping)
     if handle is not None:
-        answer = bags(handle, pruned_weights, indices, offsets, include_last_offset, weights, -1, mode_number, out,
-                      False, thread_limit, False)
+        answer = bags(handle, pruned_weights, indices, offsets, include_last_offset, weights, -1, False, mode_number,
+                      out, FLOAT32_OUT, thread_limit, False)
         if cnp.PyArray_Check(answer):
             return answer
     return slow.rowwise_offsets(bits, weight, indices, offsets, mode, pruned_weights, weights, mapping,
@@ -102,8 +102,8 @@ cdef object packed_bags(int bits, object weight, object indices, object offsets,
             and (include_last_offset is False or include_last_offset is True)
             and (pruned_weights is False
                  or (pruned_weights is True and mapping is None and handle.job.mapping != NULL))):
-        answer = bags(handle, pruned_weights, indices, offsets, include_last_offset, weights, -1, mode_number, out,
-                      False, thread_limit, False)
+        answer = bags(handle, pruned_weights, indices, offsets, include_last_offset, weights, -1, False, mode_number,
+                      out, FLOAT32_OUT, thread_limit, False)
         if cnp.PyArray_Check(answer):
             return answer
     return slow.packed_bags(bits, weight, indices, offsets, mode, pruned_weights, weights, mapping, include_last_offset,
@@ -114,7 +114,7 @@ cdef object packed_rows(int bits, object weight, object indices, object pruned_w
     cdef TableHandle handle = handle_of(weight)
     if (handle is not None and indices is not None and handle.job.layout.bits == bits
             and (pruned_weights is False or (pruned_weights is True and handle.job.mapping != NULL))):
-        answer = single_rows(handle, pruned_weights, indices, False, None, False, thread_limit, False)
+        answer = single_rows(handle, pruned_weights, indices, False, False, None, FLOAT32_OUT, thread_limit, False)
         if cnp.PyArray_Check(answer):
             return answer
     return slow.packed_rows(bits, weight, indices, pruned_weights)

@@ -298,7 +298,8 @@ def _packed_to_unpack(weight: object, bits: int) -> tuple[NDArray[np.uint8], tup
             f"weight must have {dimensions} and rows of {pairs_bytes} bytes or more, got {_errors.kind_of(array)}"
         )
     layout = packed_layout(bits, array.shape[-1])
-    return array, (*array.shape[:-1], 0 if layout is None else layout.dim)
+    # Not (*shape, dim), of which CPython 3.11 loses a list where no memory is left for the tuple.
+    return array, array.shape[:-1] + (0 if layout is None else layout.dim,)  # noqa: RUF005
 
 
 def _unpack(weight: object, bits: int) -> NDArray[np.float32]:

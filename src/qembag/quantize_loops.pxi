@@ -49,7 +49,7 @@ cdef struct Unit:
 cdef struct Tile:
     Py_ssize_t first            # unit
     Py_ssize_t num_units
-    Unit units[TILE_UNITS]      # not in PyTorch's layouts, where a unit is a row
+    const Unit *units           # not in PyTorch's layouts, where a unit is a row
     # Of each unit four floats with its minimum among them, and four with its maximum.
     float mins[4 * TILE_UNITS]
     float maxs[4 * TILE_UNITS]
@@ -386,12 +386,14 @@ cdef inline RowFault quantize_groups(const Quantize *job, const float[:, ::1] we
     cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.group_size, <Py_ssize_t> TILE_UNITS), 1)
     cdef Py_ssize_t row = first, group = 0
     cdef RowFault fault = FINE
+    cdef Unit units[TILE_UNITS]
     cdef Tile tile
+    tile.units = units
     tile.first = first * job.layout.num_groups
     while row < end and fault == FINE:
         tile.num_units = 0
         while tile.num_units < at_once and row < end:
-            tile.units[tile.num_units] = unit_of_row(&job.layout, weights, out, row, group, bits)
+            units[tile.num_units] = unit_of_row(&job.layout, weights, out, row, group, bits)
             tile.num_units += 1
             group += 1
             if group == job.layout.num_groups:

@@ -51,6 +51,35 @@ cdef bint take_bags(Lookup *job, object indices, object offsets, bint include_la
     return job.num_bags >= 0
 
 
+cdef object offsets_of_lengths(object lengths, object indices):
+    """From 0 to the number of indices; None where they are not recognized, or are no lengths of its bags."""
+    cdef int size = integer_size(lengths)
+    cdef Py_ssize_t bag, num_bags
+    cdef cnp.npy_intp shape[1]
+    cdef int64_t length, end = 0, num_indices
+    cdef int64_t *ends
+    if size == 0 or cnp.PyArray_NDIM(<cnp.ndarray> lengths) != 1 or integer_size(indices) == 0:
+        return None
+    if cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1:
+        return None
+    num_indices = cnp.PyArray_SIZE(<cnp.ndarray> indices)
+    num_bags = cnp.PyArray_DIM(<cnp.ndarray> lengths, 0)
+    shape[0] = num_bags + 1
+    offsets = cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
+    ends = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> offsets)
+    ends[0] = 0
+    for bag in range(num_bags):
+        if size == 8:
+            length = (<const volatile int64_t *> data_of(lengths))[bag]
+        else:
+            length = (<const volatile int32_t *> data_of(lengths))[bag]
+        if not 0 <= length <= num_indices - end:
+            return None
+        end += length
+        ends[bag + 1] = end
+    return offsets if end == num_indices else None
+
+
 cdef bint take_weights(Lookup *job, object weights, object indices) noexcept:
     cdef int axis
     job.weight_size = 0
@@ -124,19 +153,26 @@ cdef bint is_apart(object out, TableHandle handle, bint is_pruned, object indice
     return weights is None or not may_overlap(span, span_of(weights))
 
 
-cdef bint take_out(Lookup *job, object out, int type_number) noexcept:
+cdef int type_number_of(OutType out_type) noexcept:
+    """Of NumPy's types. bfloat16, which is none of them, is written as its bits."""
+    if out_type == FLOAT32_OUT:
+        return cnp.NPY_FLOAT32
+    return cnp.NPY_FLOAT16 if out_type == FLOAT16_OUT else cnp.NPY_UINT16
+
+
+cdef bint take_out(Lookup *job, object out, OutType out_type) noexcept:
     """An output of the caller's: rows of `dim` floats, at any distance from each other but not overlapping."""
     cdef cnp.ndarray array
     cdef Py_ssize_t dim = job.layout.dim
     if not cnp.PyArray_Check(out):
         return False
     array = <cnp.ndarray> out
-    if (cnp.PyArray_TYPE(array) != type_number or cnp.PyArray_NDIM(array) != 2
+    if (cnp.PyArray_TYPE(array) != type_number_of(out_type) or cnp.PyArray_NDIM(array) != 2
             or not cnp.PyArray_ISWRITEABLE(array) or not cnp.PyArray_ISNOTSWAPPED(array)):
         return False
     if cnp.PyArray_DIM(array, 0) != job.num_bags or cnp.PyArray_DIM(array, 1) != dim:
         return False
-    job.out_type = FLOAT16_OUT if type_number == cnp.NPY_FLOAT16 else FLOAT32_OUT
+    job.out_type = out_type
     job.out_size = cnp.PyArray_ITEMSIZE(array)
     # The stride of fewer than two rows can be any number, up to where addresses wrap around.
     job.out_stride = cnp.PyArray_STRIDE(array, 0) if job.num_bags > 1 else 0
@@ -166,21 +202,40 @@ cdef int mode_of(object mode) noexcept:
             return MEAN
         if mode == "max":
             return MAX
+        if mode == "average":
+            return AVERAGE
+        if mode == "sqrtn":
+            return SQRTN
     return NOT_RECOGNIZED
 
 
-cdef int half_of(object dtype, object out) noexcept:
-    """Whether the output is float16."""
+cdef int skips_of(object invalid) noexcept:
+    """Whether invalid indices are skipped."""
+    if type(invalid) is str:
+        if invalid == "raise":
+            return False
+        if invalid == "skip":
+            return True
+    return NOT_RECOGNIZED
+
+
+cdef int out_type_of(object dtype, object out) noexcept:
+    """float32 or float16. What is bfloat16 takes the slow path."""
+    cdef int type_number
     if dtype is FLOAT32:
-        return False
+        return FLOAT32_OUT
     if dtype is FLOAT16:
-        return True
+        return FLOAT16_OUT
     if dtype is not None:
         return NOT_RECOGNIZED
     if out is None:
-        return False
+        return FLOAT32_OUT
     if cnp.PyArray_CheckExact(out):
-        return cnp.PyArray_TYPE(<cnp.ndarray> out) == cnp.NPY_FLOAT16
+        type_number = cnp.PyArray_TYPE(<cnp.ndarray> out)
+        if type_number == cnp.NPY_FLOAT32:
+            return FLOAT32_OUT
+        if type_number == cnp.NPY_FLOAT16:
+            return FLOAT16_OUT
     return NOT_RECOGNIZED
 
 

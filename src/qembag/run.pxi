@@ -102,6 +102,8 @@ cdef Fault find_fault(const Lookup *job) noexcept nogil:
             fault.value = index
             fault.position = fault.index_position = position
             if not 0 <= index < job.num_embeddings:
+                if job.skips_invalid:
+                    continue
                 fault.where = IN_INDICES
                 return fault
             if job.mapping != NULL:

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _arguments, _errors, _handle
+from . import _arguments, _handle
 from . import layout as layouts
+from .base import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 # Rows go from one layout to another about this many bytes at a time.
 CONVERTED_AT_ONCE = 1 << 20
 
 
-class QuantizedTable:
+class QuantizedTable(Table):
     """An embedding table stored as 8-, 4- or 2-bit codes.
 
     Wraps packed rows without copying them; `quantize` makes a table from floats.
@@ -86,7 +85,7 @@ class QuantizedTable:
     QuantizedTable(num_embeddings=3, dim=100, bits=4, scale_first=True, row_bytes=64, nbytes=192)
     """
 
-    __slots__ = ("__weakref__", "_handle", "_owners", "_per_channel")
+    __slots__ = ("_per_channel",)
 
     def __init__(
         self,
@@ -113,23 +112,21 @@ class QuantizedTable:
         )
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
         # All at once, so that arguments that are refused leave a table as it was.
-        self._set(_handle.TableHandle(rows, row_layout, mapping), None)
+        self._set(_handle.TableHandle(rows, row_layout, mapping))
 
     def _set(
         self,
         handle: _handle.TableHandle,
-        per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> None:
-        self._handle: _handle.TableHandle = handle
-        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
-        # it would count no more than two, a view's and the call's own, and take that for nobody else.
-        self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
+        super()._set(handle)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
         self._per_channel = per_channel
 
     @property
     def layout(self) -> layouts.RowLayout:
-        return self._handle.layout
+        layout: layouts.RowLayout = self._handle.layout  # type: ignore[assignment]
+        return layout
 
     @property
     def data(self) -> NDArray[np.uint8]:
@@ -138,36 +135,6 @@ class QuantizedTable:
     @property
     def bits(self) -> int:
         return self.layout.bits
-
-    @property
-    def dim(self) -> int:
-        return self.layout.dim
-
-    @property
-    def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
-        mapping = self._handle.mapping
-        return None if mapping is None else mapping.view()
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._handle.rows)
-
-    @property
-    def num_embeddings(self) -> int:
-        return self._handle.num_embeddings
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.num_embeddings, self.dim)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.layout.row_bytes
-
-    @property
-    def nbytes(self) -> int:
-        mapping = self._handle.mapping
-        return self._handle.rows.nbytes + (0 if mapping is None else mapping.nbytes)
 
     @property
     def scales(self) -> NDArray[np.float32]:
@@ -189,95 +156,9 @@ class QuantizedTable:
         """The codes of the stored rows, one a byte: uint8, shape (num_rows, dim), a copy."""
         return self.layout.codes(self._handle.rows)
 
-    def dequantize(
-        self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """The table's values: ``fma(code, scale, bias)`` in float32.
-
-        Parameters
-        ----------
-        rows : array_like of integers, optional
-            Logical rows, from 0; all of them if not given.
-        out : ndarray of float32, optional
-            Where to put the result; as for `embedding_bag`.
-
-        Returns
-        -------
-        ndarray of float32, shape (num_embeddings, dim) or rows.shape + (dim,)
-            Pruned rows are zeros.
-
-        Raises
-        ------
-        TypeError, ValueError, IndexError
-            As for `embedding`.
-
-        Examples
-        --------
-        >>> import numpy as np, qembag
-        >>> qembag.quantize(np.eye(3, dtype=np.float32)).dequantize([2]).round(6)
-        array([[0., 0., 1.]], dtype=float32)
-        """
-        return _handle.dequantize(self._handle, rows, out)
-
-    def __getitem__(self, item: Any) -> NDArray[np.float32]:
-        """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
-        count = self.num_embeddings
-        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
-            number = _arguments.whole_number(item, "index")
-            if not -count <= number < count:
-                raise IndexError(f"index {_errors.shown(number)} is out of range for a table of {count} rows")
-            row = _handle.dequantized_row(self._handle, number % count)
-            return (
-                row if isinstance(row, np.ndarray) else _handle.dequantize(self._handle, np.array(number % count), None)
-            )
-        if isinstance(item, tuple):
-            raise IndexError(f"a QuantizedTable is indexed along its rows only, got {len(item)} indices")
-        if isinstance(item, slice):
-            start, stop, step = item.indices(count)
-            # A longer step takes the first row alone too, and may be beyond int64.
-            return _handle.dequantize(self._handle, np.arange(start, stop, min(max(step, -count - 1), count + 1)), None)
-        if isinstance(item, np.ma.MaskedArray):
-            raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
-        return _handle.dequantize(self._handle, self._numbers(item), None)
-
-    def _numbers(self, item: Any) -> NDArray[Any]:
-        """The rows that an index chooses, from 0, in time of its own size."""
-        count = self.num_embeddings
-        if isinstance(item, (list, np.ndarray)):
-            array = _arguments.as_array(item, "index")
-            if array.size == 0 and isinstance(item, list):
-                array = array.astype(np.int64)
-            if array.dtype.kind in "iu":
-                # See `ops.embedding_bag_prepack` for why not with plain numbers.
-                wrong = np.argwhere((array < np.int64(-count)) | (array >= np.int64(count)))
-                if len(wrong):
-                    number = array[tuple(wrong[0])]
-                    raise IndexError(f"index {number} is out of range for a table of {count} rows")
-                array = array.astype(np.int64)
-                return np.where(array < 0, array + count, array)
-        # A mask, Ellipsis and the like: NumPy's own rules, over the numbers of all rows.
-        numbers: NDArray[Any] = np.arange(count)[item]
-        return numbers
-
-    def __len__(self) -> int:
-        return self.num_embeddings
-
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        return (self[number] for number in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a QuantizedTable cannot become an array without a copy")
-        values = self.dequantize()
-        return values if dtype is None else values.astype(dtype, copy=False)
-
     def __repr__(self) -> str:
-        rows = "" if self._handle.mapping is None else f", num_rows={self.num_rows}"
         more = "".join(f", {name}={value}" for name, value in self.layout.not_default().items())
-        return (
-            f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self.dim}, "
-            f"bits={self.bits}{more}, nbytes={self.nbytes})"
-        )
+        return self._repr(f"bits={self.bits}{more}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self.data, self.layout, self.compressed_indices_mapping)
@@ -331,61 +212,6 @@ class QuantizedTable:
         copied = None if mapping is None else mapping.copy()
         return table_of(type(self), converted, target, copied, self._per_channel)
 
-    def prune(self, keep: ArrayLike) -> QuantizedTable:
-        """A table without some of the rows; logical numbers stay as they are.
-
-        Parameters
-        ----------
-        keep : array_like of bool, shape (num_embeddings,), or of integers
-            Which logical rows to keep, or their numbers. Rows pruned already stay so.
-
-        Returns
-        -------
-        QuantizedTable
-            With the kept rows, copied, and a `compressed_indices_mapping`.
-
-        Raises
-        ------
-        TypeError, ValueError, IndexError
-            If `keep` is neither; if a mask has another length; if a number is out of range.
-
-        Examples
-        --------
-        >>> import numpy as np, qembag
-        >>> small = qembag.quantize(np.eye(4, dtype=np.float32)).prune([0, 2])
-        >>> small.num_rows, small.num_embeddings
-        (2, 4)
-        >>> small[1]
-        array([0., 0., 0., 0.], dtype=float32)
-        """
-        count = self.num_embeddings
-        array = _arguments.integers(keep, "keep", or_mask=True)
-        if array.dtype == np.bool_:
-            if array.shape != (count,):
-                raise ValueError(f"keep must have shape ({count},) as a mask, got {_errors.kind_of(array)}")
-            kept = array.copy()
-        else:
-            numbers = _arguments.plain_integers(array)
-            if numbers.ndim != 1:
-                raise ValueError(f"keep must have 1 dimension, got {_errors.kind_of(array)}")
-            wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
-            if wrong.size:
-                place = int(wrong[0])
-                raise IndexError(f"keep[{place}] is {array[place]}: out of range for a table of {count} rows")
-            kept = np.zeros(count, dtype=np.bool_)
-            kept[numbers] = True
-        rows: NDArray[np.integer[Any]]
-        if self._handle.mapping is None:
-            rows = np.flatnonzero(kept)
-        else:
-            # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
-            stored = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
-            kept &= stored >= 0
-            rows = stored[kept].astype(np.intp)
-        mapping = np.full(count, -1, dtype=np.int32)
-        mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return table_of(type(self), self._handle.rows[rows], self.layout, mapping)
-
 
 def table_of(
     kind: type[QuantizedTable],
@@ -395,10 +221,6 @@ def table_of(
     per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> QuantizedTable:
     """A table of its parts, whatever arguments a subclass takes."""
-    rows = _arguments.rows(data, "data").view()
-    table = kind.__new__(kind)
-    table._set(_handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows))), per_channel)
+    table = kind._of(data, layout, mapping)
+    table._per_channel = per_channel
     return table
-
-
-_handle.register_table_class(QuantizedTable)

@@ -1,0 +1,208 @@
+"""What tables of codes and tables of floats have in common: rows, which of them are pruned, and values to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from . import _arguments, _errors, _handle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+
+class Table:
+    """A thin object over a compiled handle. What its two kinds share; not made by itself."""
+
+    __slots__ = ("__weakref__", "_handle", "_owners")
+
+    def _set(self, handle: _handle.TableHandle) -> None:
+        self._handle: _handle.TableHandle = handle
+        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
+        # it would count no more than two, a view's and the call's own, and take that for nobody else.
+        self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
+
+    @classmethod
+    def _of(cls, data: NDArray[np.uint8], layout: _handle.LayoutFields, mapping: NDArray[np.int32] | None) -> Self:
+        """A table of its parts, whatever arguments a subclass takes."""
+        rows = _arguments.rows(data, "data").view()
+        table = cls.__new__(cls)
+        table._set(_handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows))))
+        return table
+
+    @property
+    def dim(self) -> int:
+        return self._handle.layout.dim
+
+    @property
+    def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
+        mapping = self._handle.mapping
+        return None if mapping is None else mapping.view()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._handle.rows)
+
+    @property
+    def num_embeddings(self) -> int:
+        return self._handle.num_embeddings
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.num_embeddings, self.dim)
+
+    @property
+    def row_bytes(self) -> int:
+        return self._handle.layout.row_bytes
+
+    @property
+    def nbytes(self) -> int:
+        mapping = self._handle.mapping
+        return self._handle.rows.nbytes + (0 if mapping is None else mapping.nbytes)
+
+    def _repr(self, more: str) -> str:
+        rows = "" if self._handle.mapping is None else f", num_rows={self.num_rows}"
+        return (
+            f"{type(self).__name__}(num_embeddings={self.num_embeddings}{rows}, dim={self.dim}, {more}, "
+            f"nbytes={self.nbytes})"
+        )
+
+    def dequantize(
+        self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The table's values as float32: of codes ``fma(code, scale, bias)``; those of floats as they are.
+
+        Parameters
+        ----------
+        rows : array_like of integers, optional
+            Logical rows, from 0; all of them if not given.
+        out : ndarray of float32, optional
+            Where to put the result; as for `embedding_bag`.
+
+        Returns
+        -------
+        ndarray of float32, shape (num_embeddings, dim) or rows.shape + (dim,)
+            Pruned rows are zeros.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `embedding`.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> qembag.quantize(np.eye(3, dtype=np.float32)).dequantize([2]).round(6)
+        array([[0., 0., 1.]], dtype=float32)
+        """
+        return _handle.dequantize(self._handle, rows, out)
+
+    def __getitem__(self, item: Any) -> NDArray[np.float32]:
+        """Dequantized rows, chosen as NumPy chooses along a first axis: a number, a slice, an array or a mask."""
+        count = self.num_embeddings
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            number = _arguments.whole_number(item, "index")
+            if not -count <= number < count:
+                raise IndexError(f"index {_errors.shown(number)} is out of range for a table of {count} rows")
+            row = _handle.dequantized_row(self._handle, number % count)
+            return (
+                row if isinstance(row, np.ndarray) else _handle.dequantize(self._handle, np.array(number % count), None)
+            )
+        if isinstance(item, tuple):
+            raise IndexError(f"a table is indexed along its rows only, got {len(item)} indices")
+        if isinstance(item, slice):
+            start, stop, step = item.indices(count)
+            # A longer step takes the first row alone too, and may be beyond int64.
+            return _handle.dequantize(self._handle, np.arange(start, stop, min(max(step, -count - 1), count + 1)), None)
+        if isinstance(item, np.ma.MaskedArray):
+            raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
+        return _handle.dequantize(self._handle, self._numbers(item), None)
+
+    def _numbers(self, item: Any) -> NDArray[Any]:
+        """The rows that an index chooses, from 0, in time of its own size."""
+        count = self.num_embeddings
+        if isinstance(item, (list, np.ndarray)):
+            array = _arguments.as_array(item, "index")
+            if array.size == 0 and isinstance(item, list):
+                array = array.astype(np.int64)
+            if array.dtype.kind in "iu":
+                # See `ops.embedding_bag_prepack` for why not with plain numbers.
+                wrong = np.argwhere((array < np.int64(-count)) | (array >= np.int64(count)))
+                if len(wrong):
+                    number = array[tuple(wrong[0])]
+                    raise IndexError(f"index {number} is out of range for a table of {count} rows")
+                array = array.astype(np.int64)
+                return np.where(array < 0, array + count, array)
+        # A mask, Ellipsis and the like: NumPy's own rules, over the numbers of all rows.
+        numbers: NDArray[Any] = np.arange(count)[item]
+        return numbers
+
+    def __len__(self) -> int:
+        return self.num_embeddings
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self[number] for number in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"a {type(self).__name__} cannot become an array without a copy")
+        values = self.dequantize()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def prune(self, keep: ArrayLike) -> Self:
+        """A table without some of the rows; logical numbers stay as they are.
+
+        Parameters
+        ----------
+        keep : array_like of bool, shape (num_embeddings,), or of integers
+            Which logical rows to keep, or their numbers. Rows pruned already stay so.
+
+        Returns
+        -------
+        The same kind of table
+            With the kept rows, copied, and a `compressed_indices_mapping`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If `keep` is neither; if a mask has another length; if a number is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> small = qembag.quantize(np.eye(4, dtype=np.float32)).prune([0, 2])
+        >>> small.num_rows, small.num_embeddings
+        (2, 4)
+        >>> small[1]
+        array([0., 0., 0., 0.], dtype=float32)
+        """
+        count = self.num_embeddings
+        array = _arguments.integers(keep, "keep", or_mask=True)
+        if array.dtype == np.bool_:
+            if array.shape != (count,):
+                raise ValueError(f"keep must have shape ({count},) as a mask, got {_errors.kind_of(array)}")
+            kept = array.copy()
+        else:
+            numbers = _arguments.plain_integers(array)
+            if numbers.ndim != 1:
+                raise ValueError(f"keep must have 1 dimension, got {_errors.kind_of(array)}")
+            wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
+            if wrong.size:
+                place = int(wrong[0])
+                raise IndexError(f"keep[{place}] is {array[place]}: out of range for a table of {count} rows")
+            kept = np.zeros(count, dtype=np.bool_)
+            kept[numbers] = True
+        rows: NDArray[np.integer[Any]]
+        if self._handle.mapping is None:
+            rows = np.flatnonzero(kept)
+        else:
+            # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
+            stored = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
+            kept &= stored >= 0
+            rows = stored[kept].astype(np.intp)
+        mapping = np.full(count, -1, dtype=np.int32)
+        mapping[kept] = np.arange(len(rows), dtype=np.int32)
+        return self._of(self._handle.rows[rows], self._handle.layout, mapping)
