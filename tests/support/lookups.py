@@ -110,7 +110,7 @@ class Floats:
             rows, faults = rules.float_rows("table", self.rows)
             if not isinstance(self.rows, np.ndarray):
                 faults = {(TypeError, "table")}
-            return (rows, 0 if faults else rows.shape[1], None), faults
+            return (rows, 0 if rows is None else rows.shape[1], None), faults
         found, faults = rules.float_table(self.rows, self.dtype, None if self.made else self.mapping)
         return found, set() if self.made is not None else faults
 

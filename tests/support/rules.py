@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from support.arrays import Boom, addresses
-from support.floats import KINDS, STORED
+from support.floats import STORED
 from support.layouts import ALL_MODES, LAYOUTS, MODES, Layout
 
 Fault: TypeAlias = tuple[type[Exception], str]
@@ -229,24 +229,25 @@ def table(
 def float_rows(name: str, value: Any, kind: Any = None) -> Judged:
     """Rows of floats, in the oracle's storage; `kind` is the dtype that was said."""
     array, faults = as_array(name, value)
-    if isinstance(kind, str) and kind == "bfloat16":
-        told = "bfloat16"
-    else:
-        found, more = dtype(kind)
-        told, faults = (None if found is None else found.name), faults | more
-    if array is None or faults:
+    is_bits = isinstance(kind, str) and kind == "bfloat16"
+    told, more = (None, set()) if is_bits else dtype(kind)
+    faults = faults | more
+    if array is None:
         return None, faults
-    stored = STORED["bfloat16" if told == "bfloat16" else array.dtype.name if array.dtype.name in KINDS else "float32"]
-    if array.dtype.newbyteorder("=") != stored:
-        return None, either(name) if told == "bfloat16" else {(TypeError, name)}
-    if told not in (None, "bfloat16", array.dtype.name):
-        return None, either(name) | either("dtype")
-    if array.ndim != 2:
-        return None, {(ValueError, name)}
-    apart = array.strides[1] != array.itemsize and array.shape[1] > 1 and array.size > 0
-    if apart or not array.dtype.isnative or array.shape[1] == 0:
-        return array, {(ValueError, name)}
-    return array, set()
+    if is_plain(value) and array.dtype.kind in "fiu":
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float32)
+    host = array.dtype.newbyteorder("=")
+    if host not in ((np.uint16,) if is_bits else (np.float32, np.float16)):
+        faults |= either(name) | (either("dtype") if is_bits else set())
+    elif told is not None and told != host:
+        faults |= either("dtype")
+    apart = array.ndim == 2 and array.strides[1] != array.itemsize and array.shape[1] > 1 and array.size > 0
+    if array.ndim != 2 or array.shape[1] == 0 or apart:
+        faults |= {(ValueError, name)}
+    if not array.dtype.isnative:
+        faults |= either(name) if is_bits else {(ValueError, name)}
+    return (array if array.ndim == 2 else None), faults
 
 
 def float_table(data: Any, kind: Any, given: Any) -> tuple[tuple[Any, int, None], Faults]:
