@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import reference
+from support.arrays import same_bits
 from support.layouts import EXTREMES
 
 KINDS = ("float32", "float16", "bfloat16")
@@ -34,3 +37,11 @@ def full_range(rng: np.random.Generator, kind: str, num_rows: int, dim: int) -> 
     rows = bits.view(STORED[kind])
     is_finite = np.isfinite(reference.widen(rows))
     return np.where(is_finite, rows, np.zeros((), rows.dtype))
+
+
+def same_floats(ours: Any, theirs: Any) -> None:
+    """As `same_bits`, which does not know that uint16 may be bfloat16, with signs and payloads of NaN."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.dtype == theirs.dtype == np.uint16:
+        ours, theirs = reference.widen(ours), reference.widen(theirs)
+    same_bits(ours, theirs)
