@@ -123,6 +123,7 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
         or (argument in ("num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
         or (argument, name) == ("item", "ellipsis")
+        or (name == "buffer of floats" and argument == "per_sample_weights" and "table" in CALLS[function][1])
         or ".__array__" in function
     )
 
@@ -160,6 +161,8 @@ def test_an_array_in_a_disguise_counts_as_what_it_holds(disguise: str) -> None:
         call, given = good_call(function)
         if not isinstance(given[argument], np.ndarray):
             continue
+        if disguise == "ctypes" and given[argument].dtype == np.float16:
+            continue  # which C has no name for
         expected = [part.copy() for part in parts(call(**given))]
         call, given = good_call(function)
         given[argument] = place(given[argument], disguise).value
