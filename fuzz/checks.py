@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from support import levels, rules
-from support.arrays import addresses, same_bits
+from support.arrays import addresses
+from support.floats import same_floats
 from support.lookups import Verdict
 
 LEVELS = levels.levels()
@@ -32,7 +33,7 @@ def require(right: object, what: str) -> None:
 
 def is_same(ours: Any, theirs: Any) -> bool:
     try:
-        same_bits(ours, theirs)
+        same_floats(ours, theirs)
     except AssertionError:
         return False
     return True

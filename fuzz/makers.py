@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 import checks
+import qembag
 from checks import NO_OUT, Finding, Out, attempt, is_same, require
 from source import FLOATS, INTEGERS, POOL, WILD, Source
 from support.arrays import Placed, Sub, empty, exact_block, place
+from support.floats import KINDS, STORED, stored_as
 from support.layouts import GROUP_SIZES, LAYOUTS, Layout
-from support.lookups import Table, Verdict
+from support.lookups import Floats, Table, Verdict
 from support.objects import NO_DTYPES, NO_FLOATS, NO_INTEGERS
 
 COMMON = ["plain"] * 8
@@ -20,6 +22,7 @@ COPIED = ["strided", "reversed", "misaligned", "swapped", "read-only", "subclass
 ANY_WAY = [*COMMON, *COPIED, "broadcast", "columns", "apart"]
 OF_ROWS = ["plain"] * 6 + ["gaps", "odd gaps", "far", "reversed", "read-only", "subclass", "method", "buffer"]
 OF_ROWS += ["broadcast", "misaligned", "columns", "strided", "list"]
+OF_FLOATS = ["plain"] * 6 + ["gaps", "odd gaps", "far", "reversed", "read-only", "subclass", "misaligned"]
 OF_OUTPUTS = ["plain"] * 6 + ["gaps", "odd gaps", "far", "reversed", "misaligned", "subclass"]
 OF_OUTPUTS += ["read-only", "strided", "swapped", "columns", "zero", "masked", "entangled"]
 
@@ -107,6 +110,34 @@ class Maker:
             return self.keep(Placed(lying(values, missing), values, missing))
         return self.place(values, OF_ROWS)
 
+    def float_rows(self, kind: str, num_rows: int, dim: int) -> Any:
+        """Of any bits, or of numbers of which some are odd."""
+        source = self.source
+        if source.below(4):
+            values = stored_as(source.values(WILD if source.rarely(2) else FLOATS, num_rows * dim), kind)
+        else:
+            values = source.values(POOL, num_rows * dim * STORED[kind].itemsize).view(STORED[kind])
+        values = values.reshape(num_rows, dim)
+        if checks.PLANTED == "overread" and values.size:
+            missing = exact_block(values.nbytes - 1)
+            missing[...] = values.reshape(-1).view(np.uint8)[:-1]
+            return self.keep(Placed(lying(values, missing), values, missing))
+        return self.place(values, OF_ROWS if source.rarely(4) else OF_FLOATS)
+
+    def lengths(self, num_bags: int, total: int) -> Any:
+        """Mostly of this sum."""
+        source = self.source
+        if source.rarely(24):
+            return self.wrong(NO_INTEGERS)
+        ends = np.sort(source.values(POOL, max(num_bags - 1, 0)).astype(np.int64) % (total + 1))
+        values = np.diff(ends, prepend=0, append=total) if num_bags else ends
+        if source.rarely(12) and num_bags:
+            values[source.below(num_bags)] = source.pick([*INTEGERS[:8], 2**62, -2, total, source.whole()])
+        if source.rarely(24) and num_bags > 1:
+            values[:2] = 2**62
+        dtype = np.dtype(source.pick(["i8", "i4", "i8", "i4", "u8", "i2", "u4", "u1"]))
+        return self.place(values.astype(dtype), ANY_WAY)
+
     def mapping(self, num_rows: int) -> Any:
         source = self.source
         if source.rarely(32):
@@ -139,7 +170,13 @@ class Maker:
         source = self.source
         if source.rarely():
             return source.pick([*NO_DTYPES, object()])
-        return source.pick([None, np.float32, np.float16, None, "float32", "f2", np.dtype("f4"), "e"])
+        return source.pick([None, np.float32, np.float16, None, "float32", "f2", np.dtype("f4"), "bfloat16"])
+
+    def invalid(self) -> Any:
+        source = self.source
+        if source.rarely(32):
+            return source.pick(["Skip", "", None, 1, True, b"skip", ["skip"], np.str_("no"), object()])
+        return source.pick(["raise", "skip", "raise", "skip", np.str_("skip")])
 
     def mode(self, number: int, name: str | None) -> Any:
         """By its name, or by its number where it has none."""
@@ -238,6 +275,43 @@ class Maker:
             given["group_size"] = source.pick([0, -16, 8, 17, 2**70, True, 16.0, "16", [16], source.whole()])
         return given
 
+    def any_table(self) -> Table | Floats | None:
+        return self.float_table() if self.source.rarely(3) else self.table()
+
+    def float_table(self) -> Floats | None:
+        """A table of floats, or an array in its place; where its arguments are right."""
+        source = self.source
+        kind, dim, num_rows = source.pick(KINDS), source.dim(), source.below(13)
+        if source.rarely(40):
+            rows = source.pick([*NO_FLOATS.values(), lambda: np.zeros((2, 20)), lambda: FLOATS[:6]])()
+        else:
+            rows = self.float_rows(kind, num_rows, 0 if source.rarely(40) else dim)
+        table = Floats(rows, source.pick([None, kind, STORED[kind].char]) if kind != "bfloat16" else kind)
+        if source.rarely(24):
+            table.dtype = source.pick([*NO_DTYPES, *KINDS, object()])
+        if kind != "bfloat16" and source.rarely(3):
+            table.is_plain = True
+            (_, faults) = table.judge()
+            return table if not faults else attempt(lambda: qembag.embedding(table.rows, []), faults)[0]
+        table.mapping = self.mapping(num_rows) if source.rarely(3) else None
+        (stored, _, _), faults = table.judge()
+        made, _ = attempt(table.make, faults)
+        if made is None:
+            return None
+        table.made, table.dtype = made, made.dtype
+        require(made.num_rows == len(stored) and made.dim == stored.shape[1], "a table's attributes")
+        require(checks.PLANTED == "overread" or is_same(np.array(made.data), np.array(stored)), "a table's rows")
+        self.write_to_mapping(table, len(stored))
+        return table
+
+    def write_to_mapping(self, table: Table | Floats, num_rows: int) -> None:
+        """The owner of a mapping may write to it after the table was made."""
+        source = self.source
+        if table.map is not None and table.map.size and table.map.flags.writeable and source.rarely(12):
+            # Not [0], which would unprune a copy of the table and not the table.
+            table.map[source.below(table.map.size)] = source.pick([-2, num_rows, 2**31 - 1, -(2**31), -1])
+            self.blocks = [(block, block.tobytes()) for block, _ in self.blocks]
+
     def table(self) -> Table | None:
         """A table, where its arguments are right."""
         source = self.source
@@ -265,9 +339,5 @@ class Maker:
         require(made.bits == bits and made.dim == right_dim and made.num_rows == num_rows, "a table's attributes")
         # A planted overread is the kernels' to find.
         require(checks.PLANTED == "overread" or is_same(made.data, stored), "a table's rows")
-        # The owner of a mapping may write to it after the table was made.
-        if table.map is not None and table.map.size and table.map.flags.writeable and source.rarely(12):
-            # Not [0], which would unprune a copy of the table and not the table.
-            table.map[source.below(table.map.size)] = source.pick([-2, num_rows, 2**31 - 1, -(2**31), -1])
-            self.blocks = [(block, block.tobytes()) for block, _ in self.blocks]
+        self.write_to_mapping(table, num_rows)
         return table

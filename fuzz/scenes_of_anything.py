@@ -15,7 +15,8 @@ from qembag import ops
 from source import POOL, WILD, Source
 from support import levels
 from support.arrays import Answers
-from support.layouts import MODES, NAMES
+from support.floats import KINDS
+from support.layouts import ALL_MODES, MODES, NAMES
 from support.objects import REFUSED
 
 ANYTHING = (
@@ -26,6 +27,8 @@ ANYTHING = (
     lambda: np.zeros((2, 12), "u1"),
     lambda: Answers(POOL[:4]),
     lambda: qembag.QuantizedTable(np.zeros((2, 12), np.uint8), 8),
+    lambda: qembag.FloatTable(np.zeros((2, 12), np.float16)),
+    lambda: np.zeros((2, 12), np.float32),
     *REFUSED.values(),
 )
 
@@ -67,7 +70,11 @@ def right_arguments(make: Maker) -> dict[str, Any]:
         "scale_first": layout.first,
         "group_size": layout.group_size,
         "last": make.flag(),
-        "mode": source.pick(MODES),
+        "mode": source.pick(ALL_MODES),
+        "floats": make.float_rows(source.pick(KINDS), num_rows, dim),
+        "float_dtype": source.pick([None, *KINDS]),
+        "lengths": make.lengths(source.below(6), shape[0]) if source.rarely(4) else None,
+        "invalid": make.invalid(),
         "padding": make.padding(num_rows),
         "threads": make.threads(),
         "dtype": make.dtype(),
@@ -97,18 +104,36 @@ def calls(given: dict[str, Any], out: Any) -> list[Callable[[], Any]]:
             given["mapping"], given["last"], out=out,
         )  # fmt: skip
 
-    return [
-        lambda: qembag.embedding_bag(
-            table, given["indices"], given["offsets"], mode=given["mode"], per_sample_weights=given["weights"],
-            include_last_offset=given["last"], padding_idx=given["padding"], out=out, dtype=given["dtype"],
+    def bags(one: Any) -> Any:
+        return qembag.embedding_bag(
+            one, given["indices"], given["offsets"], lengths=given["lengths"], mode=given["mode"],
+            per_sample_weights=given["weights"], include_last_offset=given["last"], padding_idx=given["padding"],
+            invalid=given["invalid"], out=out, dtype=given["dtype"], num_threads=given["threads"],
+        )  # fmt: skip
+
+    def single(one: Any) -> Any:
+        return qembag.embedding(
+            one, given["indices"], invalid=given["invalid"], out=out, dtype=given["dtype"],
             num_threads=given["threads"],
-        ),
-        lambda: qembag.embedding(table, given["indices"], out=out, dtype=given["dtype"], num_threads=given["threads"]),
+        )  # fmt: skip
+
+    def floats() -> Any:
+        return qembag.FloatTable(
+            given["floats"], dtype=given["float_dtype"], compressed_indices_mapping=given["mapping"]
+        )
+
+    return [
+        lambda: bags(table),
+        lambda: single(table),
+        lambda: bags(given["floats"]),
+        lambda: single(given["floats"]),
+        lambda: bags(floats()),
+        lambda: floats().dequantize(),
         lambda: operator("", table),
         lambda: operator("_rowwise_offsets", given["rows"]),
         lambda: getattr(ops, f"embedding_{name}")(table, given["indices"], given["mapping"] is not None),
         lambda: qembag.quantize(given["rows"], given["bits"]).data,
-    ]  # fmt: skip
+    ]
 
 
 def attempt_anything(call: Callable[[], Any], out: Out) -> None:

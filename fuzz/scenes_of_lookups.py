@@ -11,23 +11,25 @@ from checks import LEVELS, NO_OUT, Finding, at_each_level, attempt, is_same, req
 from makers import Maker
 from source import FLOATS, INTEGERS, POOL, WILD
 from support import levels, rules
-from support.layouts import MODES
-from support.lookups import Bags, SingleRows, Table, pruning
+from support.floats import KINDS
+from support.layouts import ALL_MODES, MODES
+from support.lookups import Bags, Floats, SingleRows, Table, pruning
 
+FLOAT_FAMILIES = ["embedding", "dequantize", "embedding", "all"]
 MOST_ROUNDS = 16
 MOST_BYTES = 100
 
 
 def bags(make: Maker) -> None:
     """`embedding_bag`, by its own name and by those of the reference's operators."""
-    table = make.table()
+    table = make.any_table()
     for _ in range(1 + make.source.below(4) if table is not None else 0):
         in_rounds(make, bags_of(make, table), 200, 3)
 
 
 def single_rows(make: Maker) -> None:
     """`embedding`, `dequantize` and the reference's operators for single rows."""
-    table = make.table()
+    table = make.any_table()
     for _ in range(1 + make.source.below(4) if table is not None else 0):
         in_rounds(make, single_rows_of(make, table), 1000, 2)
 
@@ -45,13 +47,14 @@ def in_rounds(make: Maker, call: Bags | SingleRows, small: int, often: int) -> N
         make.flip()
 
 
-def bags_of(make: Maker, table: Table) -> Bags:
+def bags_of(make: Maker, table: Table | Floats) -> Bags:
     source = make.source
-    family = source.pick(["public", "public", "rowwise", "packed"])
-    is_public, num_rows = family == "public", table.made.num_rows
+    family = source.pick(["public", "public", "rowwise", "packed"]) if isinstance(table, Table) else "public"
+    is_public, rows = family == "public", table.judge()[0][0]
+    num_rows = len(rows)
     pruned = False if is_public else make.flag()
     mapping = make.mapping(num_rows) if not is_public and source.rarely(2) else None
-    by, _, _ = pruning(table, family, pruned, mapping, table.made.data)
+    by, _, _ = pruning(table, family, pruned, mapping, rows)
     count = num_rows if by is None else by.size
     is_matrix = source.rarely(4)
     shape: tuple[int, ...] = (source.below(6), source.below(7)) if is_matrix else (source.below(24),)
@@ -61,28 +64,36 @@ def bags_of(make: Maker, table: Table) -> Bags:
     if is_matrix == source.rarely(24):
         offsets_shape = source.shape() if source.rarely(32) else (source.below(7),)
         offsets = make.integers(offsets_shape, shape[0] + 1 if shape else 1, ordered=True)
-    mode, weights = source.below(3), None
+    mode, weights = source.below(len(ALL_MODES) if is_public else len(MODES)), None
     if source.rarely(3) and (mode != 2 or source.rarely(8)):
         weights_shape = source.shape() if source.rarely(24) else shape
         weights = make.floats(weights_shape, ["f4"] * 4 + ["f2"] * 4 + ["f8"], [FLOATS, WILD])
-    call = Bags(family, table, indices, offsets, make.mode(mode, MODES[mode] if is_public else None), weights,
+    call = Bags(family, table, indices, offsets, make.mode(mode, ALL_MODES[mode] if is_public else None), weights,
                 make.flag(), pruned=pruned, mapping=mapping)  # fmt: skip
     if is_public:
         call.padding_idx, call.num_threads, call.dtype = make.padding(count), make.threads(), make.dtype()
+        call.invalid = make.invalid()
+        if source.rarely(4):
+            call.lengths = make.lengths(source.pick([1, 2, 3, 5, 0]) if shape != (0,) else 2, int(np.prod(shape)))
+            if not source.rarely(8):
+                call.offsets, call.include_last_offset = None, False
     return call
 
 
-def single_rows_of(make: Maker, table: Table) -> SingleRows:
+def single_rows_of(make: Maker, table: Table | Floats) -> SingleRows:
     source = make.source
-    family = source.pick(["embedding", "dequantize", "packed", "all"])
+    family = source.pick(["embedding", "dequantize", "packed", "all"] if isinstance(table, Table) else FLOAT_FAMILIES)
+    if isinstance(table, Floats) and table.is_plain:
+        family = "embedding"
     shape = source.shape() if source.rarely(2) else (source.below(24),)
     if family == "all":
         return SingleRows("dequantize", table, None)
-    call = SingleRows(family, table, make.integers(shape, table.made.num_embeddings))
+    count = len(table.judge()[0][0]) if table.map is None else table.map.size
+    call = SingleRows(family, table, make.integers(shape, count))
     if family == "packed":
         call.pruned = make.flag()
     if family == "embedding":
-        call.num_threads, call.dtype = make.threads(), make.dtype()
+        call.num_threads, call.dtype, call.invalid = make.threads(), make.dtype(), make.invalid()
     return call
 
 
@@ -91,7 +102,12 @@ def many_rows(make: Maker) -> None:
     source = make.source
     bits, dim = source.pick([8, 4, 2]), 250 + source.below(60)
     num_rows, layout = 1 + source.below(12), make.layout(bits)
-    table = Table(make.rows(layout, num_rows, layout.row_bytes(dim), dim), bits, dim, layout=layout.keywords())
+    table: Table | Floats
+    if source.rarely(3):
+        kind = source.pick(KINDS)
+        table = Floats(make.float_rows(kind, num_rows, dim), kind)
+    else:
+        table = Table(make.rows(layout, num_rows, layout.row_bytes(dim), dim), bits, dim, layout=layout.keywords())
     if table.judge()[1]:
         return
     table.made = table.make()
@@ -104,7 +120,8 @@ def many_rows(make: Maker) -> None:
     if source.rarely(4):
         ends[source.below(len(ends))] = source.pick([*INTEGERS[:8], source.whole()])
     weights = source.pick([None, make.place(source.values(FLOATS, count), ["plain"])])
-    call = Bags("public", table, make.place(numbers, ["plain"]), make.place(ends, ["plain"]), source.pick(MODES))
+    call = Bags("public", table, make.place(numbers, ["plain"]), make.place(ends, ["plain"]), source.pick(ALL_MODES))
+    call.invalid = source.pick(["raise", "skip"])
     call.padding_idx, call.include_last_offset = source.pick([None, 0]), True
     call.weights = None if call.mode == "max" else weights
     faults, came = call.judge().faults, []
@@ -122,11 +139,12 @@ def many_rows(make: Maker) -> None:
 def storm(make: Maker) -> None:
     """Byte after byte of the arguments' memory, and after each the same calls at all levels. They must agree, in answers
     and in errors, by either of their names. No oracle and no rules, and so little else than calls."""
-    table = make.table()
+    table = make.any_table()
     if table is None:
         return
     source = make.source
-    count, size = table.made.num_embeddings, source.below(40)
+    rows, dim, _ = table.judge()[0]
+    count, size = len(rows) if table.map is None else table.map.size, source.below(40)
     dtype = source.pick(["i8", "i4"])
     numbers = (source.values(POOL, size) % max(count, 1)).astype(dtype)
     ends = np.sort(source.values(POOL, 1 + source.below(8)) % (size + 1)).astype(dtype)
@@ -136,8 +154,9 @@ def storm(make: Maker) -> None:
     sample_weights = None if source.rarely(2) else sample_weights
     padding = source.below(count) if count and source.rarely(3) else None
     kind = source.pick(["f4", "f2"])
-    out = make.place(np.zeros((len(ends) - public.include_last_offset, table.dim), kind), ["plain"])
-    modes = source.pick([("sum", "mean"), ("max",)])
+    out = make.place(np.zeros((len(ends) - public.include_last_offset, dim), kind), ["plain"])
+    modes = source.pick([("sum", "mean"), ("max",), ("average", "sqrtn")])
+    is_quantized = isinstance(table, Table)
     memory = [block for block, _ in make.blocks[:-1] if len(block)]
     packed = Bags("packed", table, public.indices, public.offsets, pruned=table.map is not None)
     packed.include_last_offset = public.include_last_offset
@@ -147,11 +166,11 @@ def storm(make: Maker) -> None:
         block[source.below(len(block))] = source.byte()
         for public.mode in modes:
             public.weights = packed.weights = None if public.mode == "max" else sample_weights
-            packed.mode = MODES.index(public.mode)
-            public.padding_idx = padding
+            public.padding_idx, public.invalid = padding, source.pick(["raise", "skip"])
             agree([public], out)
-            public.padding_idx = None
-            agree([public, packed], None)
+            public.padding_idx, public.invalid = None, "raise"
+            packed.mode = ALL_MODES.index(public.mode)
+            agree([public, packed] if is_quantized and public.mode in MODES else [public], None)
         agree([singles], None)
         if source.is_at_end:
             break

@@ -20,10 +20,13 @@ from support.objects import NO_INTEGERS
 
 
 def tables(make: Maker) -> None:
+    if make.source.rarely(3):
+        tables_of_floats(make)
+        return
     table = make.table()
     if table is None or checks.PLANTED == "overread":  # which is the kernels' to find, not the oracle's
         return
-    source, made, mapping = make.source, table.made, table.map
+    made, mapping = table.made, table.map
     rows = np.array(np.asarray(table.rows))
     num_rows = len(rows)
     is_bad = mapping is not None and bool(((mapping < -1) | (mapping >= num_rows)).any())
@@ -35,16 +38,36 @@ def tables(make: Maker) -> None:
     if layout.num_groups(table.dim) == 1:
         scales, biases = scales.reshape(num_rows), biases.reshape(num_rows)
     require(is_same(got[1], scales) and is_same(got[2], biases), "scales or biases")
-    count = num_rows if mapping is None else len(mapping)
-    require(len(made) == count and made.shape == (count, table.dim), "a table's shape")
+    logical_rows(make, made, rows, values, is_bad)
+
+
+def tables_of_floats(make: Maker) -> None:
+    table = make.float_table()
+    if table is None or checks.PLANTED == "overread" or table.is_plain:
+        return
+    made, mapping = table.made, table.map
+    rows = np.array(np.asarray(table.rows))
+    is_bad = mapping is not None and bool(((mapping < -1) | (mapping >= len(rows))).any())
+    got, _ = attempt(lambda: (np.array(made.data), made.dtype, repr(made), made.nbytes, made.row_bytes), set())
+    require(is_same(got[0], rows), "the rows of a table of floats")
+    require(got[3] == rows.nbytes + (0 if mapping is None else mapping.nbytes), "the bytes of a table of floats")
+    require(got[4] == rows.shape[1] * rows.itemsize, "the bytes of a row of floats")
+    logical_rows(make, made, rows, table.values(), is_bad)
+
+
+def logical_rows(make: Maker, made: Any, rows: np.ndarray, values: np.ndarray, is_bad: bool) -> None:
+    """Of a table of stored rows and their values: as pickled, as an array, pruned."""
+    source, mapping = make.source, made.compressed_indices_mapping
+    count = len(rows) if mapping is None else len(mapping)
+    require(len(made) == count and made.shape == (count, made.dim), "a table's shape")
     faults: rules.Faults = {(IndexError, rules.MAPPING)} if is_bad else set()
     copy, _ = attempt(lambda: pickle.loads(pickle.dumps(made)), faults)
     logical = None
     if copy is not None:
-        require(is_same(copy.data, rows) and copy.layout == made.layout, "a pickled table")
+        require(is_same(np.array(copy.data), rows) and repr(copy) == repr(made), "a pickled table")
         logical = values
         if mapping is not None:
-            values = np.concatenate([values, np.zeros((1, table.dim), np.float32)])
+            values = np.concatenate([values, np.zeros((1, made.dim), np.float32)])
             logical = values[mapping]  # of which -1 is the last
         whole, _ = attempt(lambda: np.asarray(copy), set())
         require(is_same(whole, logical), "a table as an array")
@@ -128,6 +151,7 @@ def no_tables(make: Maker) -> None:
         ("table", lambda: qembag.embedding_bag(odd, [0], [0])),
         ("table", lambda: qembag.embedding(odd, [0])),
         ("data", lambda: qembag.QuantizedTable(odd, bits)),
+        ("data", lambda: qembag.FloatTable(odd, dtype=source.pick([None, "float32", "bfloat16"]))),
         ("weights", lambda: qembag.quantize(odd, bits, method=source.pick(["minmax", "greedy"]))),
         ("weight", lambda: getattr(ops, stem)(source.pick([odd, other]), [0], [0])),
         ("weight", lambda: getattr(ops, f"embedding_{NAMES[bits]}")(source.pick([odd, other]), [0])),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from support.floats import rows_of
 from support.layouts import LAYOUTS, NAMES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -130,6 +131,40 @@ def quantized() -> dict[str, dict[str, np.ndarray]]:
     return cases
 
 
+FLOAT_DIMS = [1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 48, 65, 129, 257]
+FLOAT_VARIANTS = {  # float16 sums alone: torch rounds its means twice
+    "float32": ["sum", "weighted", "mean", "max", "padded-mean"],
+    "float16": ["sum", "weighted", "max"],
+}
+
+
+def floats() -> dict[str, dict[str, np.ndarray]]:
+    """Bags of float rows by torch.nn.functional.embedding_bag; each dim has one variant, in turn, small ones two."""
+    made = {}
+    rng = np.random.default_rng(3000)
+    for kind, variants in FLOAT_VARIANTS.items():
+        dims = sorted([*FLOAT_DIMS, *(dim for dim in FLOAT_DIMS if dim < 50)])
+        for number, dim in enumerate(dims):
+            variant = variants[number % len(variants)]
+            rows = rows_of(rng, kind, 6, dim, extremes=number % 7 == 3)
+            index_type = (np.int32, np.int64)[number // len(variants) & 1]
+            case: dict[str, np.ndarray] = {"rows": rows, "indices": rng.integers(0, 6, 15).astype(index_type)}
+            case["offsets"] = np.array([0, 4, 4], index_type)
+            if variant == "weighted":
+                case["weights"] = rng.normal(size=15).astype(kind)
+            given = {part: torch.from_numpy(array) for part, array in case.items()}
+            case["bags"] = torch.nn.functional.embedding_bag(
+                given["indices"],
+                given["rows"],
+                given["offsets"],
+                mode="sum" if variant == "weighted" else variant.split("-")[-1],
+                per_sample_weights=given.get("weights"),
+                padding_idx=2 if "padded" in variant else None,
+            ).numpy()
+            made[f"{kind}-dim{dim}-{number}-{variant}"] = case
+    return made
+
+
 FBGEMM_DIMS = {
     8: [2, 3, 7, 12, 15, 16, 17, 20, 31, 33, 40, 48, 63, 65, 100, 128, 131, 200, 300],
     4: [2, 4, 6, 14, 16, 18, 20, 30, 34, 40, 48, 62, 66, 100, 128, 134, 200, 300],
@@ -173,6 +208,7 @@ def main() -> None:
     for bits in (8, 4, 2):
         save(f"bags_{NAMES[bits]}.npz", bags(bits))
     save("quantize.npz", quantized())
+    save("floats.npz", floats())
     if importlib.util.find_spec("fbgemm_gpu") is not None:
         made_by = f"torch {version('torch')}, fbgemm-gpu-cpu {version('fbgemm-gpu-cpu')}"
         save("fbgemm.npz", fbgemm(), made_by)

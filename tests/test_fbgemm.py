@@ -17,6 +17,7 @@ import pytest
 import qembag
 import reference
 from qembag import QuantizedTable
+from support.floats import full_range, rows_of
 from support.layouts import bag_offsets
 
 pytestmark = pytest.mark.torch
@@ -24,7 +25,7 @@ torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("fbgemm_gpu", reason="fbgemm_gpu is not installed (pip install fbgemm-gpu-cpu==1.8.0)")
-    from support.fbgemm import FbgemmTable
+    from support.fbgemm import FbgemmFloats, FbgemmTable
 
 DIMS = [*range(2, 42), 48, 52, 60, 63, 64, 65, 68, 72, 96, 100, 127, 128, 132, 160, 200, 250, 252, 255, 256, 260, 300]
 NUM_ROWS = 40
@@ -125,6 +126,48 @@ def test_a_table_reads_fbgemms_memory_as_it_is_now(bits, rng, same_bits):
     for _ in range(2):
         theirs.fill(rng)
         same_bits(qembag.embedding(table, bags[0]), theirs(*bags))
+
+
+# ---- Rows of floats ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("alignment", [1, 16])
+def test_sums_of_floats_are_fbgemms_in_every_bit(level, kind, alignment, same_bits):
+    """Weighted and not, of either output and type of index; the rows are FBGEMM's own memory."""
+    variants = list(itertools.product([False, True], [np.float32, np.float16], [np.int32, np.int64]))
+    for number, dim in enumerate(DIMS):
+        rng = np.random.default_rng([alignment, dim])
+        for is_weighted, dtype, index_type in variants[number % 3 :: 3]:
+            theirs = FbgemmFloats(kind, dim, NUM_ROWS, alignment=alignment, dtype=dtype, index_type=index_type)
+            make = full_range if number // 3 % 2 else rows_of
+            theirs.rows[...] = make(rng, np.dtype(kind).name, NUM_ROWS, dim)
+            ends = bag_offsets(rng, 8, 7)
+            indices = rng.integers(0, NUM_ROWS, ends[-1])
+            weights = rng.normal(size=len(indices)).astype(np.float32) if is_weighted else None
+            expected = theirs(indices, ends, weights)
+            table = qembag.FloatTable(theirs.rows)
+            assert np.shares_memory(table.data, theirs.bytes)
+            for rows in (table, theirs.rows):
+                ours = qembag.embedding_bag(
+                    rows, indices.astype(index_type), ends.astype(index_type), include_last_offset=True,
+                    per_sample_weights=weights, dtype=dtype,
+                )  # fmt: skip
+                same_bits(ours, expected)
+            says = reference.float_embedding_bag(
+                theirs.rows, indices, ends, include_last_offset=True, weights=weights, half=dtype == np.float16
+            )
+            same_bits(says, expected)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_large_sums_of_floats_are_fbgemms_at_every_thread_count(level, threads, kind, rng, same_bits):
+    theirs = FbgemmFloats(kind, 96, 1000)
+    theirs.rows[...] = full_range(rng, np.dtype(kind).name, 1000, 96)
+    ends = bag_offsets(rng, 3000, 9)
+    indices = rng.integers(0, 1000, ends[-1])
+    ours = qembag.embedding_bag(theirs.rows, indices, ends, include_last_offset=True)
+    same_bits(ours, theirs(indices, ends))
 
 
 # ---- TorchRec ----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_the_files_hold_what_they_should(
     assert ("half" in kinds) == (bits != 8)
     assert len(cases) > 50
     assert len(golden_rows) == 27
-    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 300_000
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 350_000
 
 
 def test_sums_are_those_that_torch_gave(
@@ -141,6 +141,56 @@ def test_many_rows_at_every_thread_count_are_quantized_to_the_bytes_that_torch_g
         times = PARALLEL_WORK // weights.size + 1 if "dim100" in name else 3
         ours = qembag.quantize(np.concatenate([weights] * times), bits).data
         same_rows(ours, np.concatenate([case["minmax"]] * times), bits)
+
+
+# ---- Of rows of floats -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_floats() -> dict[str, dict[str, np.ndarray]]:
+    return read_cases("floats.npz")
+
+
+def options_of(name: str) -> dict[str, object]:
+    """What a case's name says."""
+    variant = name.split("-", 3)[3]
+    mode = "sum" if variant == "weighted" else variant.split("-")[-1]
+    return {"mode": mode, "padding_idx": 2 if "padded" in variant else None}
+
+
+def test_the_file_of_floats_holds_what_it_should(golden_floats: dict[str, dict[str, np.ndarray]]) -> None:
+    assert len(golden_floats) > 80
+    kinds = {(name.split("-")[0], name.split("-", 3)[3]) for name in golden_floats}
+    assert {kind for kind in kinds if kind[0] == "float16"} == {
+        ("float16", kind) for kind in ("sum", "weighted", "max")
+    }
+    assert {kind for _, kind in kinds} == {"sum", "weighted", "mean", "max", "padded-mean"}
+    for name, case in golden_floats.items():
+        assert case["rows"].dtype == case["bags"].dtype == name.split("-")[0]
+    assert (GOLDEN / "floats.npz").stat().st_size < 70_000
+
+
+def test_the_oracle_says_what_torch_gave_of_floats(
+    golden_floats: dict[str, dict[str, np.ndarray]], same_bits: Callable[..., None]
+) -> None:
+    for name, case in golden_floats.items():
+        says = reference.float_embedding_bag(
+            case["rows"], case["indices"], case["offsets"], weights=case.get("weights"),
+            half=case["bags"].dtype == np.float16, **options_of(name),
+        )  # fmt: skip
+        same_bits(says, case["bags"])
+
+
+def test_bags_of_floats_are_those_that_torch_gave(
+    level: str, golden_floats: dict[str, dict[str, np.ndarray]], same_bits: Callable[..., None]
+) -> None:
+    for name, case in golden_floats.items():
+        for table in (qembag.FloatTable(case["rows"]), case["rows"]):
+            bags = qembag.embedding_bag(
+                table, case["indices"], case["offsets"], per_sample_weights=case.get("weights"),
+                dtype=case["bags"].dtype, **options_of(name),
+            )  # fmt: skip
+            same_bits(bags, case["bags"])
 
 
 # ---- Of FBGEMM's table-batched operator ------------------------------------------------------------------------------

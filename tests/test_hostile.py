@@ -10,6 +10,7 @@ import contextlib
 import copy
 import gc
 import inspect
+import itertools
 import os
 import pickle
 import signal
@@ -35,6 +36,7 @@ from support.functions import (
     NUM_ROWS,
     OFFSETS,
     ROWS,
+    float_table,
     good_call,
     of_bags,
     out,
@@ -47,6 +49,7 @@ strided = np.lib.stride_tricks.as_strided
 # In-place changes of an array's shape and the like, which newer NumPys advise against, are what this is about.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+FLOAT_TABLES = ("float32", "float16", "bfloat16")
 ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, Boom)
 
 
@@ -72,17 +75,22 @@ def test_every_argument_of_every_public_function_is_attacked() -> None:
     assert public <= set(CALLS)
     for name, (function, given) in CALLS.items():
         assert set(given) == set(inspect.signature(function).parameters), name
-    methods = {name for name, value in vars(qembag.QuantizedTable).items() if inspect.isfunction(value)}
-    public_or_special = {name for name in methods if not name.startswith("_") or name.startswith("__")}
-    without_arguments = {"codes", "__len__", "__iter__", "__repr__", "__reduce__"}
-    attacked = {name.rpartition(".")[2] for name in CALLS}
-    assert public_or_special - attacked == without_arguments | {"__init__"}
+    for kind, more in ((qembag.QuantizedTable, {"codes"}), (qembag.FloatTable, set())):
+        methods = {
+            name for part in kind.__mro__[:-1] for name, value in vars(part).items() if inspect.isfunction(value)
+        }
+        public_or_special = {name for name in methods if not name.startswith("_") or name.startswith("__")}
+        without_arguments = {"__len__", "__iter__", "__repr__", "__reduce__", "__init__"} | more
+        attacked = {name.rpartition(".")[2] for name in CALLS if name.startswith(f"{kind.__name__}.")}
+        assert public_or_special - attacked == without_arguments
 
 
 def parts(answer: Any) -> list[np.ndarray]:
     """What an answer consists of, as arrays of bytes that can be compared."""
     if isinstance(answer, qembag.QuantizedTable):
         return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.bits))
+    if isinstance(answer, qembag.FloatTable):
+        return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.dtype))
     if isinstance(answer, tuple):
         return [part for item in answer for part in parts(item)]
     return [np.asarray(answer) if isinstance(answer, np.ndarray) else np.frombuffer(repr(answer).encode(), np.uint8)]
@@ -95,9 +103,15 @@ def threads_as_before() -> Any:
 
 
 def may_be_none(function: str, argument: str) -> bool:
-    if argument in ("n", "item", "offsets"):
-        return argument != "offsets"  # which indices of one dimension, as here, need
+    if argument in ("n", "item"):
+        return True
+    if argument in ("offsets", "lengths"):  # of which indices of one dimension, as here, need one
+        return CALLS[function][1][argument] is None
     return inspect.signature(CALLS[function][0]).parameters[argument].default is None
+
+
+# Of which a call that has one names either, where the other is given too, or where neither is.
+EITHER = {"offsets": "(offsets|lengths)", "lengths": "(offsets|lengths)", "dtype": "(dtype|data)"}
 
 
 def is_taken(function: str, argument: str, name: str) -> bool:
@@ -109,7 +123,8 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
         or (argument in ("num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
         or (argument, name) == ("item", "ellipsis")
-        or function.startswith("QuantizedTable.__array__")
+        or (name == "buffer of floats" and argument == "per_sample_weights" and "table" in CALLS[function][1])
+        or ".__array__" in function
     )
 
 
@@ -128,9 +143,9 @@ def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
             continue
         by_name = name in REFUSED or (name == "None" and not may_be_none(function, argument))
         # The words of these two are NumPy's own.
-        if by_name and argument != "item" and not function.startswith("QuantizedTable.__array__"):
-            assert rules.allows(rules.either(argument), error), (name, error)
-        assert not isinstance(error, SyntaxError) or function.startswith("QuantizedTable.__array__")
+        if by_name and argument != "item" and ".__array__" not in function:
+            assert rules.allows(rules.either(EITHER.get(argument, argument)), error), (name, error)
+        assert not isinstance(error, SyntaxError) or ".__array__" in function
         assert argument == "out" or out is None or not out.any(), name
         for key, before in others.items():
             assert all(map(np.array_equal, parts(given[key]), before)), (name, key)
@@ -146,6 +161,8 @@ def test_an_array_in_a_disguise_counts_as_what_it_holds(disguise: str) -> None:
         call, given = good_call(function)
         if not isinstance(given[argument], np.ndarray):
             continue
+        if disguise == "ctypes" and given[argument].dtype == np.float16:
+            continue  # which C has no name for
         expected = [part.copy() for part in parts(call(**given))]
         call, given = good_call(function)
         given[argument] = place(given[argument], disguise).value
@@ -169,6 +186,12 @@ def bags() -> dict[str, Any]:
     return {"table": table(), **of_bags(out=out(3))}
 
 
+def bags_of_floats() -> dict[str, Any]:
+    given = {"table": float_table("float32"), **of_bags(out=out(3)), "lengths": np.array([2, 0, 4])}
+    del given["offsets"]
+    return given
+
+
 def change(name: str, **attributes: Any) -> Any:
     """Sets attributes of an array among the arguments in place."""
 
@@ -186,6 +209,14 @@ def refused(call: Any, *arguments: Any, **named: Any) -> None:
     assert isinstance(error_of(call, *arguments, **named), ValueError)
 
 
+def other_rows(one: Any) -> tuple[Any, ...]:
+    return (ROWS[2], 2) if isinstance(one, qembag.QuantizedTable) else (FLOATS[:2, :3].copy(),)
+
+
+def refused_with(one: Any) -> dict[str, Any]:
+    return {"bits": 4, "dim": 99} if isinstance(one, qembag.QuantizedTable) else {"dtype": np.float16}
+
+
 MISCHIEF = {
     "indices.shape": change("indices", shape=(3, 2)),
     "indices.strides": change("indices", strides=(0,)),
@@ -193,6 +224,8 @@ MISCHIEF = {
     "indices.dtype, shorter": change("indices", dtype="V24"),
     "offsets.shape": change("offsets", shape=(1, 3)),
     "offsets.dtype": change("offsets", dtype=np.int32),
+    "lengths.shape": change("lengths", shape=(1, 3)),
+    "lengths.dtype": change("lengths", dtype=np.int32),
     "weights.shape": change("per_sample_weights", shape=(1, 6)),
     "weights.dtype": change("per_sample_weights", dtype=np.float16),
     "out.shape": change("out", shape=(3 * DIM,)),
@@ -203,8 +236,8 @@ MISCHIEF = {
     "table.mapping.shape": lambda given: change("data", shape=(1, NUM_ROWS))(
         {"data": given["table"].compressed_indices_mapping.base}
     ),
-    "other rows": lambda given: given["table"].__init__(ROWS[2], 2),
-    "refused rows": lambda given: refused(given["table"].__init__, ROWS[2], 4, dim=99),
+    "other rows": lambda given: given["table"].__init__(*other_rows(given["table"])),
+    "refused rows": lambda given: refused(given["table"].__init__, *other_rows(given["table"])[:1], **refused_with(given["table"])),
     "collection": lambda given: gc.collect(),
     "a call of its own": lambda given: qembag.embedding_bag(**bags()),
     "threads": lambda given: qembag.set_num_threads(2),
@@ -213,10 +246,13 @@ MISCHIEF = {
 
 @pytest.mark.parametrize("mischief", MISCHIEF)
 @pytest.mark.parametrize("first", [True, False], ids=["at once", "the second time"])
+@pytest.mark.parametrize("bags", [bags, bags_of_floats])
 def test_what_an_arguments_conversion_does_to_the_others_does_not_count(
-    mischief: str, first: bool, threads_as_before: None
+    mischief: str, first: bool, bags: Any, threads_as_before: None
 ) -> None:
     """By the time that it can be done, each is as it will be used; or it is not used before."""
+    if mischief.partition(".")[0] in {"offsets", "lengths"} - set(bags()):
+        return
     expected = qembag.embedding_bag(**bags())
 
     def disguised(plain: np.ndarray) -> Any:
@@ -230,15 +266,15 @@ def test_what_an_arguments_conversion_does_to_the_others_does_not_count(
 
         return type("Mischievous", (), {"__array__": answer})()
 
-    for argument in ("indices", "offsets", "per_sample_weights"):
+    for argument in ("indices", "offsets", "lengths", "per_sample_weights"):
         given = bags()
-        if mischief.startswith(argument.split("_")[-1]):
+        if argument not in given or mischief.startswith(argument.split("_")[-1]):
             continue
         memory = given["out"].view(np.uint8).reshape(-1)
         before = given["table"].data
         given[argument] = disguised(given[argument])
         # What was changed before it was looked at counts as what it is now; what has been looked at is not asked again.
-        may_fail = first and mischief.startswith(("indices", "offsets", "weights", "out"))
+        may_fail = first and mischief.startswith(("indices", "offsets", "lengths", "weights", "out"))
         with contextlib.suppress(TypeError, ValueError) if may_fail else contextlib.nullcontext():
             assert qembag.embedding_bag(**given) is given["out"]
         if memory.any():
@@ -249,7 +285,8 @@ def test_what_an_arguments_conversion_does_to_the_others_does_not_count(
             same_bits(given["table"].data, before)
 
 
-def test_an_output_is_compared_with_the_very_memory_that_is_read() -> None:
+@pytest.mark.parametrize("bags", [bags, bags_of_floats])
+def test_an_output_is_compared_with_the_very_memory_that_is_read(bags: Any) -> None:
     """Not with what a second conversion gives."""
     for argument, plain in bags().items():
         if argument in ("table", "out"):
@@ -342,6 +379,57 @@ def test_numpy_frees_no_memory_of_a_table(bits: int) -> None:
             with pytest.raises(ValueError, match="cannot resize"):
                 getattr(one, name).base.resize(1)
         same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("kind", FLOAT_TABLES)
+def test_nobody_reshapes_or_frees_a_table_of_floats_by_what_it_gives_away(kind: str, tmp_path: Any) -> None:
+    for again in (lambda one: one, copy.copy, lambda one: one.prune(range(NUM_ROWS))):
+        one = again(float_table(kind))
+        before = one.dequantize()
+        for given_away in (one.data, one.compressed_indices_mapping):
+            for array in (
+                given_away,
+                given_away.base,
+                *(part for part in one.__reduce__()[1] if isinstance(part, np.ndarray)),
+            ):
+                with pytest.raises(ValueError, match="resize"):
+                    array.resize(1)
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    array.shape = (1, -1, 1)
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    array.dtype = np.uint8
+        with pytest.raises(ValueError, match="cannot resize"):
+            one.data.base.resize(1)
+        same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("kind", FLOAT_TABLES)
+def test_copies_of_tables_of_floats_are_tables_of_their_own(again: Any, kind: str) -> None:
+    one = float_table(kind)
+    before = one.dequantize()
+    other = again(one)
+    same_bits(other.dequantize(), before)
+    other.__init__(FLOATS)
+    same_bits(one.dequantize(), before)
+
+
+@pytest.mark.parametrize("attribute", ["data", "dtype", "dim", "compressed_indices_mapping", "num_rows", "shape"])
+def test_an_impostor_of_a_table_of_floats_crashes_nothing(level: str, attribute: str) -> None:
+    values = [make() for make in (*REFUSED.values(), *HOSTILE.values())]
+    values += [place(plain, way).value for way in WAYS for plain in (FLOATS, ROWS[2], MAPPING)]
+    values += [0, 1, 2**63 - 1, -1, None, FLOATS[:0], FLOATS[:, :0], FLOATS[0], strided(FLOATS, (3, DIM), (4, 0))]
+    expected = qembag.embedding_bag(float_table("float32"), INDICES, OFFSETS)
+    for value in values:
+        real = float_table("float32")
+        members = {name: getattr(real, name) for name in ("data", "dtype", "dim", "compressed_indices_mapping")}
+        for kind in (qembag.FloatTable, np.ndarray):
+            impostor = type("Impostor", (), members | {"__class__": kind, attribute: value})()
+            heir = type("Heir", (qembag.FloatTable,), {attribute: value})
+            heirs = (heir.__new__(heir), heir(real.data, compressed_indices_mapping=MAPPING.copy()))
+            for odd, given in itertools.product((impostor, *heirs), (None, out(3))):
+                with contextlib.suppress(AttributeError, RuntimeError, *ERRORS):
+                    same_bits(qembag.embedding_bag(odd, INDICES, OFFSETS, out=given), expected)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
@@ -580,7 +668,18 @@ def test_no_call_keeps_a_reference(function: str, threads_as_before: None) -> No
 def test_calls_that_fail_leave_no_memory_behind() -> None:
     calls = [
         (call, {**given, argument: wrong})
-        for call, given in (good_call(name) for name in ("embedding_bag", "embedding", "quantize", "QuantizedTable"))
+        for call, given in (
+            good_call(name)
+            for name in (
+                "embedding_bag",
+                "embedding",
+                "quantize",
+                "QuantizedTable",
+                "FloatTable",
+                "embedding_bag of lengths",
+                "embedding_bag of an array",
+            )
+        )
         for argument in given
         for wrong in (raising("__array__", "__index__"), np.full(6, 99), [2**62], "text")
     ]

@@ -23,6 +23,9 @@ OFFSETS = np.array([0, 2, 2])
 SAMPLE_WEIGHTS = np.linspace(-1, 2, 6).astype(np.float32)
 MAPPING = np.array([5, 1, -1, 2, 3, 4, 0, 6, 9, 8], dtype=np.int32)
 FLOATS = RNG.normal(size=(3, DIM)).astype(np.float32)
+FLOAT_ROWS = {"float32": RNG.normal(size=(NUM_ROWS, DIM)).astype(np.float32)}
+FLOAT_ROWS["float16"] = FLOAT_ROWS["float32"].astype(np.float16)
+FLOAT_ROWS["bfloat16"] = (FLOAT_ROWS["float32"].view(np.uint32) >> 16).astype(np.uint16)
 BOUNDS = np.tile(np.float32([-1, 1]), (3, 1))
 CODES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
 
@@ -33,8 +36,18 @@ def table(bits: int = 8) -> qembag.QuantizedTable:
     return qembag.QuantizedTable(ROWS[bits].copy(), bits, compressed_indices_mapping=MAPPING.copy())
 
 
+def float_table(kind: str) -> qembag.FloatTable:
+    return qembag.FloatTable(FLOAT_ROWS[kind].copy(), dtype=kind, compressed_indices_mapping=MAPPING.copy())
+
+
 def of_bags(**more: Any) -> dict[str, Any]:
     return {"indices": INDICES.copy(), "offsets": OFFSETS.copy(), "per_sample_weights": SAMPLE_WEIGHTS.copy(), **more}
+
+
+def of_public_bags(**more: Any) -> dict[str, Any]:
+    """What only `embedding_bag` takes, too."""
+    given = {"lengths": None, "mode": "sum", "padding_idx": -9, "include_last_offset": False, "invalid": "raise"}
+    return of_bags(**given, out=out(3), dtype=np.float32, num_threads=1) | more
 
 
 def out(num_rows: int) -> np.ndarray:
@@ -44,7 +57,7 @@ def out(num_rows: int) -> np.ndarray:
 def of_the_package(bits: int) -> dict[str, Call]:
     """The package's own functions, with a table of this width where one is taken."""
     kind, one = {"dtype": np.float32}, {"num_threads": 1}
-    bags = of_bags(mode="sum", padding_idx=-9, include_last_offset=False, out=out(3), **kind, **one)
+    bags = of_public_bags()
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = "minmax" if bits == 8 else "greedy"
@@ -53,7 +66,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
         "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
         "embedding": (
             qembag.embedding,
-            {"table": table(bits), "indices": INDICES.copy(), "out": out(6), **kind, **one},
+            {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **to, **one}),
         "QuantizedTable": (
@@ -77,6 +90,31 @@ def of_the_package(bits: int) -> dict[str, Call]:
         "embedding_bag_prepack": (ops.embedding_bag_prepack, per_channel),
         "embedding_bag_unpack": (ops.embedding_bag_unpack, {"packed": ops.embedding_bag_prepack(**per_channel)}),
     }
+
+
+def of_floats(kind: str) -> dict[str, Call]:
+    """The package's own functions with a table of floats, or a plain array of them."""
+    made = float_table(kind)
+    single = {"indices": INDICES.copy(), "out": out(6), "dtype": np.float32, "num_threads": 1}
+    lengths = {"offsets": None, "lengths": np.array([2, 0, 4]), "mode": "average", "invalid": "skip"}
+    calls: dict[str, Call] = {
+        "FloatTable": (
+            qembag.FloatTable,
+            {"data": FLOAT_ROWS[kind].copy(), "dtype": kind, "compressed_indices_mapping": MAPPING.copy()},
+        ),
+        "embedding_bag": (qembag.embedding_bag, {"table": float_table(kind), **of_public_bags()}),
+        "embedding_bag of lengths": (qembag.embedding_bag, {"table": float_table(kind), **of_public_bags(**lengths)}),
+        "embedding": (qembag.embedding, {"table": float_table(kind), "invalid": "skip", **single}),
+        "FloatTable.dequantize": (made.dequantize, {"rows": INDICES.copy(), "out": out(6)}),
+        "FloatTable.prune": (made.prune, {"keep": np.array([0, 3, 4])}),
+        "FloatTable.__getitem__": (made.__getitem__, {"item": np.array([0, -3, 4])}),
+        "FloatTable.__array__": (made.__array__, {"dtype": np.float64, "copy": True}),
+    }
+    if kind != "bfloat16":  # of which a plain array is one of uint16, which is no table
+        array = {"table": FLOAT_ROWS[kind].copy()}
+        calls["embedding_bag of an array"] = qembag.embedding_bag, {**array, **of_public_bags()}
+        calls["embedding of an array"] = qembag.embedding, {**array, "invalid": "raise", **single}
+    return calls
 
 
 def of_the_reference(bits: int) -> dict[str, Call]:
@@ -105,6 +143,9 @@ for width in NAMES:
     CALLS |= of_the_reference(width)
     if width != 8:
         CALLS |= {f"{name}, {width} bits": call for name, call in of_the_package(width).items() if call[1]}
+CALLS |= {name: call for name, call in of_floats("float32").items() if name not in CALLS}
+for float_kind in FLOAT_ROWS:
+    CALLS |= {f"{name}, {float_kind}": call for name, call in of_floats(float_kind).items()}
 EVERY_ARGUMENT = [(function, argument) for function, (_, given) in CALLS.items() for argument in given]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
-MODES = ("sum", "mean", "max")
+MODES = ("sum", "mean", "max")  # as the reference's operators number them
+ALL_MODES = (*MODES, "average", "sqrtn")
 
 
 @dataclass(frozen=True)

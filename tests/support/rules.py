@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from support.arrays import Boom, addresses
-from support.layouts import LAYOUTS, MODES, Layout
+from support.floats import STORED
+from support.layouts import ALL_MODES, LAYOUTS, MODES, Layout
 
 Fault: TypeAlias = tuple[type[Exception], str]
 Faults: TypeAlias = set[Fault]
@@ -87,11 +88,22 @@ def mode(value: Any, by_number: bool) -> Judged:
     if by_number:
         number, faults = whole_number("mode", value, 0, len(MODES) - 1)
         return (None if faults else MODES[number]), faults
-    return (value, set()) if isinstance(value, str) and value in MODES else (None, {(ValueError, "mode")})
+    return (value, set()) if isinstance(value, str) and value in ALL_MODES else (None, {(ValueError, "mode")})
+
+
+def invalid(value: Any) -> Judged:
+    """What is done about an index out of range."""
+    is_known = isinstance(value, str) and value in ("raise", "skip")
+    return (value, set()) if is_known else ("raise", {(ValueError, "invalid")})
+
+
+def output_dtype(value: Any) -> Judged:
+    """None where it is left to `out`. The text "bfloat16" is of bits, as uint16."""
+    return (STORED["bfloat16"], set()) if isinstance(value, str) and value == "bfloat16" else dtype(value)
 
 
 def dtype(value: Any, name: str = "dtype") -> Judged:
-    """Of an output: None where it is left to `out`. Or of scales: None where it is left to the bits."""
+    """Of scales, too: None where it is left to the bits."""
     if value is None:
         return None, set()
     try:
@@ -214,6 +226,39 @@ def table(
     return (stored, most, kind), faults
 
 
+def float_rows(name: str, value: Any, kind: Any = None) -> Judged:
+    """Rows of floats, in the oracle's storage; `kind` is the dtype that was said."""
+    array, faults = as_array(name, value)
+    is_bits = isinstance(kind, str) and kind == "bfloat16"
+    told, more = (None, set()) if is_bits else dtype(kind)
+    faults = faults | more
+    if array is None:
+        return None, faults
+    if is_plain(value) and array.dtype.kind in "fiu":
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float32)
+    host = array.dtype.newbyteorder("=")
+    if host not in ((np.uint16,) if is_bits else (np.float32, np.float16)):
+        faults |= either(name) | (either("dtype") if is_bits else set())
+    elif told is not None and told != host:
+        faults |= either("dtype")
+    apart = array.ndim == 2 and array.strides[1] != array.itemsize and array.shape[1] > 1 and array.size > 0
+    if array.ndim != 2 or array.shape[1] == 0 or apart:
+        faults |= {(ValueError, name)}
+    if not array.dtype.isnative:
+        faults |= either(name) if is_bits else {(ValueError, name)}
+    return (array if array.ndim == 2 else None), faults
+
+
+def float_table(data: Any, kind: Any, given: Any) -> tuple[tuple[Any, int, None], Faults]:
+    """The rows and the dim of a `FloatTable` of these arguments."""
+    stored, faults = float_rows("data", data, kind)
+    if given is not None:
+        _, more, is_bad = mapping(given, 0 if stored is None else len(stored))
+        faults |= more | ({(IndexError, MAPPING)} if is_bad else set())
+    return (stored, 0 if stored is None else stored.shape[1], None), faults
+
+
 def output(value: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], inputs: list[Any]) -> Faults:
     """Of an `out` that must be of this shape and one of these types, beside arrays that are read."""
     if value is None:
@@ -241,6 +286,28 @@ def shares_memory(out: np.ndarray, given: Any) -> bool:
 
 
 # ---- Bags ------------------------------------------------------------------------------------------------------------
+
+
+def bags_of_lengths(indices: Any, offsets: Any, last: bool, lengths: Any) -> tuple[Any, Any, int, list[int], Faults]:
+    """As `bags` without lengths. The offsets that come back are those of all bags but the end."""
+    numbers, faults = whole_numbers("indices", indices)
+    counts, more = whole_numbers("lengths", lengths)
+    faults |= more
+    if offsets is not None:
+        faults |= {(ValueError, name) for name in ("lengths", "offsets")} | whole_numbers("offsets", offsets)[1]
+    if last:
+        faults |= {(ValueError, name) for name in ("lengths", "include_last_offset")}
+    if numbers is not None and numbers.ndim != 1:
+        faults |= {(ValueError, name) for name in (("lengths", "indices") if numbers.ndim == 2 else ("indices",))}
+    if counts is not None and counts.ndim != 1:
+        faults |= {(ValueError, "lengths")}
+    if faults or numbers is None or counts is None:
+        return numbers, None, 0 if counts is None else counts.size, [], faults
+    whole = counts.tolist()
+    if any(length < 0 for length in whole) or sum(whole) != numbers.size:
+        return numbers, None, len(whole), [], {(ValueError, "lengths")}
+    starts = np.array([sum(whole[:bag]) for bag in range(len(whole))], np.int64)
+    return numbers, starts, len(whole), numbers.tolist(), faults
 
 
 def bags(indices: Any, offsets: Any, last: bool, alone: bool = False) -> tuple[Any, Any, int, list[int], Faults]:
