@@ -222,7 +222,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
             and (include_last_offset is False or include_last_offset is True)):
         padding = padding_of(padding_idx, handle.job.num_embeddings)
         ends, last = offsets, include_last_offset is True
-        if lengths is not None and offsets is None and not last:
+        if lengths is not None and offsets is None and not last and lie_apart(out, lengths):
             ends, last = offsets_of_lengths(lengths, indices), True
         if padding != NOT_RECOGNIZED and (lengths is None or (ends is not None and offsets is None)):
             answer = bags(handle, True, indices, ends, last, per_sample_weights, padding, skips, mode_number, out,
