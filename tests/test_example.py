@@ -64,6 +64,16 @@ def test_pooling_is_the_mean_of_rows(example, wheels):
     np.testing.assert_allclose(example.pool(table, *bags), example.pool(table.dequantize(), *bags), rtol=0, atol=1e-5)
 
 
+@pytest.mark.real
+def test_groups_of_32_halve_the_error_at_4_bits(example, wheels):
+    weights = np.float64(example.load_table(wheels[0]))
+
+    def squared_error(**layout):
+        return np.square(qembag.quantize(weights, 4, **layout).dequantize() - weights).sum()
+
+    assert squared_error(group_size=32) <= 0.55 * squared_error()
+
+
 # Correlations to 4 digits and cosines, measured on torch 2.13.0's codes (equal to ours in every byte).
 @pytest.mark.real
 def test_correlations_and_cosines(example, wheels):
