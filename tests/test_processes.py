@@ -248,6 +248,10 @@ def test_a_child_works_in_threads(num_threads):
 @pytest.mark.parametrize("forks_first", [False, True], ids=["in the parent", "in a child"])
 def test_a_handler_may_fork_in_a_long_call(forks_first):
     """Both go on with the call. The handler runs in the main thread, which works with others."""
+    if forks_first and "san" in os.environ.get("LD_PRELOAD", ""):
+        # Threads made for a region end while the handler forks, in the allocator of the sanitizer, whose lock stays locked
+        # in the child.
+        pytest.skip("a sanitizer's allocator does not know of forks")
     code = f"""
     many = rng.integers(0, 1000, (4000, 4000), dtype=np.int32)
     expected_of_many = qembag.embedding_bag(table, many, padding_idx=3, num_threads=1)
