@@ -421,14 +421,18 @@ def offsets(value: object, indices: Array, include_last_offset: bool) -> Array |
     return array
 
 
-def ends_of_lengths(value: object, indices: Array) -> NDArray[np.int64]:
-    """Offsets from 0 to the number of indices."""
+def lengths(value: object, indices: Array) -> Array:
     if indices.ndim == 2:
         raise ValueError("lengths must be None for indices of 2 dimensions, whose rows are the bags, got lengths")
     array = integers(value, "lengths")
     if array.ndim != 1:
         raise ValueError(f"lengths must have 1 dimension, got {kind_of(array)}")
-    given = plain_integers(array).copy()  # which nobody else writes to
+    return array
+
+
+def ends_of_lengths(lengths: Array, indices: Array) -> NDArray[np.int64]:
+    """Offsets from 0 to the number of indices."""
+    given = plain_integers(lengths).copy()  # which nobody else writes to
     wrong = np.flatnonzero(given < 0)
     if wrong.size:
         raise ValueError(f"lengths[{wrong[0]}] is {given[wrong[0]]}: must not be below 0")

@@ -5,8 +5,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from typing_extensions import disjoint_base
 
 from ._errors import Fault
-from .layout import RowLayout
 from .float_table import FloatTable
+from .layout import RowLayout
 from .table import QuantizedTable
 
 NO_BOUNDS: NDArray[np.float32]

@@ -190,16 +190,18 @@ def _look_up_bags(
     options: _Options,
 ) -> NDArray[Any]:
     given = _arguments.bag_indices(indices)
-    if lengths is None:
+    given_lengths = None if lengths is None else _arguments.lengths(lengths, given)
+    if given_lengths is None:
         given_offsets = _arguments.offsets(offsets, given, include_last_offset)
     else:
-        given_offsets, include_last_offset = _arguments.ends_of_lengths(lengths, given), True
+        given_offsets, include_last_offset = _arguments.ends_of_lengths(given_lengths, given), True
     given_weights = _arguments.weights(per_sample_weights, given, options.mode, allow_double=options.allow_double)
     num_bags = len(given) if given_offsets is None else len(given_offsets) - include_last_offset
     inputs = {
         "the table": handle.rows,
         "indices": given,
         "offsets": given_offsets,
+        "lengths": given_lengths,
         "per_sample_weights": given_weights,
         "compressed_indices_mapping": handle.mapping if options.is_pruned else None,
     }

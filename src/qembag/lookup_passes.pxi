@@ -11,49 +11,65 @@ cdef enum Kind:
     INT64_WITH = 4
 
 
+cdef inline bint is_torchs(const int form) noexcept nogil:
+    return not is_grouped(form) and not is_float(form)
+
+
+cdef inline bint is_plain(const int kind) noexcept nogil:
+    return kind == INT32 or kind == INT64
+
+
+cdef inline bint has_few_widths(const int form, const bint is_max, const int kind) noexcept nogil:
+    """Each width is code, and this is where it matters least."""
+    return is_max and kind == GATHERED if is_torchs(form) else is_max or not is_plain(kind)
+
+
 cdef inline int max_width(const int form, const bint is_max, const int kind) noexcept nogil:
     """Vectors of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
     has no quads, 8 to 10 % faster than 6. Else more only for sums of plain bags: wider blocks are most of a wheel's
     bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
-    if form & ELEMENT == 2 and not is_grouped(form):
+    if has_few_widths(form, is_max, kind):
+        return 4 if LANES_MAX_BLOCK < 8 else 8
+    if form & ELEMENT == 2 and is_torchs(form):
         return 8
-    if is_max or is_grouped(form) or (kind != INT32 and kind != INT64):
-        return min(LANES_MAX_BLOCK, 8)
-    return LANES_MAX_BLOCK
+    return min(LANES_MAX_BLOCK, 8) if is_max or is_grouped(form) or not is_plain(kind) else LANES_MAX_BLOCK
 
 
-cdef inline bint is_width(int width, int form) noexcept nogil:
-    """Whether there is a block so wide. Fewer of the forms that are not torch's: each is code."""
-    if is_grouped(form) or is_float(form):
-        return width <= 4 or width == 6 or width == 8 or width == 12 or width == 16
-    return width <= 8 or width == 12 or width == 16
+cdef inline bint is_width(int width, const int form, const bint is_max, const int kind) noexcept nogil:
+    """Whether there is a block so wide."""
+    if has_few_widths(form, is_max, kind):
+        return width == 1 or width == 2 or width == 4 or width == 8
+    if is_torchs(form):
+        return width <= 8 or width == 12 or width == 16
+    return width == 1 or width == 2 or width == 4 or width == 6 or width == 8 or width == 12 or width == 16
 
 
 cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
-                               const bint is_max, const int index_size, const bint is_plain) noexcept nogil:
+                               const bint is_max, const int index_size, const bint plain) noexcept nogil:
     """One loop for each width, which must be a constant there; a switch in C. Those that this level never uses are not
     compiled."""
-    cdef int most = max_width(form, is_max, INT64 if is_plain else INT64_WITH), least = 4 if has_quads(form) else 1
+    cdef int kind = INT64 if plain else INT64_WITH
+    cdef int most = max_width(form, is_max, kind), least = 4 if has_quads(form) else 1
     if task.width == 1 and least <= 1:
-        return look_up(job, rows, task, form, 1, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 1, is_max, index_size, plain)
     if task.width == 2 and least <= 2:
-        return look_up(job, rows, task, form, 2, is_max, index_size, is_plain)
-    if task.width == 3 and least <= 3:
-        return look_up(job, rows, task, form, 3, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 2, is_max, index_size, plain)
+    if task.width == 3 and least <= 3 and is_width(3, form, is_max, kind):
+        return look_up(job, rows, task, form, 3, is_max, index_size, plain)
     if task.width == 4:
-        return look_up(job, rows, task, form, 4, is_max, index_size, is_plain)
-    if task.width == 5 and most >= 5 and is_width(5, form):
-        return look_up(job, rows, task, form, 5, is_max, index_size, is_plain)
-    if task.width == 6 and most >= 6:
-        return look_up(job, rows, task, form, 6, is_max, index_size, is_plain)
-    if task.width == 7 and most >= 7 and is_width(7, form):
-        return look_up(job, rows, task, form, 7, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 4, is_max, index_size, plain)
+    if task.width == 5 and most >= 5 and is_width(5, form, is_max, kind):
+        return look_up(job, rows, task, form, 5, is_max, index_size, plain)
+    if task.width == 6 and most >= 6 and is_width(6, form, is_max, kind):
+        return look_up(job, rows, task, form, 6, is_max, index_size, plain)
+    if task.width == 7 and most >= 7 and is_width(7, form, is_max, kind):
+        return look_up(job, rows, task, form, 7, is_max, index_size, plain)
     if task.width == 8 and most >= 8:
-        return look_up(job, rows, task, form, 8, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 8, is_max, index_size, plain)
     if task.width == 12 and most >= 12:
-        return look_up(job, rows, task, form, 12, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 12, is_max, index_size, plain)
     if task.width == 16 and most >= 16:
-        return look_up(job, rows, task, form, 16, is_max, index_size, is_plain)
+        return look_up(job, rows, task, form, 16, is_max, index_size, plain)
     return False
 
 
@@ -64,15 +80,15 @@ cdef inline bint look_up_width_gathered(const Lookup *job, const uint8_t[:, :] r
         return look_up_gathered(job, rows, task, form, 1, is_max)
     if task.width == 2 and least <= 2:
         return look_up_gathered(job, rows, task, form, 2, is_max)
-    if task.width == 3 and least <= 3:
+    if task.width == 3 and least <= 3 and is_width(3, form, is_max, GATHERED):
         return look_up_gathered(job, rows, task, form, 3, is_max)
     if task.width == 4:
         return look_up_gathered(job, rows, task, form, 4, is_max)
-    if task.width == 5 and most >= 5 and is_width(5, form):
+    if task.width == 5 and most >= 5 and is_width(5, form, is_max, GATHERED):
         return look_up_gathered(job, rows, task, form, 5, is_max)
-    if task.width == 6 and most >= 6:
+    if task.width == 6 and most >= 6 and is_width(6, form, is_max, GATHERED):
         return look_up_gathered(job, rows, task, form, 6, is_max)
-    if task.width == 7 and most >= 7 and is_width(7, form):
+    if task.width == 7 and most >= 7 and is_width(7, form, is_max, GATHERED):
         return look_up_gathered(job, rows, task, form, 7, is_max)
     if task.width == 8 and most >= 8:
         return look_up_gathered(job, rows, task, form, 8, is_max)
@@ -118,14 +134,14 @@ cdef inline bint max_rows(const Lookup *job, const uint8_t[:, :] rows, const Pas
 
 cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
-    cdef bint is_plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
-                          and not (job.signals != NULL and is_one_bag))
-    cdef bint needs_fma = not is_float(job.layout.form) or not is_plain
+    cdef bint plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
+                       and not (job.signals != NULL and is_one_bag))
+    cdef bint needs_fma = not is_float(job.layout.form) or not plain
     if job.mapping != NULL or job.index_size == 0 or (needs_fma and not LANES_HAS_FMA):
         return GATHERED
     if job.mode == MAX and not max_is_fused(job.layout.form):
         return GATHERED
-    return <Kind> (job.index_size // 4 + (0 if is_plain else 2))
+    return <Kind> (job.index_size // 4 + (0 if plain else 2))
 
 
 # ---- A loop for each form -----------------------------------------------------------------------------------------
@@ -249,6 +265,7 @@ cdef struct Plan:
     BlockLoop loop_of_quads     # for blocks of four vectors and more; NULL for none
     Kind kind
     int form
+    bint is_max
     bint in_pairs
     int max_width
     Py_ssize_t distance         # rows that are prefetched ahead
@@ -290,22 +307,23 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     plan.form = job.layout.form
     if use_quads and (plan.form == 2 or plan.kind != GATHERED):
         plan.form |= QUADS
-    plan.loop = loop_of(job.layout.form, job.mode == MAX)
+    plan.is_max = job.mode == MAX
+    plan.loop = loop_of(job.layout.form, plan.is_max)
     plan.loop_of_quads = loop_of(plan.form, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
     # for, 0.85; of one row each 0.93.
     plan.in_pairs = is_near and rows >= 3 * <double> job.num_bags
-    plan.max_width = max_width(plan.form, job.mode == MAX, plan.kind)
+    plan.max_width = max_width(plan.form, plan.is_max, plan.kind)
     # About 8 KiB of what one pass reads of each row, its codes and the line of its pair.
     plan.distance = max(min(8192 // min(job.layout.used_bytes, LANES_MAX_BLOCK * vector_bytes(plan.form) + 64), 64), 8)
     plan_passes(job, &plan, rows)
     return plan
 
 
-cdef inline int block_width(Py_ssize_t num_vectors, int form) noexcept nogil:
+cdef inline int block_width(const Plan *plan, Py_ssize_t num_vectors) noexcept nogil:
     """The narrowest block that holds so many vectors."""
     cdef int width = <int> num_vectors
-    while not is_width(width, form):
+    while not is_width(width, plan.form, plan.is_max, plan.kind):
         width += 1
     return width
 
@@ -314,16 +332,17 @@ cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil
     cdef Py_ssize_t one = vector_bytes(plan.form), number, first = 0, left
     plan.num_vectors = (job.layout.codes_bytes + one - 1) // one
     plan.num_passes = (plan.num_vectors + plan.max_width - 1) // plan.max_width
-    if plan.num_passes == 1 and block_width(plan.num_vectors, plan.form) > plan.num_vectors:
+    if plan.num_passes == 1 and block_width(plan, plan.num_vectors) > plan.num_vectors:
         plan.num_passes = 2
     plan.bags_a_pass = <Py_ssize_t> min(max(
         BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
     if plan.num_passes > PLANNED_PASSES:
         return
     for number in range(plan.num_passes):
-        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further back.
+        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further
+        # back.
         left = plan.num_passes - number
-        plan.width[number] = block_width((plan.num_vectors - first + left - 1) // left, plan.form)
+        plan.width[number] = block_width(plan, (plan.num_vectors - first + left - 1) // left)
         plan.first_vector[number] = min(first, plan.num_vectors - plan.width[number])
         first = plan.first_vector[number] + plan.width[number]
 

@@ -89,8 +89,8 @@ cdef object single_rows(TableHandle handle, bint is_pruned, object indices, bint
 def look_up_bags(TableHandle handle not None, bint is_pruned, indices, offsets, bint include_last_offset, weights,
                  int64_t padding_idx, bint skips_invalid, int mode, out, int out_type, int num_threads):
     """`bags`, for the slow path, which has checked the output."""
-    return bags(handle, is_pruned, indices, offsets, include_last_offset, weights, padding_idx, skips_invalid, mode, out,
-                <OutType> out_type, num_threads, True)
+    return bags(handle, is_pruned, indices, offsets, include_last_offset, weights, padding_idx, skips_invalid, mode,
+                out, <OutType> out_type, num_threads, True)
 
 
 def look_up_rows(TableHandle handle not None, bint is_pruned, indices, bint skips_invalid, bint dequantize, out,
@@ -195,9 +195,9 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
 
     Notes
     -----
-    For each row of a bag in turn, with weight w: ``acc = fma(w * scale, code, acc + w * bias)`` in float32, from 0, with
-    the scale and bias of the element's group. These are the bits of PyTorch's ``quantized::embedding_bag_*`` operators
-    (FBGEMM's kernels), on every processor and at any number of threads. The mean is the sum times
+    For each row of a bag in turn, with weight w: ``acc = fma(w * scale, code, acc + w * bias)`` in float32, from 0,
+    with the scale and bias of the element's group. These are the bits of PyTorch's ``quantized::embedding_bag_*``
+    operators (FBGEMM's kernels), on every processor and at any number of threads. The mean is the sum times
     ``float32(1) / float32(count)``.
 
     Of a float table: ``acc = acc + x``, with weights ``acc = fma(w, x, acc)``, and the mean is the sum divided by the
@@ -222,7 +222,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
             and (include_last_offset is False or include_last_offset is True)):
         padding = padding_of(padding_idx, handle.job.num_embeddings)
         ends, last = offsets, include_last_offset is True
-        if lengths is not None and offsets is None and not last:
+        if lengths is not None and offsets is None and not last and lie_apart(out, lengths):
             ends, last = offsets_of_lengths(lengths, indices), True
         if padding != NOT_RECOGNIZED and (lengths is None or (ends is not None and offsets is None)):
             answer = bags(handle, True, indices, ends, last, per_sample_weights, padding, skips, mode_number, out,

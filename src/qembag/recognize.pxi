@@ -139,6 +139,14 @@ cdef bint may_overlap(Span a, Span b) noexcept:
     return a.low < b.high and b.low < a.high
 
 
+cdef bint lie_apart(object out, object array) noexcept:
+    """Whether an output, if there is one, shares no memory with an array, at a glance."""
+    if out is None:
+        return True
+    return (cnp.PyArray_CheckExact(out) and cnp.PyArray_CheckExact(array)
+            and not may_overlap(span_of(out), span_of(array)))
+
+
 cdef bint is_apart(object out, TableHandle handle, bint is_pruned, object indices, object offsets,
                    object weights) noexcept:
     """Whether an output shares no memory with an input, at a glance."""
