@@ -122,11 +122,11 @@ def test_unknown_modes_are_refused(level: str, table: Table) -> None:
         for family in ("rowwise", "packed"):
             message = f"mode must be 0 (sum), 1 (mean) or 2 (max), got {mode}"
             refused(Bags(family, table, INDICES, OFFSETS, mode), ValueError, message)
-    for mode in ("average", 0, b"none", "SUM", ["sum"], b"sum"):
-        message = f"mode must be 'sum', 'mean' or 'max', got {mode!r}"
+    for mode in ("Average", 0, b"none", "SUM", ["sum"], b"sum"):
+        message = f"mode must be 'sum', 'mean', 'max', 'average' or 'sqrtn', got {mode!r}"
         refused(Bags("public", table, INDICES, OFFSETS, mode), ValueError, message)
     call = lambda *out: qembag.embedding_bag(table.make(), INDICES, OFFSETS, mode=None, out=out[0])
-    raises(ValueError, "mode must be 'sum', 'mean' or 'max', got None", call, fresh_out())
+    raises(ValueError, "mode must be 'sum', 'mean', 'max', 'average' or 'sqrtn', got None", call, fresh_out())
 
 
 def test_weights_with_max_are_refused(ask: Ask) -> None:

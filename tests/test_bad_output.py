@@ -179,8 +179,8 @@ def test_dtypes_that_are_none_of_the_outputs_are_refused(public: Ask) -> None:
     for dtype in (np.float64, np.int32, "complex64", swapped):
         call = public(dtype=dtype)
         assert call.judge().faults == {(TypeError, "dtype"), (ValueError, "dtype")}
-        raises(ValueError, "dtype must be float32 or float16", call, whole=False)
-        raises(ValueError, "dtype must be float32 or float16", call, fresh_out(), whole=False)
+        raises(ValueError, "dtype must be float32, float16 or bfloat16", call, whole=False)
+        raises(ValueError, "dtype must be float32, float16 or bfloat16", call, fresh_out(), whole=False)
     message = "out must be a float16 array of shape (3, 12), got a float32 array of shape (3, 12)"
     refuses_out(public(dtype=np.float16), fresh_out(), message)
 
@@ -190,7 +190,7 @@ def test_dtypes_that_are_none_of_the_outputs_are_refused(public: Ask) -> None:
 )
 def test_what_numpy_cannot_read_as_a_dtype_is_refused_by_name(public: Ask, dtype: Any) -> None:
     """Found by fuzzing: NumPy raises SyntaxError, or ValueError, for some."""
-    call, message = public(dtype=dtype), f"dtype must be float32 or float16, got {dtype!r}"
+    call, message = public(dtype=dtype), f"dtype must be float32, float16 or bfloat16, got {dtype!r}"
     raises(TypeError, message, call)
     raises(TypeError, message, call, fresh_out())
 

@@ -1,5 +1,5 @@
-"""Options of bags, for quantized tables of several layouts: `lengths`, `invalid`, averages, weights of float64, outputs of
-bfloat16. The oracle's bits, and the errors' texts. `test_float_tables.py` runs the same variants over floats."""
+"""Options of bags, for quantized tables of several layouts: `lengths`, `invalid`, averages, weights of float64, outputs
+of bfloat16. The oracle's bits, and the errors' texts. `test_float_tables.py` runs the same variants over floats."""
 
 from __future__ import annotations
 

@@ -416,4 +416,4 @@ try:
 except TypeError as error:
     print(error)
 """
-    assert said(code) == "table must be a QuantizedTable, got QuantizedTable"
+    assert said(code) == "table must be a QuantizedTable, a FloatTable or an array of floats, got QuantizedTable"

@@ -358,7 +358,7 @@ def test_a_pruned_table_says_what_it_is(kind, same_bits):
     same_bits(table[[0, -5, 1]], values[[0, -5, 1]])
     same_bits(np.asarray(table, dtype=np.float64), values.astype(np.float64))
     with pytest.raises(ValueError, match="copy"):
-        np.asarray(table, copy=False)
+        table.__array__(copy=False)
     with pytest.raises(IndexError):
         table[5]
 

@@ -237,7 +237,9 @@ MISCHIEF = {
         {"data": given["table"].compressed_indices_mapping.base}
     ),
     "other rows": lambda given: given["table"].__init__(*other_rows(given["table"])),
-    "refused rows": lambda given: refused(given["table"].__init__, *other_rows(given["table"])[:1], **refused_with(given["table"])),
+    "refused rows": lambda given: refused(
+        given["table"].__init__, other_rows(given["table"])[0], **refused_with(given["table"])
+    ),
     "collection": lambda given: gc.collect(),
     "a call of its own": lambda given: qembag.embedding_bag(**bags()),
     "threads": lambda given: qembag.set_num_threads(2),

@@ -17,7 +17,9 @@ import numpy as np
 import qembag
 from qembag import ops
 from support import fenced, levels
+from support.floats import rows_of
 from support.layouts import NAMES
+from support.variants import table_of
 
 bits, seconds = {bits}, {seconds}
 name = NAMES[bits]
@@ -31,6 +33,7 @@ good = {{
     "indices": rng.integers(0, num_rows, size).astype(kinds["index"]),
     "offsets": np.arange(0, size + 1, 6).astype(kinds["offset"]),
     "mapping": rng.permutation(num_rows).astype(np.int32),
+    "lengths": np.full(size // 6, 6, kinds["offset"]),
 }}
 live = {{key: fenced.copy(value) for key, value in good.items()}}
 stop = threading.Event()
@@ -54,6 +57,9 @@ operator = getattr(ops, f"embedding_bag_{{name}}_rowwise_offsets")
 out = np.empty((len(good["offsets"]) - 1, dim), dtype=np.float32)
 pruned = qembag.QuantizedTable(rows, bits, compressed_indices_mapping=live["mapping"])
 plain = qembag.QuantizedTable(rows, bits)
+floats = fenced.copy(rows_of(rng, {{8: "float32", 4: "float16", 2: "bfloat16"}}[bits], num_rows, dim))
+pruned_floats, plain_floats = table_of(floats, live["mapping"]), table_of(floats)
+bounded = {{"include_last_offset": True, "invalid": "skip"}}
 calls = [
     lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True),
     lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True, out=out),
@@ -65,6 +71,14 @@ calls = [
     lambda: qembag.embedding(pruned, live["indices"]),
     lambda: qembag.embedding(plain, live["indices"]),
     lambda: pruned.dequantize(),
+    lambda: qembag.embedding_bag(pruned_floats, live["indices"], live["offsets"], include_last_offset=True, out=out),
+    lambda: qembag.embedding_bag(pruned_floats, live["indices"], live["offsets"], **bounded, mode="average"),
+    lambda: qembag.embedding_bag(pruned, live["indices"], live["offsets"], **bounded, mode="sqrtn", padding_idx=3),
+    lambda: qembag.embedding_bag(plain_floats, live["indices"].reshape(-1, 6), mode="max", invalid="skip"),
+    lambda: qembag.embedding_bag(plain_floats, live["indices"], lengths=live["lengths"], mode="mean"),
+    lambda: qembag.embedding(plain_floats, live["indices"], invalid="skip"),
+    lambda: qembag.embedding(pruned_floats, live["indices"], invalid="skip"),
+    lambda: pruned_floats.dequantize(),
 ]
 expected = [call().copy() for call in calls]
 before = rows.tobytes()
@@ -85,7 +99,7 @@ try:
         try:
             result = calls[number]()
         except (IndexError, ValueError) as error:
-            assert any(word in str(error) for word in ("indices", "offsets", "rows")), error
+            assert any(word in str(error) for word in ("indices", "offsets", "lengths", "rows")), error
             counts["errors"] += 1
             kinds_of_error.add(type(error).__name__)
         except RuntimeError as error:
@@ -112,7 +126,7 @@ assert counts["errors"] and counts["answers"], counts
 
 
 # Longer by hand: 200 of each width under tools/test_sanitized.
-SECONDS = float(os.environ.get("QEMBAG_RACE_SECONDS", "2.5"))
+SECONDS = float(os.environ.get("QEMBAG_RACE_SECONDS", "3.5"))
 
 
 @pytest.mark.parametrize("width", [8, 4, 2])

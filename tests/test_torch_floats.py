@@ -1,4 +1,7 @@
-"""Live differential tests: bags of float rows are those of torch.nn.functional.embedding_bag, bit for bit, where it rounds once."""
+"""Live differential tests: bags of float rows are those of torch.nn.functional.embedding_bag in every bit.
+
+Except where torch rounds twice: means of float16, and weights beside padding_idx.
+"""
 
 from __future__ import annotations
 
