@@ -218,7 +218,7 @@ def test_indices_and_offsets_of_another_number_of_dimensions_are_refused(ask: As
 
 
 def test_offsets_are_given_with_one_dimension_and_not_with_two(ask: Ask) -> None:
-    refused(ask(offsets=None), ValueError, "offsets must be given for indices of 1 dimension, got None")
+    refused(ask(offsets=None), ValueError, "offsets or lengths must be given for indices of 1 dimension, got None")
     message = "offsets must be None for indices of 2 dimensions, whose rows are the bags, got offsets"
     refused(ask(SQUARE), ValueError, message)
     message = "offsets must hold at least the end of the last bag with include_last_offset, got none"

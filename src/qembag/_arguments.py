@@ -320,7 +320,8 @@ def float_rows(data: object, name: str, dtype: object) -> Array:
     if array.shape[1] > 1 and array.strides[1] != kind.itemsize and array.size:
         raise ValueError(f"{name} must have the elements of a row side by side, got strides {array.strides}")
     if dtype is not None and exact_text(dtype) != float_name(kind):
-        asked = as_dtype(dtype, "dtype must be float32, float16 or bfloat16, got ")
+        is_named = exact_text(dtype) == "bfloat16"  # which not each NumPy knows
+        asked = "bfloat16" if is_named else as_dtype(dtype, "dtype must be float32, float16 or bfloat16, got ")
         if asked != kind or holds_bits:
             raise ValueError(f"dtype must be what data holds, {float_name(kind)}, got {asked}")
     return array
@@ -412,7 +413,7 @@ def offsets(value: object, indices: Array, include_last_offset: bool) -> Array |
             raise ValueError("offsets must be None for indices of 2 dimensions, whose rows are the bags, got offsets")
         return None
     if value is None:
-        raise ValueError("offsets must be given for indices of 1 dimension, got None")
+        raise ValueError("offsets or lengths must be given for indices of 1 dimension, got None")
     array = integers(value, "offsets")
     if array.ndim != 1:
         raise ValueError(f"offsets must have 1 dimension, got {kind_of(array)}")

@@ -118,7 +118,8 @@ cdef class LayoutFields:
         if codes_end > fields.pairs_start and pairs_end > fields.codes_start:
             raise ValueError("internal error: a layout whose parts overlap")
         fields.used_bytes = max(codes_end, pairs_end)
-        if fields.num_groups > 1 or (fields.bits != 8 and fields.pair_size != 2):
+        if (fields.num_groups > 1 or fields.pair_size != (4 if fields.bits == 8 else 2)
+                or fields.pairs_start < fields.codes_start):
             fields.form |= GROUPED
         return 0
 

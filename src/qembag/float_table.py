@@ -90,7 +90,7 @@ class FloatTable(Table):
         return self._repr(f"dtype={self.dtype}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (type(self), self._handle.rows, self._layout, self._handle.mapping))
+        return (_restore, (type(self), self._handle.rows.view(), self._layout, self.compressed_indices_mapping))
 
 
 def _restore(

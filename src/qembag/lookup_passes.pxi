@@ -11,10 +11,6 @@ cdef enum Kind:
     INT64_WITH = 4
 
 
-cdef inline bint is_torchs(const int form) noexcept nogil:
-    return not is_grouped(form) and not is_float(form)
-
-
 cdef inline bint is_plain(const int kind) noexcept nogil:
     return kind == INT32 or kind == INT64
 
@@ -32,7 +28,9 @@ cdef inline int max_width(const int form, const bint is_max, const int kind) noe
         return 4 if LANES_MAX_BLOCK < 8 else 8
     if form & ELEMENT == 2 and is_torchs(form):
         return 8
-    return min(LANES_MAX_BLOCK, 8) if is_max or is_grouped(form) or not is_plain(kind) else LANES_MAX_BLOCK
+    if is_max or is_grouped(form) or is_one_pair(form) or not is_plain(kind):
+        return min(LANES_MAX_BLOCK, 8)
+    return LANES_MAX_BLOCK
 
 
 cdef inline bint is_width(int width, const int form, const bint is_max, const int kind) noexcept nogil:
@@ -101,27 +99,28 @@ cdef inline bint look_up_width_gathered(const Lookup *job, const uint8_t[:, :] r
 
 cdef inline bint shares_loops(const int form) noexcept nogil:
     """Not each combination is worth its code: forms that are not torch's have one loop for both types of index."""
-    return is_grouped(form) or form == FLOAT16_ROWS or form == BFLOAT16_ROWS
+    return not is_torchs(form) and form != FLOAT32_ROWS
 
 
 cdef inline bint max_is_fused(const int form) noexcept nogil:
-    return LANES_HAS_FMA and not is_grouped(form) and not is_float(form)
+    return LANES_HAS_FMA and is_torchs(form)
 
 
 cdef inline bint sum_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
-    cdef int index_size = EITHER if shares_loops(form) else 8
-    cdef bint is_shared = shares_loops(form) or is_float(form)
-    if task.kind == GATHERED:
+    cdef bint is_shared = shares_loops(form)
+    if task.kind == GATHERED and not is_one_pair(form):
         return look_up_width_gathered(job, rows, task, form, False)
-    if task.kind <= INT64 and (LANES_HAS_FMA or is_float(form)):
-        if task.kind == INT32 and not shares_loops(form):
+    if is_plain(task.kind) and (LANES_HAS_FMA or is_float(form)):
+        if task.kind == INT32 and not is_shared:
             return look_up_width(job, rows, task, form, False, 4, True)
-        return look_up_width(job, rows, task, form, False, index_size, True)
-    if not LANES_HAS_FMA:
-        return False            # `kind_of` gathers
-    if task.kind == INT32_WITH and not is_shared:
+        return look_up_width(job, rows, task, form, False, EITHER if is_shared else 8, True)
+    if not LANES_HAS_FMA or is_grouped(form) or is_one_pair(form):
+        return False            # see `kind_of` and `form_of`
+    if is_float(form):
+        return look_up_width(job, rows, task, form, False, EITHER, False)
+    if task.kind == INT32_WITH:
         return look_up_width(job, rows, task, form, False, 4, False)
-    return look_up_width(job, rows, task, form, False, EITHER if is_shared else 8, False)
+    return look_up_width(job, rows, task, form, False, 8, False)
 
 
 cdef inline bint max_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
@@ -140,6 +139,8 @@ cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     if job.mapping != NULL or job.index_size == 0 or (needs_fma and not LANES_HAS_FMA):
         return GATHERED
     if job.mode == MAX and not max_is_fused(job.layout.form):
+        return GATHERED
+    if is_grouped(job.layout.form) and not plain:
         return GATHERED
     return <Kind> (job.index_size // 4 + (0 if plain else 2))
 
@@ -171,6 +172,18 @@ cdef bint sum_grouped_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pa
 
 cdef bint sum_grouped_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return sum_rows(job, rows, task, GROUPED | 2)
+
+
+cdef bint sum_one_pair_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, ONE_PAIR | 8)
+
+
+cdef bint sum_one_pair_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, ONE_PAIR | 4)
+
+
+cdef bint sum_one_pair_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return sum_rows(job, rows, task, ONE_PAIR | 2)
 
 
 cdef bint sum_float32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -248,7 +261,14 @@ cdef BlockLoop loop_of(int form, bint is_max) noexcept nogil:
         return max_float16 if is_max else sum_float16
     if form == BFLOAT16_ROWS:
         return max_bfloat16 if is_max else sum_bfloat16
-    return sum_quads_8bit if form == QUADS | 8 else sum_quads_2bit      # no maximum is taken of quads
+    # No maximum is taken of these.
+    if form == ONE_PAIR | 8:
+        return sum_one_pair_8bit
+    if form == ONE_PAIR | 4:
+        return sum_one_pair_4bit
+    if form == ONE_PAIR | 2:
+        return sum_one_pair_2bit
+    return sum_quads_8bit if form == QUADS | 8 else sum_quads_2bit
 
 
 # ---- Whole rows ---------------------------------------------------------------------------------------------------
@@ -291,11 +311,16 @@ cdef inline bint pays_quads(const Lookup *job, bint is_near, double rows) noexce
     if (not LANES_QUADS or job.mode == MAX or rows < QUADS_MIN_LENGTH * <double> job.num_bags
             or layout.codes_bytes < 8 * layout.bits):
         return False
-    if layout.form == 8:
-        # `unpack_quad_8bit_by_loads` reads two bytes behind a quad.
-        return is_near and (layout.codes_bytes % 16 != 1
-                            or layout.used_bytes >= layout.codes_start + layout.codes_bytes + 2)
-    return layout.form == 2
+    # `unpack_quad_8bit_by_loads` reads two bytes behind a quad: of torch's rows the pair stands there.
+    return layout.form == 2 or (layout.form == 8 and is_near)
+
+
+cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
+    cdef const Layout *layout = &job.layout
+    cdef bint is_one_pair = layout.num_groups == 1 and (layout.bits == 8 or layout.pair_size == 2)
+    if is_grouped(layout.form) and is_one_pair and is_plain(kind) and job.mode != MAX:
+        return ONE_PAIR | layout.bits
+    return layout.form
 
 
 cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
@@ -304,11 +329,11 @@ cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef bint use_quads = pays_quads(job, is_near, rows)
     cdef Plan plan
     plan.kind = kind_of(job, is_one_bag)
-    plan.form = job.layout.form
+    plan.form = form_of(job, plan.kind)
+    plan.is_max = job.mode == MAX
+    plan.loop = loop_of(plan.form, plan.is_max)
     if use_quads and (plan.form == 2 or plan.kind != GATHERED):
         plan.form |= QUADS
-    plan.is_max = job.mode == MAX
-    plan.loop = loop_of(job.layout.form, plan.is_max)
     plan.loop_of_quads = loop_of(plan.form, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
     # for, 0.85; of one row each 0.93.

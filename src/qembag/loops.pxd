@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
 cdef enum Form:
-    # What the rows of a loop are made of: the bits of their codes, with GROUPED where they have several pairs, or a
-    # pair of another type than torch's. (At 8 bits one float16 pair is no form of its own.) Or floats.
+    # What the rows of a loop are made of: the bits of their codes, with GROUPED unless one pair follows them as in
+    # torch's rows. Or floats.
     BFLOAT16_ROWS = 16
     FLOAT16_ROWS = 17
     FLOAT32_ROWS = 32
