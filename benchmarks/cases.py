@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 BITS = (8, 4, 2)
+ELEMENT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 WIDE_TABLE_BYTES = 512 << 20
 HUGE_TABLE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a row's codes and pairs of a scale and a bias are stored; the names are those of `qembag.quantize`."""
+
+    scale_dtype: str | None = None  # torch's: float32 at 8 bits, float16 at 4 and 2
+    scale_first: bool = False
+    group_size: int | None = None
+    row_alignment: int = 1
+
+    def pair_type(self, bits: int) -> str:
+        """Of a scale, and of a bias."""
+        return self.scale_dtype or ("float32" if bits == 8 else "float16")
+
+
+LAYOUTS = {
+    "torch": Layout(),
+    "half-first": Layout("float16", scale_first=True),
+    "float-first": Layout("float32", scale_first=True),
+    "half-behind": Layout("float16"),
+    "float-behind": Layout("float32"),
+    "fbgemm": Layout("float16", scale_first=True, row_alignment=16),
+    "groups=32": Layout("float16", group_size=32),
+    "groups=64": Layout("float16", group_size=64),
+}
+
+
+def layouts_of(bits: int, dim: int) -> list[str]:
+    """The layouts that are not torch's, nor one another, at so many bits."""
+    own = ("float-first", "half-behind") if bits == 8 else ("float-behind",)
+    # A row of 64 is one group of 64: half pairs behind at 8 bits, and torch's layout at 4 and 2.
+    groups = [name for name in ("groups=32", "groups=64") if int(name.removeprefix("groups=")) < dim]
+    return ["half-first", *own, "fbgemm", *groups]
+
+
+@dataclass(frozen=True)
 class Case:
-    """One measurement: through `qembag.ops`, or where `call` says so through `qembag.embedding_bag`; of torch, always
-    through `torch.ops.quantized`."""
+    """One measurement: through `qembag.ops`, or where `call` says so through `qembag.embedding_bag`; of torch, through
+    `torch.ops.quantized`, or for rows of floats through `torch.nn.functional.embedding_bag`."""
 
     name: str
     rows: int  # stored ones: a pruned table has twice as many logical rows
     dim: int
-    bits: int
+    bits: int  # of a code, or of an element
     bags: int = 256  # in one call
     length: int | str = 40  # rows a bag; "mixed": from 0 to 80 at random
     traffic: str = "uniform"  # or "zipf"
@@ -33,22 +69,60 @@ class Case:
     threads: int = 1
     level: str | None = None  # of our kernels; None is the best one here
     pages: str = "numpy"  # what holds the table: NumPy's allocator, "4k" pages or a mapped "file"
-    work: str = "lookup"  # or "prepack", "greedy", "unpack"
+    work: str = "lookup"  # or "prepack", "greedy", "unpack", "dequantize"
+    layout: str = "torch"  # of rows of codes: a name of LAYOUTS
+    element: str = "code"  # or of rows of floats "float32", "float16", "bfloat16", which is the output's type too
     extras: tuple[str, ...] = ()  # contenders beside qembag and its rival
 
     @property
+    def codes_bytes(self) -> int:
+        return self.dim * self.bits // 8
+
+    @property
+    def pair_type(self) -> str:
+        return LAYOUTS[self.layout].pair_type(self.bits)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.dim // (LAYOUTS[self.layout].group_size or self.dim))
+
+    @property
+    def pairs_bytes(self) -> int:
+        return self.groups * 2 * ELEMENT_BITS[self.pair_type] // 8
+
+    @property
     def row_bytes(self) -> int:
-        return self.dim * self.bits // 8 + (8 if self.bits == 8 else 4)
+        if self.of_floats:
+            return self.codes_bytes
+        multiple = LAYOUTS[self.layout].row_alignment
+        return -(-(self.codes_bytes + self.pairs_bytes) // multiple) * multiple
+
+    @property
+    def of_floats(self) -> bool:
+        return self.element != "code"
+
+    @property
+    def other_layout(self) -> bool:
+        return self.layout != "torch"
+
+    @property
+    def needs_layouts(self) -> bool:
+        """Rows of other layouts, or of floats: older builds of qembag have neither."""
+        return self.of_floats or self.other_layout
 
     @property
     def beyond_torch(self) -> bool:
-        """Torch's quantized operators know neither padding nor means, maxima and float16."""
-        return self.padding != "none" or self.mode != "sum" or self.half
+        """Torch's quantized operators know neither padding nor means, maxima and float16, only one layout of rows, and no
+        output to unpack to."""
+        if self.of_floats:
+            return False
+        has_option = self.padding != "none" or self.mode != "sum" or self.half
+        return has_option or self.other_layout or self.work == "dequantize"
 
     @property
     def optional(self) -> bool:
-        """Compared with a plain lookup of the same build too, to see what the option costs."""
-        return self.beyond_torch or self.pruned
+        """Compared with a plain lookup of the same build too, to see what the option or the layout costs."""
+        return self.other_layout or self.pruned or (self.beyond_torch and self.work == "lookup")
 
     @property
     def group(self) -> str:
@@ -88,9 +162,18 @@ def of_small_calls(base: Case) -> Iterator[Case]:
         yield varied(base, f"two-bags=2{suffix}", bags=2, length=2, call=call)
 
 
+def of_layouts(base: Case) -> Iterator[Case]:
+    """Rows that are not laid out as torch's, at the dim of the base and at 64, with as many rows as torch's cases have."""
+    for dim, prefix in ((base.dim, ""), (64, "dim=64,")):
+        rows = base.rows if dim == base.dim or base.group == "cached" else 2 * base.rows
+        for layout in layouts_of(base.bits, dim):
+            factor = f"{prefix}layout={layout}"
+            yield varied(base, factor, rows=rows, dim=dim, layout=layout, call="public")
+
+
 def plain(case: Case) -> Case:
-    """The case without its options: what they are measured by."""
-    return replace(case, padding="none", mode="sum", half=False, pruned=False)
+    """The case without its options and in torch's layout: what they are measured by."""
+    return replace(case, padding="none", mode="sum", half=False, pruned=False, layout="torch")
 
 
 def cached(bits: int) -> Iterator[Case]:
@@ -108,6 +191,7 @@ def cached(bits: int) -> Iterator[Case]:
     yield varied(base, "pruned", pruned=True)
     yield varied(base, "dim=64,pruned", dim=64, pruned=True)
     yield from of_options(base)
+    yield from of_layouts(base)
     yield varied(base, "int32", index_dtype="int32")
     yield varied(base, "threads=2", threads=2)
     yield varied(base, "level=avx2", level="avx2")
@@ -127,10 +211,33 @@ def memory(bits: int) -> Iterator[Case]:
     yield varied(base, "pruned", pruned=True)
     yield varied(base, "threads=2", threads=2)
     yield varied(base, "level=avx2", level="avx2")
+    yield from of_layouts(base)
     if bits == 4:
         yield varied(base, "one-bag=1000", bags=1, length=1000)
         yield varied(base, "int32", index_dtype="int32")
         yield varied(base, "int32,offsets=int32", index_dtype="int32", offsets_dtype="int32")
+
+
+def floats() -> Iterator[Case]:
+    """Rows of floats, which torch.nn.functional.embedding_bag sums too."""
+    for element, bits in ELEMENT_BITS.items():
+        rows, modes = (1_000_000, ("sum", "mean")) if element == "float32" else (2_000_000, ("sum",))
+        in_cache = Case(f"cached/element={element}", 2_000, 128, bits, call="public", element=element)
+        from_memory = replace(in_cache, name=f"memory/element={element}", rows=rows, bags=1024)
+        for base, dim in ((in_cache, 128), (in_cache, 64), (from_memory, 128)):
+            for mode, threads in itertools.product(modes, (1, 2)):
+                factors = {"dim=64": dim == 64, mode: mode != "sum", "threads=2": threads == 2}
+                factor = ",".join(name for name, varies in factors.items() if varies)
+                yield varied(base, factor, dim=dim, mode=mode, threads=threads) if factor else base
+
+
+def dequantizing() -> Iterator[Case]:
+    """Whole tables to float32, beside a copy of as many floats."""
+    for bits in BITS:
+        base = Case(f"dequantize/{bits}bit", 500_000, 64, bits, call="public", work="dequantize", extras=("copy",))
+        yield base
+        for layout in layouts_of(bits, base.dim):
+            yield varied(base, f"layout={layout}", layout=layout, extras=base.extras)
 
 
 def pages() -> Iterator[Case]:
@@ -151,7 +258,7 @@ def quantizing() -> Iterator[Case]:
 
 
 def all_cases() -> dict[str, Case]:
-    groups = [*map(cached, BITS), *map(memory, BITS), pages(), quantizing()]
+    groups = [*map(cached, BITS), *map(memory, BITS), floats(), pages(), quantizing(), dequantizing()]
     return {case.name: case for group in groups for case in group}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import Case, plain
+from .cases import LAYOUTS, Case, plain
 from .tables import padding_idx, placed, reserve, sets
 
 WIDTHS = {8: "byte", 4: "4bit", 2: "2bit"}
@@ -34,6 +34,7 @@ class Contender(NamedTuple):
     call: Callable[..., Any]
     arguments: Callable[..., tuple[Any, ...]]
     all_count: bool = False  # of a case with options, every row that is looked up, for there are none
+    array: Callable[[Any], np.ndarray] = np.asarray  # what a call returns, as an array to compare
 
 
 def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, own_output: bool = False) -> Contender:
@@ -46,12 +47,16 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, 
         return Contender(lambda indices, offsets: np.add.reduceat(table[indices], offsets), lambda *traffic: traffic)
     if name == "floor":
         return floor(case, table)
+    if name == "copy":
+        return plain_copy(case, table)
     if name == "plain":
-        call, arguments, _ = build("qembag", plain(case), table, None, own_output)
+        call, arguments, *_ = build("qembag", plain(case), table, None, own_output)
         if not case.pruned:
             return Contender(call, arguments, True)
         # Half of the logical rows are stored, each as the row of half its number.
         return Contender(call, lambda indices, *others: arguments(placed(indices // 2), *others), True)
+    if name == "torch" and case.of_floats:
+        return torch_floats(case, table)
     options = {}
     if own_output and case.work == "lookup" and case.bags >= OWN_OUTPUT_BAGS:
         options["out"] = output(case)
@@ -85,26 +90,83 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, 
 
 
 def output(case: Case) -> np.ndarray:
-    dtype = np.dtype(np.float16 if case.half else np.float32)
-    return reserve(case.bags * case.dim * dtype.itemsize).view(dtype).reshape(case.bags, case.dim)
+    if case.element == "bfloat16":
+        dtype = np.dtype(np.uint16)
+    else:
+        dtype = np.dtype(np.float16 if case.half or case.element == "float16" else np.float32)
+    rows = case.rows if case.work == "dequantize" else case.bags
+    return reserve(rows * case.dim * dtype.itemsize).view(dtype).reshape(rows, case.dim)
+
+
+def table_of(case: Case, rows: np.ndarray, mapping: np.ndarray | None) -> Any:
+    """A table of qembag's, with no argument that the case does not need: older builds know fewer."""
+    import qembag
+
+    if case.element == "bfloat16":
+        return qembag.FloatTable(rows, dtype="bfloat16")
+    if case.of_floats:
+        return qembag.FloatTable(rows)
+    options: dict[str, Any] = {}
+    if case.other_layout:
+        layout = LAYOUTS[case.layout]
+        options = {
+            "dim": case.dim,
+            "scale_dtype": layout.scale_dtype,
+            "scale_first": layout.scale_first,
+            "group_size": layout.group_size,
+        }
+    return qembag.QuantizedTable(rows, case.bits, compressed_indices_mapping=mapping, **options)
 
 
 def public(case: Case, table: np.ndarray, mapping: np.ndarray | None, options: dict[str, Any]) -> Contender:
-    """`qembag.embedding_bag`, with no argument that the case does not need."""
+    """`qembag.embedding_bag`, with no argument that the case does not need; or a table's `dequantize`."""
     import qembag
 
     if case.weighted:
         raise ValueError(f"{case.name}: weights are measured through ops")
     qembag.set_num_threads(case.threads)
-    weights = qembag.QuantizedTable(table, case.bits, compressed_indices_mapping=mapping)
+    weights = table_of(case, table, mapping)
+    if case.work == "dequantize":
+        return Contender(functools.partial(weights.dequantize, out=output(case)), lambda: ())
     if case.mode != "sum":
         options["mode"] = case.mode
     if case.padding != "none":
         options["padding_idx"] = padding_idx(case, len(table))
-    if case.half and "out" not in options:
+    if case.element == "bfloat16":
+        options["dtype"] = "bfloat16"  # with an output too: its uint16 are bits only when this says so
+    elif (case.half or case.element == "float16") and "out" not in options:
         options["dtype"] = np.float16
     call = functools.partial(qembag.embedding_bag, **options) if options else qembag.embedding_bag
     return Contender(call, lambda indices, offsets: (weights, indices, offsets))
+
+
+def torch_floats(case: Case, table: np.ndarray) -> Contender:
+    """torch.nn.functional.embedding_bag, whose answers are of its table's type."""
+    import torch
+
+    torch.set_num_threads(case.threads)
+    is_bfloat16 = case.element == "bfloat16"
+    # Of bfloat16 NumPy has only the bits; torch converts no uint16 to it.
+    weights = torch.from_numpy(table.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(table)
+
+    def array(answer: Any) -> np.ndarray:
+        return answer.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else answer.numpy()
+
+    def arguments(indices: np.ndarray, offsets: np.ndarray) -> tuple[Any, ...]:
+        return torch.from_numpy(indices), weights, torch.from_numpy(offsets)
+
+    return Contender(functools.partial(torch.nn.functional.embedding_bag, mode=case.mode), arguments, False, array)
+
+
+def plain_copy(case: Case, floats: np.ndarray) -> Contender:
+    """As many float32 as a table has, copied: what memory lets `dequantize` write, and more than it reads."""
+    out = output(case)
+
+    def copy() -> np.ndarray:
+        np.copyto(out, floats)
+        return out
+
+    return Contender(copy, lambda: ())
 
 
 @functools.lru_cache

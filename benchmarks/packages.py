@@ -8,7 +8,10 @@ Bytecode is not copied: one build's may be stale, and code that Python compiled 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -50,3 +53,10 @@ def copy(package: Path, folder: Path) -> None:
 def check_origin(modules: dict[str, str], folder: Path) -> None:
     if not Path(modules["qembag"]).resolve().is_relative_to(folder.resolve()):
         raise SystemExit(f"a contender imported {modules['qembag']} in place of the one in {folder}")
+
+
+def has_layouts(folder: Path) -> bool:
+    """Whether the qembag in a directory knows rows of other layouts and of floats; asked in a process of its own."""
+    settings = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", "from qembag import FloatTable"]
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, check=False).returncode == 0

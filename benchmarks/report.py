@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from .cases import BITS, CASES, TARGETS
+from .cases import BITS, CASES, TARGETS, plain
 from .intervals import by_chance, is_faster, is_slower
 
 # Cases whose whole interval is below this are named first.
 MUCH_SLOWER = 0.97
+# What a case may say: the rival's time over ours, ours over that of the plain loop, and over a copy's.
+SUMMARIES = ("ratio", "cost", "copies")
 HOW = """\
 Each contender runs in its own process. They take turns, round by round, in random order; a turn is about 10 ms of calls
 after an untimed warm-up. With one thread, all contenders of a round run on one core, and those of the next round on the next.
@@ -49,6 +51,19 @@ INDEX = """\
 
 Made by `python -m benchmarks`; not edited by hand. Each processor has a report, its numbers (`.json`) and plots. What stands
 behind them: [speed.md](../speed.md)."""
+LAYOUTS_NOTE = """\
+Rows of other layouts than PyTorch's, by qembag alone: its time over its own time with PyTorch's layout, with the same values,
+bags and indices, through `qembag.embedding_bag`. `half` and `float`: the type of scales and biases; `first` and `behind`:
+where they stand; `fbgemm`: `half-first` with rows padded to multiples of 16 bytes; `groups`: elements that share a scale and
+a bias, float16 and behind. Rows differ in length, and from memory the length counts: `cost a byte` is the cost over the ratio
+of the lengths. Answers of both layouts are compared bit for bit."""
+FLOATS_NOTE = """\
+Tables of float32, float16 or bfloat16, summed in float32 to an output of the table's type: `torch.nn.functional.embedding_bag`
+against `qembag.embedding_bag`. Answers are compared bit for bit; those of bfloat16 may differ in the last bit, since PyTorch
+rounds ties away from zero and qembag to even."""
+DEQUANTIZING_NOTE = """\
+`table.dequantize(out=)` of 500,000 rows of 64 beside `numpy.copyto` of as many float32, one thread; `plain`: of PyTorch's
+layout; `copies`: qembag's time over the copy's. A copy reads four bytes an element too."""
 PAGES_NOTE = """\
 One table of 2 GiB, 8 bits, rows of 64, one thread. `numpy`: what NumPy's allocator asks for (huge pages, with madvise).
 `4k`: an anonymous mapping with huge pages refused. `file`: a memory-mapped file that is in the page cache."""
@@ -90,7 +105,8 @@ def caption(results: dict[str, Any]) -> str:
 
 def starts_and_rounds(results: dict[str, Any]) -> str:
     cases = results["cases"].values()
-    starts = span((len((case.get("ratio") or case["cost"])["starts"]) for case in cases), " to ")
+    summaries = (next(case[key] for key in SUMMARIES if key in case) for case in cases)
+    starts = span((len(some["starts"]) for some in summaries), " to ")
     return f"{starts} starts of {span((case['rounds'] for case in cases), ' to ')} rounds"
 
 
@@ -103,7 +119,7 @@ def ratio(result: dict[str, Any] | None, digits: int = 2) -> str:
 
 def line_of(result: dict[str, Any]) -> str:
     """Of one case, while it is being measured."""
-    parts = [f"{key} {ratio(result[key], 3)}" for key in ("ratio", "cost") if key in result]
+    parts = [f"{key} {ratio(result[key], 3)}" for key in SUMMARIES if key in result]
     return ", ".join([*parts, *([] if result["equal"] is None else [f"equal: {result['equal']}"])])
 
 
@@ -116,6 +132,38 @@ def of_names(cases: dict[str, Any], names: Iterable[str], contenders: list[str],
             cells = [f"{times[contender]:.2f}" if contender in times else "" for contender in contenders]
             lines.append([f"`{name}`", *cells, ratio(cases[name].get(key))])
     return table(["case, ns a row", *contenders, key], lines)
+
+
+def scaled(some: dict[str, Any], factor: float) -> dict[str, Any]:
+    return {"median": factor * some["median"], "interval": [factor * end for end in some["interval"]]}
+
+
+def of_layouts(cases: dict[str, Any], names: Iterable[str]) -> str:
+    """A line for each case: bytes and ns a row, the cost of the layout, and from memory what it is beside the bytes."""
+    lines = []
+    for name in names:
+        result, case = cases[name], CASES[name]
+        bytes_of_torch, times, cost = plain(case).row_bytes, result["ns"], result["cost"]
+        a_byte = ratio(scaled(cost, bytes_of_torch / case.row_bytes)) if case.group == "memory" else ""
+        lengths = [str(bytes_of_torch), str(case.row_bytes)]
+        lines.append([f"`{name}`", *lengths, f"{times['plain']:.2f}", f"{times['qembag']:.2f}", ratio(cost), a_byte])
+    titles = ["case", "bytes, PyTorch's layout", "bytes, this one", "ns, PyTorch's layout", "ns, this one", "cost"]
+    return table([*titles, "cost a byte"], lines)
+
+
+def of_rows(cases: dict[str, Any]) -> list[str]:
+    """Sections on rows of other layouts and of floats."""
+    layouts = [name for name in cases if CASES[name].other_layout and CASES[name].work == "lookup"]
+    floats = [name for name in cases if CASES[name].of_floats]
+    whole = [name for name in cases if CASES[name].work == "dequantize"]
+    parts = []
+    if layouts:
+        parts += ["## Layouts of rows", LAYOUTS_NOTE, of_layouts(cases, layouts)]
+    if floats:
+        parts += ["## Rows of floats", FLOATS_NOTE, of_names(cases, floats, ["torch", "qembag"])]
+    if whole:
+        parts += ["## Dequantizing", DEQUANTIZING_NOTE, of_names(cases, whole, ["copy", "plain", "qembag"], "copies")]
+    return parts
 
 
 def targets(cases: dict[str, Any]) -> str:
@@ -199,15 +247,20 @@ def of_counts(counts: dict[str, dict[str, float]]) -> str:
 
 def sections(cases: dict[str, Any]) -> dict[str, tuple[str, list[str], list[str], str]]:
     """By title: a note, names of cases, the contenders to show, and what they are compared by."""
-    plain = [name for name in cases if CASES[name].group in ("cached", "memory")]
-    with_torch = [name for name in plain if not CASES[name].beyond_torch and CASES[name].level is None]
+    lookups = [name for name in cases if CASES[name].group in ("cached", "memory") and not CASES[name].needs_layouts]
+    with_torch = [name for name in lookups if not CASES[name].beyond_torch and CASES[name].level is None]
     both = ["torch", "qembag"]
     return {
         "Cached: 2,000 rows": ("", [n for n in with_torch if CASES[n].group == "cached"], both, "ratio"),
         "From memory": ("", [n for n in with_torch if CASES[n].group == "memory"], both, "ratio"),
-        "Options": (OPTIONS_NOTE, [n for n in plain if "cost" in cases[n]], ["plain", "qembag"], "cost"),
-        "NumPy and the floor": (FLOOR_NOTE, [n for n in plain if CASES[n].extras], ["numpy", *both, "floor"], "ratio"),
-        "Other levels": (AVX2_NOTE, [n for n in plain if CASES[n].level], both, "ratio"),
+        "Options": (OPTIONS_NOTE, [n for n in lookups if "cost" in cases[n]], ["plain", "qembag"], "cost"),
+        "NumPy and the floor": (
+            FLOOR_NOTE,
+            [n for n in lookups if CASES[n].extras],
+            ["numpy", *both, "floor"],
+            "ratio",
+        ),
+        "Other levels": (AVX2_NOTE, [n for n in lookups if CASES[n].level], both, "ratio"),
         "Quantizing": ("", [n for n in cases if CASES[n].group == "quantize"], both, "ratio"),
     }
 
@@ -223,6 +276,7 @@ def render(results: dict[str, Any], plots: str = "") -> str:
     for title, (note, names, contenders, key) in sections(cases).items():
         if names:
             parts += [f"## {title}", *([note] if note else []), of_names(cases, names, contenders, key)]
+    parts += of_rows(cases)
     if growth := results.get("growth"):
         parts += ["## Growth", GROWTH_NOTE]
         parts += [f"![ns a row against table size]({plots}-growth.svg)"] if plots else []

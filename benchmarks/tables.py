@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .cases import Case
+from .cases import LAYOUTS, Case, plain
 
 PIECE_BYTES = 64 << 20
 # A table below this stays in the caches of most machines, so sets of indices may come again.
@@ -52,38 +52,53 @@ def placed(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def packed_table(case: Case, path: str | None = None) -> np.ndarray:
-    """Rows of full-range codes. Only one piece is drawn, the others are it with other codes: fast, and no two alike."""
-    table = reserve(case.rows * case.row_bytes, case.pages, path).reshape(case.rows, case.row_bytes)
+def packed_table(case: Case, path: str | None = None, stored: Case | None = None) -> np.ndarray:
+    """Rows of full-range codes. Only one piece is drawn, the others are it with other codes: fast, and no two alike.
+
+    With `stored`, the same values in the layout of that case."""
+    stored = stored or case
+    table = reserve(stored.rows * stored.row_bytes, case.pages, path).reshape(stored.rows, stored.row_bytes)
     if case.pages == "file":
         np.add.reduce(table.reshape(-1)[::4096])  # maps every page now: a page fault is not a lookup
     else:
-        fill(table, case)
+        fill(table, case, stored)
     return table
 
 
-def fill(table: np.ndarray, case: Case) -> None:
+def fill(table: np.ndarray, case: Case, stored: Case) -> None:
+    """The same values in every layout: groups of a row have the same pair, rounded to what both `stored` and torch's layout
+    can hold. So answers can be compared bit for bit; no loop looks at what the pairs are."""
     rng = np.random.default_rng(0)
-    tail = np.dtype("<f4" if case.bits == 8 else "<f2")
-    codes_bytes = case.row_bytes - 2 * tail.itemsize
-    piece_rows = min(case.rows, PIECE_BYTES // case.row_bytes)
-    piece = np.frombuffer(rng.bytes(piece_rows * case.row_bytes), dtype=np.uint8).reshape(piece_rows, -1).copy()
-    piece[:, codes_bytes:] = (0.1 * rng.standard_normal((piece_rows, 2))).astype(tail).view(np.uint8)
+    codes_bytes, pairs_bytes = stored.codes_bytes, stored.pairs_bytes
+    codes_start, pairs_start = (pairs_bytes, 0) if LAYOUTS[stored.layout].scale_first else (0, codes_bytes)
+    piece_rows = min(case.rows, PIECE_BYTES // codes_bytes)
+    codes = np.frombuffer(rng.bytes(piece_rows * codes_bytes), dtype=np.uint8).reshape(piece_rows, -1)
+    pairs = 0.1 * rng.standard_normal((piece_rows, 2))
+    for pair_type in (case.pair_type, plain(case).pair_type, stored.pair_type):
+        pairs = pairs.astype(pair_type)
+    pairs = np.tile(pairs.astype(pairs.dtype.newbyteorder("<")).view(np.uint8), stored.groups)
     for number, start in enumerate(range(0, case.rows, piece_rows)):
         part = table[start : start + piece_rows]
-        np.bitwise_xor(piece[: len(part)], np.uint8(number % 256), out=part)
-        part[:, codes_bytes:] = piece[: len(part), codes_bytes:]
+        part_codes = part[:, codes_start : codes_start + codes_bytes]
+        np.bitwise_xor(codes[: len(part)], np.uint8(number % 256), out=part_codes)
+        part[:, pairs_start : pairs_start + pairs_bytes] = pairs[: len(part)]
+        part[:, codes_bytes + pairs_bytes :] = 0
 
 
 def write_file(case: Case, path: str) -> None:
     """The table of a case on mapped pages, for all its contenders."""
-    fill(np.memmap(path, dtype=np.uint8, mode="w+", shape=(case.rows, case.row_bytes)), case)
+    fill(np.memmap(path, dtype=np.uint8, mode="w+", shape=(case.rows, case.row_bytes)), case, case)
 
 
 def float_table(case: Case) -> np.ndarray:
-    """float32 rows, for NumPy's lookups and for quantizing."""
-    table = reserve(4 * case.rows * case.dim).view(np.float32)
-    piece = np.random.default_rng(0).standard_normal(min(table.size, PIECE_BYTES // 4), dtype=np.float32)
+    """Rows of floats: float32 for NumPy's lookups, for quantizing and copying; where a case's rows are floats, of its type,
+    of bfloat16 the bits."""
+    piece = np.random.default_rng(0).standard_normal(min(case.rows * case.dim, PIECE_BYTES // 4), dtype=np.float32)
+    if case.element == "float16":
+        piece = piece.astype(np.float16)
+    elif case.element == "bfloat16":
+        piece = (piece.view(np.uint32) >> 16).astype(np.uint16)
+    table = reserve(piece.itemsize * case.rows * case.dim).view(piece.dtype)
     for start in range(0, table.size, piece.size):
         part = table[start : start + piece.size]
         part[:] = piece[: part.size]

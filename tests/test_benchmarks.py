@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import shutil
@@ -50,7 +51,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_cases_are_of_each_their_own_kind(benchmarks):
     cases = benchmarks("cases").CASES
-    assert 150 <= len([case for case in cases.values() if case.work == "lookup"]) <= 180
+    lookups = [case for case in cases.values() if case.work == "lookup"]
+    assert 150 <= len([case for case in lookups if not case.needs_layouts]) <= 180
+    assert len([case for case in lookups if case.of_floats]) == 24
     assert all(name == case.name for name, case in cases.items())
     factors = [repr(case).replace(repr(case.name), "") for case in cases.values()]
     assert len(set(factors)) == len(factors)
@@ -76,6 +79,39 @@ def test_each_option_has_a_case(benchmarks, bits, dim):
     for small in ("one-bag=10", "two-bags=2"):
         calls = [cases[f"cached/{bits}bit/{small}{suffix}"].call for suffix in ("", ",public")]
         assert calls == ["ops", "public"]
+
+
+@pytest.mark.parametrize("where", ["cached", "memory"])
+@pytest.mark.parametrize(
+    ("bits", "layouts"),
+    [
+        (8, {"half-first", "float-first", "half-behind", "fbgemm", "groups=32", "groups=64"}),
+        (4, {"half-first", "float-behind", "fbgemm", "groups=32", "groups=64"}),
+        (2, {"half-first", "float-behind", "fbgemm", "groups=32", "groups=64"}),
+    ],
+)
+def test_each_layout_has_a_case_as_large_as_torchs(benchmarks, where, bits, layouts):
+    cases = benchmarks("cases")
+    for dim, prefix, expected in ((128, "", layouts), (64, "dim=64,", layouts - {"groups=64"})):
+        start = f"{where}/{bits}bit/{prefix}layout="
+        found = {name.removeprefix(start): case for name, case in cases.CASES.items() if name.startswith(start)}
+        assert set(found) == expected
+        base = cases.CASES[f"{where}/{bits}bit{'/dim=64' if prefix else ''}"]
+        for layout, case in found.items():
+            assert (case.layout, case.dim, case.rows, case.bags) == (layout, dim, base.rows, base.bags)
+            assert (case.optional, case.beyond_torch) == (True, True)
+            assert cases.plain(case).layout == "torch"
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_cases_count_bytes_as_the_package_does(benchmarks, bits):
+    cases = benchmarks("cases")
+    for name, layout in cases.LAYOUTS.items():
+        case = cases.Case("tiny", 9, 48, bits, layout=name)
+        floats = np.ones((1, 48), np.float32)
+        assert case.row_bytes == qembag.quantize(floats, bits, **dataclasses.asdict(layout)).row_bytes
+    assert cases.CASES["cached/8bit/layout=fbgemm"].row_bytes == 144
+    assert cases.CASES["cached/element=bfloat16"].row_bytes == 256
 
 
 def test_tables_fit_and_torch_takes_them(benchmarks):
@@ -185,6 +221,85 @@ def test_the_public_contender_and_the_plain_one_do_what_the_case_says(benchmarks
     assert (ours.all_count, plain.all_count) == (False, True)
 
 
+@pytest.mark.parametrize("layout", ["half-first", "float-first", "half-behind", "float-behind", "fbgemm", "groups=32"])
+def test_rows_of_each_layout_hold_the_same_values_as_torchs(benchmarks, monkeypatch, bits, layout):
+    contenders, tables, cases = benchmarks("contenders"), benchmarks("tables"), benchmarks("cases")
+    case = cases.Case("tiny", 50, 80, bits, bags=20, length=10, call="public", layout=layout)
+    monkeypatch.setattr(tables, "PIECE_BYTES", 20 * case.codes_bytes)
+    packed = {"qembag": tables.packed_table(case), "plain": tables.packed_table(case, None, cases.plain(case))}
+    assert [rows.shape for rows in packed.values()] == [(50, case.row_bytes), (50, cases.plain(case).row_bytes)]
+    assert len(np.unique(packed["qembag"], axis=0)) == 50
+    ((indices, offsets),) = tables.sets(case, 50, (1, 0), 1)
+    expected = qembag.QuantizedTable(packed["plain"], bits).dequantize()[indices.reshape(20, 10)].sum(axis=1)
+    answers = []
+    for name, rows in packed.items():
+        contender = contenders.build(name, case, rows, None, own_output=name == "plain")
+        answers.append(contender.call(*contender.arguments(indices, offsets)))
+    assert np.array_equal(*answers)
+    np.testing.assert_allclose(answers[0], expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["torch", "fbgemm", "float-first", "groups=32"])
+def test_dequantizing_and_a_copy_write_as_many_floats(benchmarks, bits, layout):
+    contenders, tables = benchmarks("contenders"), benchmarks("tables")
+    case = benchmarks("cases").Case("tiny", 50, 80, bits, call="public", work="dequantize", layout=layout)
+    ours = contenders.build("qembag", case, tables.packed_table(case), None, own_output=True)
+    answer = ours.call(*ours.arguments())
+    assert np.array_equal(answer, contenders.table_of(case, tables.packed_table(case), None).dequantize())
+    floats = tables.float_table(case)
+    copy = contenders.build("copy", case, floats, None)
+    copied = copy.call(*copy.arguments())
+    assert (copied.shape, copied.dtype) == (answer.shape, answer.dtype)
+    assert np.array_equal(copied, floats)
+    assert not np.shares_memory(copied, floats)
+
+
+@pytest.mark.parametrize("element", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("own_output", [False, True])
+def test_rows_of_floats_are_summed_to_their_own_type(benchmarks, element, own_output):
+    contenders, tables, cases = benchmarks("contenders"), benchmarks("tables"), benchmarks("cases")
+    bits = cases.ELEMENT_BITS[element]
+    case = cases.Case("tiny", 50, 16, bits, bags=20, length=10, call="public", element=element)
+    rows = tables.float_table(case)
+    assert (rows.dtype.itemsize, rows.nbytes) == (bits // 8, 50 * case.row_bytes)
+    ((indices, offsets),) = tables.sets(case, 50, (1, 0), 1)
+    ours = contenders.build("qembag", case, rows, None, own_output)
+    answer = ours.array(ours.call(*ours.arguments(indices, offsets)))
+    assert answer.dtype == (np.uint16 if element == "bfloat16" else element)
+    values, sums = ((a.astype(np.uint32) << 16).view("f4") if a.dtype == np.uint16 else a for a in (rows, answer))
+    expected = values[indices.reshape(20, 10)].astype(np.float64).sum(axis=1)
+    np.testing.assert_allclose(sums, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("element", "mode"), [("float32", "sum"), ("float32", "mean"), ("float16", "sum"), ("bfloat16", "sum")]
+)
+def test_torch_sums_the_same_floats(benchmarks, element, mode):
+    pytest.importorskip("torch")
+    measure, worker, cases = benchmarks("measure"), benchmarks("worker"), benchmarks("cases")
+    bits = cases.ELEMENT_BITS[element]
+    case = cases.Case("tiny", 50, 16, bits, bags=20, call="public", threads=2, element=element, mode=mode)
+    table, answers = benchmarks("tables").float_table(case), {}
+    for name in ("qembag", "torch"):
+        contender = benchmarks("contenders").build(name, case, table, None)
+        answers[name] = worker.turn(case, case.rows, contender, 3, 4, checked=True)[2]
+    assert measure.agree(case, "torch", answers["qembag"], answers["torch"])
+    assert len(answers["torch"]) == 2 + (20 * 16 if element == "bfloat16" else 0)
+
+
+def test_answers_agree_in_all_bits_but_torchs_bfloat16_in_the_last(benchmarks):
+    agree, case = benchmarks("measure").agree, benchmarks("cases").Case
+    of_bfloat16 = case("some", 9, 16, 16, element="bfloat16")
+    ours = [7, 8, 100, 33000]
+    assert agree(of_bfloat16, "torch", ours, [1, 2, 101, 32999])
+    assert not agree(of_bfloat16, "torch", ours, [1, 2, 102, 33000])
+    assert not agree(of_bfloat16, "torch", ours, [7, 8, 100])
+    assert not agree(of_bfloat16, "other", ours, [1, 8, 100, 33000])
+    assert not agree(case("some", 9, 16, 16, element="float16"), "torch", [7, 8], [7, 9])
+    assert agree(case("some", 9, 16, 8, layout="fbgemm"), "plain", [7, 8], [7, 8])
+
+
 def test_each_piece_of_a_table_has_other_codes(benchmarks, monkeypatch, tiny):
     tables = benchmarks("tables")
     monkeypatch.setattr(tables, "PIECE_BYTES", 20 * tiny.row_bytes)
@@ -264,6 +379,19 @@ def test_a_case_that_torch_has_not_is_compared_with_the_plain_loop_and_the_other
     assert both["equal"] is True
 
 
+def test_of_another_layout_the_answers_are_compared_with_those_of_torchs(benchmarks, monkeypatch):
+    measure, cases = benchmarks("measure"), benchmarks("cases")
+    fake = Fake(monkeypatch, measure, lambda worker, start: {"qembag": 0.03, "plain": 0.02, "copy": 0.01}[worker])
+    case = cases.Case("some", 9, 64, 8, call="public", work="dequantize", layout="fbgemm", extras=("copy",))
+    result = measure.measure(case, 2, 1)
+    assert (result["cost"]["median"], result["copies"]["median"], result["equal"]) == (1.5, 3, True)
+    assert "ratio" not in result
+    monkeypatch.setattr(
+        measure, "turn", lambda worker, *others: [0.01, 40, [worker == "plain" and fake.starts[-1] == 3]]
+    )
+    assert measure.measure(cases.Case("some", 9, 64, 8, call="public", layout="fbgemm"), 4, 1)["equal"] is False
+
+
 def test_an_answer_that_differs_in_one_start_is_noticed(benchmarks, monkeypatch):
     measure = benchmarks("measure")
     fake = Fake(monkeypatch, measure, lambda worker, start: 0.01)
@@ -278,7 +406,7 @@ def test_an_answer_that_differs_in_one_start_is_noticed(benchmarks, monkeypatch)
 def test_the_floor_reads_the_first_and_last_bytes_of_rows_and_one_of_each_line_between(benchmarks):
     case = benchmarks("cases").Case("tiny", 9, 100, 8, bags=2, length=3)
     table = benchmarks("tables").packed_table(case)
-    call, arguments, _ = benchmarks("contenders").build("floor", case, table, None)
+    call, arguments, *_ = benchmarks("contenders").build("floor", case, table, None)
     indices = np.array([8, 0, 3, 3, 5, 1])
     assert call(*arguments(indices)) == table[indices][:, [0, 64, 107]].sum(dtype=np.int64)
 
@@ -332,6 +460,21 @@ def test_a_copied_package_has_its_libraries_and_no_bytecode(benchmarks, tmp_path
     packages.check_origin({"qembag": str(tmp_path / "copy" / "qembag" / "__init__.py")}, tmp_path / "copy")
     with pytest.raises(SystemExit, match="in place of the one in"):
         packages.check_origin({"qembag": str(package / "__init__.py")}, tmp_path / "copy")
+
+
+def test_a_build_without_layouts_is_known_and_its_cases_are_left_out(benchmarks, tmp_path, capsys):
+    main = benchmarks("__main__")
+    (tmp_path / "qembag").mkdir()
+    package = tmp_path / "qembag" / "__init__.py"
+    package.write_text("")
+    assert not main.has_layouts(tmp_path)
+    package.write_text("class FloatTable: ...")
+    assert main.has_layouts(tmp_path)
+    names = ["cached/8bit", "cached/8bit/layout=fbgemm", "cached/element=bfloat16", "dequantize/8bit"]
+    assert main.without_layouts(names) == ["cached/8bit", "dequantize/8bit"]
+    assert capsys.readouterr().err.startswith("2 cases of other layouts and of rows of floats are left out")
+    with pytest.raises(SystemExit, match="no case is left"):
+        main.without_layouts(["memory/element=float16"])
 
 
 def test_names_can_be_chosen(benchmarks):

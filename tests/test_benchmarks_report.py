@@ -26,17 +26,27 @@ def of_starts(median: float, low: float, high: float):
 
 
 def result(**changes):
-    ns = {"qembag": 4.321, "torch": 6.543, "numpy": 98.76, "floor": 1.234, "other": 5.678, "plain": 3.456}
+    ns = {
+        "qembag": 4.321,
+        "torch": 6.543,
+        "numpy": 98.76,
+        "floor": 1.234,
+        "other": 5.678,
+        "plain": 3.456,
+        "copy": 2.345,
+    }
     some = {"ns": ns, "ratio": of_starts(1.5, 1.25, 1.75), "equal": True, "rounds": 7, "date": "2026-01-02"}
     return some | changes
 
 
 def result_of(case):
-    """Of a case with options there is a cost, and of one that torch has not, no ratio."""
+    """Of a case with options there is a cost, beside a copy how many copies, and of one that torch has not, no ratio."""
     some = result(cost=of_starts(1.2, 1.1, 1.3)) if case.optional else result()
+    if "copy" in case.extras:
+        some["copies"] = of_starts(2.2, 2.1, 2.3)
     if case.beyond_torch:
         del some["ratio"]
-        some["equal"] = None
+        some["equal"] = True if case.other_layout else None
     return some
 
 
@@ -290,6 +300,31 @@ def test_the_report_has_the_numbers(benchmarks, results):
     assert "| 8 bits, 10000 indices | 321 |" in text
     for name in results["cases"]:
         assert f"| `{name}` |" in text
+
+
+def test_layouts_floats_and_dequantizing_have_sections_of_their_own(benchmarks, results):
+    text = benchmarks("report").render(results)
+    parts = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    layouts = parts["Layouts of rows"]
+    # 136 of 144 bytes: from memory the cost a byte is so much less.
+    assert "| `cached/8bit/layout=fbgemm` | 136 | 144 | 3.46 | 4.32 | 1.20 (1.10 to 1.30) |  |" in layouts
+    line = "| `memory/8bit/layout=fbgemm` | 136 | 144 | 3.46 | 4.32 | 1.20 (1.10 to 1.30) | 1.13 (1.04 to 1.23) |"
+    assert line in layouts
+    assert "| `memory/element=bfloat16/threads=2` | 6.54 | 4.32 | 1.50 (1.25 to 1.75) |" in parts["Rows of floats"]
+    assert "| `dequantize/4bit/layout=fbgemm` | 2.35 | 3.46 | 4.32 | 2.20 (2.10 to 2.30) |" in parts["Dequantizing"]
+    for title, part in parts.items():
+        assert ("| `cached/8bit/layout=" in part) == (title == "Layouts of rows")
+        assert ("| `cached/element=float32" in part) == (title == "Rows of floats")
+        assert ("| `dequantize/" in part) == (title == "Dequantizing")
+
+
+def test_results_without_them_have_no_such_sections(benchmarks, results):
+    cases = benchmarks("cases").CASES
+    old = {
+        n: some for n, some in results["cases"].items() if not cases[n].needs_layouts and cases[n].work != "dequantize"
+    }
+    text = benchmarks("report").render(results | {"cases": old})
+    assert not any(word in text for word in ("Layouts of rows", "Rows of floats", "Dequantizing", "layout="))
 
 
 def test_part_of_the_results_is_reported_too(benchmarks):
