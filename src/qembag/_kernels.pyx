@@ -165,6 +165,8 @@ cdef bint is_in_range(const Lookup *job) noexcept nogil:
 include "lookup_blocks.pxi"
 include "lookup_bags.pxi"
 include "lookup_gathered.pxi"
+include "lookup_widths.pxi"
+include "lookup_forms.pxi"
 include "lookup_passes.pxi"
 include "lookup_threads.pxi"
 include "quantize_loops.pxi"

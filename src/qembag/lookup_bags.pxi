@@ -179,7 +179,7 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
                          const bint is_plain) noexcept nogil:
     """Sums (or maxima) of whole bags, over the columns of one block. False where an index or an offset is out of
     range, or where a signal ends the call."""
-    cdef Block block = block_of(job, task, form, width)
+    cdef Block block
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef Py_ssize_t bag = task.first_bag
     cdef int64_t start = read_offset(job, bag), stop, end = 0, added, count
@@ -188,6 +188,7 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
     cdef bint may_pair = width <= LANES_PAIRED and not is_max and not is_grouped(form), is_pair
     if unlikely(not 0 <= start <= job.num_indices):
         return False
+    set_block(&block, job, task, form, width)
     if task.is_first:
         warm_up(rows, task, &block, start)
     if may_pair:

@@ -17,7 +17,6 @@ cdef struct Pass:
     Py_ssize_t end_bag
     Py_ssize_t first_vector
     int width
-    int kind                    # see `Kind`
     bint in_pairs
     bint is_first               # nothing has been prefetched for it
     int64_t limit               # where the bags that the caller goes on with end: rows are prefetched up to there
@@ -103,13 +102,14 @@ cdef inline int last_unit(const int form, const int width) noexcept nogil:
 
 # ---- A block of a row ---------------------------------------------------------------------------------------------
 
-cdef Block block_of(const Lookup *job, const Pass *task, int form, int width) noexcept nogil:
+cdef void set_block(Block *block, const Lookup *job, const Pass *task, int form, int width) noexcept nogil:
     """The row's last vector (or quad) is moved back to end where the codes end, so that it needs no partial load. The
-    elements that it shares with the one before come out twice: the same, or of the wrong group (see `store_block`)."""
+    elements that it shares with the one before come out twice: the same, or of the wrong group (see `store_block`).
+
+    In place: a structure that is returned is copied in wide pieces, which wait for the narrow stores before them."""
     cdef const Layout *layout = &job.layout
     cdef Py_ssize_t unit = last_unit(form, width), one = vector_bytes(form)
     cdef Py_ssize_t codes_end = layout.codes_start + layout.codes_bytes
-    cdef Block block
     block.first_byte = layout.codes_start + task.first_vector * one
     block.last_byte = min(block.first_byte + (width - unit) * one, codes_end - unit * one)
     block.last_byte = max(block.last_byte, layout.codes_start)
@@ -137,8 +137,7 @@ cdef Block block_of(const Lookup *job, const Pass *task, int form, int width) no
     block.is_plainly_stored = (job.out_type == FLOAT32_OUT and block.last_element + unit * 16 <= layout.dim
                                and job.mode != AVERAGE and job.mode != SQRTN)
     if is_grouped(form):
-        find_places(layout, task.first_vector, width, &block)
-    return block
+        find_places(layout, task.first_vector, width, block)
 
 
 cdef Shortness shortness_of(const Layout *layout, Py_ssize_t one) noexcept nogil:

@@ -138,7 +138,7 @@ cdef inline void max_gathered(lanes *acc, const Window *window, int first, int e
 cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
                                   const int width, const bint is_max) noexcept nogil:
     """What `look_up` does, for rows that `gather` has found."""
-    cdef Block block = block_of(job, task, form, width)
+    cdef Block block
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef bint is_first
     cdef int64_t position = read_offset(job, task.first_bag), start, stop, upto
@@ -149,6 +149,7 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
     cdef lanes acc[16]
     if unlikely(not 0 <= position <= task.limit):
         return False
+    set_block(&block, job, task, form, width)
     windows.limit = task.limit
     windows.current = 1
     window.start = window.stop = windows.window[1].start = windows.window[1].stop = position

@@ -1,278 +1,5 @@
 # Part of _kernels.pyx: which loop runs, and whole rows in one pass or several.
 
-# ---- Blocks of every width ----------------------------------------------------------------------------------------
-
-# What a loop is compiled for beside form and maximum or sum: where its rows come from.
-cdef enum Kind:
-    GATHERED = 0            # by way of windows
-    INT32 = 1               # read in the loop, with nothing else to look for
-    INT64 = 2
-    INT32_WITH = 3          # with weights, padding or invalid indices to skip
-    INT64_WITH = 4
-
-
-cdef inline bint is_plain(const int kind) noexcept nogil:
-    return kind == INT32 or kind == INT64
-
-
-cdef inline bint has_few_widths(const int form, const bint is_max, const int kind) noexcept nogil:
-    """Each width is code, and this is where it matters least."""
-    return is_max and kind == GATHERED if is_torchs(form) else is_max or not is_plain(kind)
-
-
-cdef inline int max_width(const int form, const bint is_max, const int kind) noexcept nogil:
-    """Vectors of the widest block. Of 2-bit codes eight: as quads 5 to 10 % faster than 16 one by one; at AVX2, which
-    has no quads, 8 to 10 % faster than 6. Else more only for sums of plain bags: wider blocks are most of a wheel's
-    bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
-    if has_few_widths(form, is_max, kind):
-        return 4 if LANES_MAX_BLOCK < 8 else 8
-    if form & ELEMENT == 2 and is_torchs(form):
-        return 8
-    if is_max or is_grouped(form) or is_one_pair(form) or not is_plain(kind):
-        return min(LANES_MAX_BLOCK, 8)
-    return LANES_MAX_BLOCK
-
-
-cdef inline bint is_width(int width, const int form, const bint is_max, const int kind) noexcept nogil:
-    """Whether there is a block so wide."""
-    if has_few_widths(form, is_max, kind):
-        return width == 1 or width == 2 or width == 4 or width == 8
-    if is_torchs(form):
-        return width <= 8 or width == 12 or width == 16
-    return width == 1 or width == 2 or width == 4 or width == 6 or width == 8 or width == 12 or width == 16
-
-
-cdef inline bint look_up_width(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
-                               const bint is_max, const int index_size, const bint plain) noexcept nogil:
-    """One loop for each width, which must be a constant there; a switch in C. Those that this level never uses are not
-    compiled."""
-    cdef int kind = INT64 if plain else INT64_WITH
-    cdef int most = max_width(form, is_max, kind), least = 4 if has_quads(form) else 1
-    if task.width == 1 and least <= 1:
-        return look_up(job, rows, task, form, 1, is_max, index_size, plain)
-    if task.width == 2 and least <= 2:
-        return look_up(job, rows, task, form, 2, is_max, index_size, plain)
-    if task.width == 3 and least <= 3 and is_width(3, form, is_max, kind):
-        return look_up(job, rows, task, form, 3, is_max, index_size, plain)
-    if task.width == 4:
-        return look_up(job, rows, task, form, 4, is_max, index_size, plain)
-    if task.width == 5 and most >= 5 and is_width(5, form, is_max, kind):
-        return look_up(job, rows, task, form, 5, is_max, index_size, plain)
-    if task.width == 6 and most >= 6 and is_width(6, form, is_max, kind):
-        return look_up(job, rows, task, form, 6, is_max, index_size, plain)
-    if task.width == 7 and most >= 7 and is_width(7, form, is_max, kind):
-        return look_up(job, rows, task, form, 7, is_max, index_size, plain)
-    if task.width == 8 and most >= 8:
-        return look_up(job, rows, task, form, 8, is_max, index_size, plain)
-    if task.width == 12 and most >= 12:
-        return look_up(job, rows, task, form, 12, is_max, index_size, plain)
-    if task.width == 16 and most >= 16:
-        return look_up(job, rows, task, form, 16, is_max, index_size, plain)
-    return False
-
-
-cdef inline bint look_up_width_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form,
-                                        const bint is_max) noexcept nogil:
-    cdef int most = max_width(form, is_max, GATHERED), least = 4 if has_quads(form) else 1
-    if task.width == 1 and least <= 1:
-        return look_up_gathered(job, rows, task, form, 1, is_max)
-    if task.width == 2 and least <= 2:
-        return look_up_gathered(job, rows, task, form, 2, is_max)
-    if task.width == 3 and least <= 3 and is_width(3, form, is_max, GATHERED):
-        return look_up_gathered(job, rows, task, form, 3, is_max)
-    if task.width == 4:
-        return look_up_gathered(job, rows, task, form, 4, is_max)
-    if task.width == 5 and most >= 5 and is_width(5, form, is_max, GATHERED):
-        return look_up_gathered(job, rows, task, form, 5, is_max)
-    if task.width == 6 and most >= 6 and is_width(6, form, is_max, GATHERED):
-        return look_up_gathered(job, rows, task, form, 6, is_max)
-    if task.width == 7 and most >= 7 and is_width(7, form, is_max, GATHERED):
-        return look_up_gathered(job, rows, task, form, 7, is_max)
-    if task.width == 8 and most >= 8:
-        return look_up_gathered(job, rows, task, form, 8, is_max)
-    if task.width == 12 and most >= 12:
-        return look_up_gathered(job, rows, task, form, 12, is_max)
-    if task.width == 16 and most >= 16:
-        return look_up_gathered(job, rows, task, form, 16, is_max)
-    return False
-
-
-cdef inline bint shares_loops(const int form) noexcept nogil:
-    """Not each combination is worth its code: forms that are not torch's have one loop for both types of index."""
-    return not is_torchs(form) and form != FLOAT32_ROWS
-
-
-cdef inline bint max_is_fused(const int form) noexcept nogil:
-    return LANES_HAS_FMA and is_torchs(form)
-
-
-cdef inline bint sum_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
-    cdef bint is_shared = shares_loops(form)
-    if task.kind == GATHERED and not is_one_pair(form):
-        return look_up_width_gathered(job, rows, task, form, False)
-    if is_plain(task.kind) and (LANES_HAS_FMA or is_float(form)):
-        if task.kind == INT32 and not is_shared:
-            return look_up_width(job, rows, task, form, False, 4, True)
-        return look_up_width(job, rows, task, form, False, EITHER if is_shared else 8, True)
-    if not LANES_HAS_FMA or is_grouped(form) or is_one_pair(form):
-        return False            # see `kind_of` and `form_of`
-    if is_float(form):
-        return look_up_width(job, rows, task, form, False, EITHER, False)
-    if task.kind == INT32_WITH:
-        return look_up_width(job, rows, task, form, False, 4, False)
-    return look_up_width(job, rows, task, form, False, 8, False)
-
-
-cdef inline bint max_rows(const Lookup *job, const uint8_t[:, :] rows, const Pass *task, const int form) noexcept nogil:
-    if task.kind == GATHERED:
-        return look_up_width_gathered(job, rows, task, form, True)
-    if not max_is_fused(form):
-        return False
-    return look_up_width(job, rows, task, form, True, EITHER, False)
-
-
-cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
-    # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
-    cdef bint plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
-                       and not (job.signals != NULL and is_one_bag))
-    cdef bint needs_fma = not is_float(job.layout.form) or not plain
-    if job.mapping != NULL or job.index_size == 0 or (needs_fma and not LANES_HAS_FMA):
-        return GATHERED
-    if job.mode == MAX and not max_is_fused(job.layout.form):
-        return GATHERED
-    if is_grouped(job.layout.form) and not plain:
-        return GATHERED
-    return <Kind> (job.index_size // 4 + (0 if plain else 2))
-
-
-# ---- A loop for each form -----------------------------------------------------------------------------------------
-
-ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
-
-
-cdef bint sum_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, 8)
-
-
-cdef bint sum_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, 4)
-
-
-cdef bint sum_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, 2)
-
-
-cdef bint sum_grouped_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, GROUPED | 8)
-
-
-cdef bint sum_grouped_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, GROUPED | 4)
-
-
-cdef bint sum_grouped_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, GROUPED | 2)
-
-
-cdef bint sum_one_pair_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, ONE_PAIR | 8)
-
-
-cdef bint sum_one_pair_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, ONE_PAIR | 4)
-
-
-cdef bint sum_one_pair_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, ONE_PAIR | 2)
-
-
-cdef bint sum_float32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, FLOAT32_ROWS)
-
-
-cdef bint sum_float16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, FLOAT16_ROWS)
-
-
-cdef bint sum_bfloat16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return sum_rows(job, rows, task, BFLOAT16_ROWS)
-
-
-cdef bint sum_quads_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and sum_rows(job, rows, task, QUADS | 8)
-
-
-cdef bint sum_quads_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and sum_rows(job, rows, task, QUADS | 2)
-
-
-cdef bint max_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, 8)
-
-
-cdef bint max_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, 4)
-
-
-cdef bint max_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, 2)
-
-
-cdef bint max_grouped_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, GROUPED | 8)
-
-
-cdef bint max_grouped_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, GROUPED | 4)
-
-
-cdef bint max_grouped_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, GROUPED | 2)
-
-
-cdef bint max_float32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, FLOAT32_ROWS)
-
-
-cdef bint max_float16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, FLOAT16_ROWS)
-
-
-cdef bint max_bfloat16(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return max_rows(job, rows, task, BFLOAT16_ROWS)
-
-
-cdef BlockLoop loop_of(int form, bint is_max) noexcept nogil:
-    if form == 8:
-        return max_8bit if is_max else sum_8bit
-    if form == 4:
-        return max_4bit if is_max else sum_4bit
-    if form == 2:
-        return max_2bit if is_max else sum_2bit
-    if form == GROUPED | 8:
-        return max_grouped_8bit if is_max else sum_grouped_8bit
-    if form == GROUPED | 4:
-        return max_grouped_4bit if is_max else sum_grouped_4bit
-    if form == GROUPED | 2:
-        return max_grouped_2bit if is_max else sum_grouped_2bit
-    if form == FLOAT32_ROWS:
-        return max_float32 if is_max else sum_float32
-    if form == FLOAT16_ROWS:
-        return max_float16 if is_max else sum_float16
-    if form == BFLOAT16_ROWS:
-        return max_bfloat16 if is_max else sum_bfloat16
-    # No maximum is taken of these.
-    if form == ONE_PAIR | 8:
-        return sum_one_pair_8bit
-    if form == ONE_PAIR | 4:
-        return sum_one_pair_4bit
-    if form == ONE_PAIR | 2:
-        return sum_one_pair_2bit
-    return sum_quads_8bit if form == QUADS | 8 else sum_quads_2bit
-
-
-# ---- Whole rows ---------------------------------------------------------------------------------------------------
-
 cdef enum:
     PLANNED_PASSES = 16
     # Rows of several passes: bags of so many bytes go through each pass before the next, so that their rows are still
@@ -304,6 +31,24 @@ cdef int QUADS_MIN_LENGTH = 8
 cdef int64_t NEAR_BYTES = 8 << 20
 
 
+cdef inline bint max_is_fused(const int form) noexcept nogil:
+    return LANES_HAS_FMA and is_torchs(form)
+
+
+cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
+    # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
+    cdef bint plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
+                       and not (job.signals != NULL and is_one_bag))
+    cdef bint needs_fma = not is_float(job.layout.form) or not plain
+    if job.mapping != NULL or job.index_size == 0 or (needs_fma and not LANES_HAS_FMA):
+        return GATHERED
+    if job.mode == MAX and not max_is_fused(job.layout.form):
+        return GATHERED
+    if is_grouped(job.layout.form) and not plain:
+        return GATHERED
+    return <Kind> (job.index_size // 4 + (0 if plain else 2))
+
+
 cdef inline bint pays_quads(const Lookup *job, bint is_near, double rows) noexcept nogil:
     """Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the
     lines into the first level in time, and slower where it does not."""
@@ -323,26 +68,24 @@ cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
     return layout.form
 
 
-cdef Plan plan_of(const Lookup *job, bint is_one_bag) noexcept nogil:
+cdef void set_plan(Plan *plan, const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef double rows = work_of(job, 0, job.num_bags) / (job.layout.dim + 64)
     cdef bint is_near = <double> job.num_rows * job.layout.row_bytes <= NEAR_BYTES
     cdef bint use_quads = pays_quads(job, is_near, rows)
-    cdef Plan plan
     plan.kind = kind_of(job, is_one_bag)
     plan.form = form_of(job, plan.kind)
     plan.is_max = job.mode == MAX
-    plan.loop = loop_of(plan.form, plan.is_max)
+    plan.loop = loop_of(plan.form, plan.kind, plan.is_max)
     if use_quads and (plan.form == 2 or plan.kind != GATHERED):
         plan.form |= QUADS
-    plan.loop_of_quads = loop_of(plan.form, False) if has_quads(plan.form) else NULL
+    plan.loop_of_quads = loop_of(plan.form, plan.kind, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
     # for, 0.85; of one row each 0.93.
     plan.in_pairs = is_near and rows >= 3 * <double> job.num_bags
     plan.max_width = max_width(plan.form, plan.is_max, plan.kind)
     # About 8 KiB of what one pass reads of each row, its codes and the line of its pair.
     plan.distance = max(min(8192 // min(job.layout.used_bytes, LANES_MAX_BLOCK * vector_bytes(plan.form) + 64), 64), 8)
-    plan_passes(job, &plan, rows)
-    return plan
+    plan_passes(job, plan, rows)
 
 
 cdef inline int block_width(const Plan *plan, Py_ssize_t num_vectors) noexcept nogil:
@@ -405,7 +148,6 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
     # starts at it: the end of no bags.
     if not 0 <= task.limit <= job.num_indices or not 0 <= read_offset(job, first_bag) <= job.num_indices:
         return False
-    task.kind = plan.kind
     task.in_pairs = plan.in_pairs
     task.distance = plan.distance
     task.is_first = True

@@ -57,10 +57,11 @@ cdef bint look_up_shared(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t
     """Bags, shared out among threads where that pays."""
     cdef Py_ssize_t bounds[MAX_CHUNKS + 1]
     cdef Py_ssize_t num_chunks
-    cdef Plan plan = plan_of(job, end_bag - first_bag == 1)
+    cdef Plan plan
     cdef int failures = 0
     cdef double work = work_of(job, first_bag, end_bag)
     cdef bint is_forked = parallel_is_forked()
+    set_plan(&plan, job, end_bag - first_bag == 1)
     if end_bag - first_bag < 2 or work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
         return look_up_bags(job, rows, &plan, first_bag, end_bag)
     if num_threads == 0:

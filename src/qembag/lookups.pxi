@@ -217,14 +217,17 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
     cdef TableHandle handle = handle_of_any(table)
     cdef int mode_number = mode_of(mode), out_type = out_type_of(dtype, out), threads = threads_of(num_threads)
     cdef int skips = skips_of(invalid)
+    cdef bint last = include_last_offset is True
     cdef int64_t padding
+    cdef object ends = offsets
     if (handle is not None and mode_number >= 0 and out_type >= 0 and threads >= 0 and skips >= 0
-            and (include_last_offset is False or include_last_offset is True)):
+            and (last or include_last_offset is False)):
         padding = padding_of(padding_idx, handle.job.num_embeddings)
-        ends, last = offsets, include_last_offset is True
-        if lengths is not None and offsets is None and not last and lie_apart(out, lengths):
-            ends, last = offsets_of_lengths(lengths, indices), True
-        if padding != NOT_RECOGNIZED and (lengths is None or (ends is not None and offsets is None)):
+        if lengths is not None:
+            ends = None
+            if offsets is None and not last and lie_apart(out, lengths):
+                ends, last = offsets_of_lengths(lengths, indices), True
+        if padding != NOT_RECOGNIZED and (lengths is None or ends is not None):
             answer = bags(handle, True, indices, ends, last, per_sample_weights, padding, skips, mode_number, out,
                           <OutType> out_type, threads, False)
             if cnp.PyArray_Check(answer):

@@ -1,0 +1,278 @@
+# Part of _kernels.pyx: a loop for each form and kind. A function for each: in one for several, gcc 12 keeps accumulators in
+# memory (4 bits, 64 elements: 2.2 times as slow), or takes 4 to 7 % longer for a row.
+#
+# Not each combination is worth its code. Forms that are not torch's have one loop for both types of index; those of codes
+# are gathered where there is anything but plain bags to sum; maxima of all but torch's are gathered.
+
+ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
+
+
+cdef bint sum_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 8, False)
+
+
+cdef bint sum_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 8, False, 4, True)
+
+
+cdef bint sum_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 8, False, 8, True)
+
+
+cdef bint sum_8bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 8, False, 4, False)
+
+
+cdef bint sum_8bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 8, False, 8, False)
+
+
+cdef bint sum_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 4, False)
+
+
+cdef bint sum_4bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 4, False, 4, True)
+
+
+cdef bint sum_4bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 4, False, 8, True)
+
+
+cdef bint sum_4bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 4, False, 4, False)
+
+
+cdef bint sum_4bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 4, False, 8, False)
+
+
+cdef bint sum_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 2, False)
+
+
+cdef bint sum_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 2, False, 4, True)
+
+
+cdef bint sum_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 2, False, 8, True)
+
+
+cdef bint sum_2bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 2, False, 4, False)
+
+
+cdef bint sum_2bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 2, False, 8, False)
+
+
+cdef bint sum_quads_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 8, False, 4, True)
+
+
+cdef bint sum_quads_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 8, False, 8, True)
+
+
+cdef bint sum_quads_8bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 8, False, 4, False)
+
+
+cdef bint sum_quads_8bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 8, False, 8, False)
+
+
+cdef bint sum_quads_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width_gathered(job, rows, task, QUADS | 2, False)
+
+
+cdef bint sum_quads_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 2, False, 4, True)
+
+
+cdef bint sum_quads_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 2, False, 8, True)
+
+
+cdef bint sum_quads_2bit_int32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 2, False, 4, False)
+
+
+cdef bint sum_quads_2bit_int64_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | 2, False, 8, False)
+
+
+cdef bint sum_grouped_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 8, False)
+
+
+cdef bint sum_grouped_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 8, False, EITHER, True)
+
+
+cdef bint sum_grouped_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 4, False)
+
+
+cdef bint sum_grouped_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 4, False, EITHER, True)
+
+
+cdef bint sum_grouped_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 2, False)
+
+
+cdef bint sum_grouped_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 2, False, EITHER, True)
+
+
+cdef bint sum_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 8, False, EITHER, True)
+
+
+cdef bint sum_one_pair_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 4, False, EITHER, True)
+
+
+cdef bint sum_one_pair_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 2, False, EITHER, True)
+
+
+cdef bint sum_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, FLOAT32_ROWS, False)
+
+
+cdef bint sum_float32_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, FLOAT32_ROWS, False, 4, True)
+
+
+cdef bint sum_float32_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, FLOAT32_ROWS, False, 8, True)
+
+
+cdef bint sum_float32_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, FLOAT32_ROWS, False, EITHER, False)
+
+
+cdef bint sum_float16_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, FLOAT16_ROWS, False)
+
+
+cdef bint sum_float16_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, FLOAT16_ROWS, False, EITHER, True)
+
+
+cdef bint sum_float16_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, FLOAT16_ROWS, False, EITHER, False)
+
+
+cdef bint sum_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, BFLOAT16_ROWS, False)
+
+
+cdef bint sum_bfloat16_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, BFLOAT16_ROWS, False, EITHER, True)
+
+
+cdef bint sum_bfloat16_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, BFLOAT16_ROWS, False, EITHER, False)
+
+
+cdef bint max_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 8, True)
+
+
+cdef bint max_8bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 8, True, EITHER, False)
+
+
+cdef bint max_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 4, True)
+
+
+cdef bint max_4bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 4, True, EITHER, False)
+
+
+cdef bint max_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, 2, True)
+
+
+cdef bint max_2bit(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, 2, True, EITHER, False)
+
+
+cdef bint max_grouped_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 8, True)
+
+
+cdef bint max_grouped_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 4, True)
+
+
+cdef bint max_grouped_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, GROUPED | 2, True)
+
+
+cdef bint max_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, FLOAT32_ROWS, True)
+
+
+cdef bint max_float16_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, FLOAT16_ROWS, True)
+
+
+cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width_gathered(job, rows, task, BFLOAT16_ROWS, True)
+
+
+# By form (see `row_of`) and kind.
+cdef BlockLoop[14][5] SUMS = [
+    [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
+    [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
+    [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
+    [sum_8bit_gathered, sum_quads_8bit_int32, sum_quads_8bit_int64, sum_quads_8bit_int32_with, sum_quads_8bit_int64_with],
+    [sum_quads_2bit_gathered, sum_quads_2bit_int32, sum_quads_2bit_int64, sum_quads_2bit_int32_with, sum_quads_2bit_int64_with],
+    [sum_grouped_8bit_gathered, sum_grouped_8bit_plain, sum_grouped_8bit_plain, NULL, NULL],
+    [sum_grouped_4bit_gathered, sum_grouped_4bit_plain, sum_grouped_4bit_plain, NULL, NULL],
+    [sum_grouped_2bit_gathered, sum_grouped_2bit_plain, sum_grouped_2bit_plain, NULL, NULL],
+    [NULL, sum_one_pair_8bit_plain, sum_one_pair_8bit_plain, NULL, NULL],
+    [NULL, sum_one_pair_4bit_plain, sum_one_pair_4bit_plain, NULL, NULL],
+    [NULL, sum_one_pair_2bit_plain, sum_one_pair_2bit_plain, NULL, NULL],
+    [sum_float32_gathered, sum_float32_int32, sum_float32_int64, sum_float32_with, sum_float32_with],
+    [sum_float16_gathered, sum_float16_plain, sum_float16_plain, sum_float16_with, sum_float16_with],
+    [sum_bfloat16_gathered, sum_bfloat16_plain, sum_bfloat16_plain, sum_bfloat16_with, sum_bfloat16_with],
+]
+
+# Those that are gathered, and torch's fused with reading them.
+cdef BlockLoop[14][2] MAXIMA = [
+    [max_8bit_gathered, max_8bit],
+    [max_4bit_gathered, max_4bit],
+    [max_2bit_gathered, max_2bit],
+    [NULL, NULL],
+    [NULL, NULL],
+    [max_grouped_8bit_gathered, NULL],
+    [max_grouped_4bit_gathered, NULL],
+    [max_grouped_2bit_gathered, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
+    [max_float32_gathered, NULL],
+    [max_float16_gathered, NULL],
+    [max_bfloat16_gathered, NULL],
+]
+
+
+cdef int row_of(int form) noexcept nogil:
+    """Of the tables."""
+    cdef int bits = 0 if form & ELEMENT == 8 else 1 if form & ELEMENT == 4 else 2
+    if is_float(form):
+        return 11 if form == FLOAT32_ROWS else 12 if form == FLOAT16_ROWS else 13
+    if has_quads(form):
+        return 3 if bits == 0 else 4
+    return bits + (5 if is_grouped(form) else 8 if is_one_pair(form) else 0)
+
+
+cdef BlockLoop loop_of(int form, Kind kind, bint is_max) noexcept nogil:
+    return MAXIMA[row_of(form)][kind != GATHERED] if is_max else SUMS[row_of(form)][<int> kind]
