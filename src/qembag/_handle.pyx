@@ -97,7 +97,7 @@ cdef class LayoutFields:
         cdef Layout *fields = &self.fields
         if fields.codes_start != 0 or fields.pair_size != 0 or fields.dim > fields.row_bytes // (fields.bits // 8):
             raise ValueError("internal error: a layout that the loops do not know")
-        fields.group_size = fields.dim
+        fields.group_size = fields.full_dim = fields.dim
         fields.num_groups = 1
         fields.used_bytes = fields.codes_bytes = fields.dim * (fields.bits // 8)
         return 0
@@ -109,6 +109,7 @@ cdef class LayoutFields:
                 or (fields.group_size != fields.dim and fields.group_size % 16 != 0)):
             raise ValueError("internal error: a layout that the loops do not know")
         fields.codes_bytes = (fields.dim - 1) // (8 // fields.bits) + 1
+        fields.full_dim = fields.codes_bytes * (8 // fields.bits)
         fields.num_groups = (fields.dim - 1) // fields.group_size + 1
         if (fields.codes_bytes > fields.row_bytes - fields.codes_start
                 or fields.num_groups > (fields.row_bytes - fields.pairs_start) // (2 * fields.pair_size)):
@@ -202,29 +203,36 @@ cdef class TableHandle:
         return self.job.num_embeddings
 
 
-# `qembag.tables`, which is made after this module: the class of all tables, those of them that are asked for most, and
-# what makes the handle of an array.
-cdef object any_table = None
-cdef object table_of_codes = None
-cdef object table_of_floats = None
-cdef object handle_of_array = None
+cdef class HandleOwner:
+    """What every table is. Compiled, so that a call finds the handle in 2 ns: as an attribute of a class of Python's it
+    takes 20."""
 
+    cdef TableHandle handle
+    cdef object __weakref__
 
-def register_tables(every, of_codes, of_floats, of_array):
-    global any_table, table_of_codes, table_of_floats, handle_of_array
-    any_table = every
-    table_of_codes = of_codes
-    table_of_floats = of_floats
-    handle_of_array = of_array
+    @property
+    def _handle(self):
+        if self.handle is None:
+            raise AttributeError(f"{type(self).__name__} was not initialized")
+        return self.handle
+
+    @_handle.setter
+    def _handle(self, TableHandle handle not None):
+        self.handle = handle
 
 
 cdef TableHandle handle_of(object table):
     """A table's handle; None for what is no table."""
-    if (type(table) is not table_of_codes and type(table) is not table_of_floats
-            and not isinstance(table, any_table)):
-        return None
-    handle = getattr(table, "_handle", None)
-    return handle if type(handle) is TableHandle else None
+    return (<HandleOwner> table).handle if isinstance(table, HandleOwner) else None
+
+
+# `qembag.float_table`, which is made after this module, makes the handle of an array.
+cdef object handle_of_array = None
+
+
+def register_arrays(function):
+    global handle_of_array
+    handle_of_array = function
 
 
 include "recognize.pxi"

@@ -22,7 +22,7 @@ from libc.string cimport memcpy, memset
 
 from loops cimport (
     AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout, Lookup, Loops, MAX, MEAN,
-    NOT_FINITE, NO_MEMORY, Quantize, RowFault, SQRTN, TOO_WIDE, read_offset, work_of,
+    NOT_FINITE, NO_MEMORY, Quantize, RowFault, SQRTN, TOO_WIDE, read_offset, rows_of, work_of,
 )
 
 cdef extern from "parallel.h" nogil:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-class Table:
+class Table(_handle.HandleOwner):
     """A thin object over a compiled handle. What its two kinds share; not made by itself."""
 
-    __slots__ = ("__weakref__", "_handle", "_owners")
+    __slots__ = ("_owners",)
 
     def _set(self, handle: _handle.TableHandle) -> None:
-        self._handle: _handle.TableHandle = handle
+        self._handle = handle
         # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
         # it would count no more than two, a view's and the call's own, and take that for nobody else.
         self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)

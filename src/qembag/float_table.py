@@ -9,7 +9,6 @@ import numpy as np
 from . import _arguments, _errors, _handle
 from .base import Table
 from .layout import FloatLayout
-from .table import QuantizedTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -112,4 +111,4 @@ def handle_of_array(table: NDArray[Any]) -> _handle.TableHandle:
     return _handle.TableHandle(*_rows_of(_arguments.float_rows(table, "table", None), "table"), None)
 
 
-_handle.register_tables(Table, QuantizedTable, FloatTable, handle_of_array)
+_handle.register_arrays(handle_of_array)

@@ -42,6 +42,7 @@ cdef struct Block:
     Py_ssize_t codes_bytes      # of a row shorter than a vector
     Shortness shortness
     bint has_half_pairs
+    bint pairs_are_apart        # not among the bytes from `near_byte` to `end_byte`, perhaps
     bint is_plainly_stored      # the output is float32, no vector ends beyond it, and nothing is left to do with it
     pair_places places          # of the pairs of groups
     const uint8_t *indices
@@ -113,8 +114,8 @@ cdef void set_block(Block *block, const Lookup *job, const Pass *task, int form,
     block.first_byte = layout.codes_start + task.first_vector * one
     block.last_byte = min(block.first_byte + (width - unit) * one, codes_end - unit * one)
     block.last_byte = max(block.last_byte, layout.codes_start)
-    block.first_element = (block.first_byte - layout.codes_start) * 8 // bits_of(form)
-    block.last_element = (block.last_byte - layout.codes_start) * 8 // bits_of(form)
+    block.first_element = 16 * task.first_vector
+    block.last_element = max(min(block.first_element + 16 * (width - unit), layout.full_dim - 16 * unit), <Py_ssize_t> 0)
     block.pair_byte = layout.pairs_start
     block.has_half_pairs = layout.pair_size == 2
     block.indices = job.indices
@@ -133,9 +134,10 @@ cdef void set_block(Block *block, const Lookup *job, const Pass *task, int form,
     if task.first_vector == 0:
         block.near_byte = min(block.first_byte, layout.pairs_start)
     block.codes_bytes = layout.codes_bytes
-    block.shortness = shortness_of(layout, one)
+    block.shortness = shortness_of(layout, one) if width == 1 else IS_WHOLE
     block.is_plainly_stored = (job.out_type == FLOAT32_OUT and block.last_element + unit * 16 <= layout.dim
                                and job.mode != AVERAGE and job.mode != SQRTN)
+    block.pairs_are_apart = is_grouped(form)
     if is_grouped(form):
         find_places(layout, task.first_vector, width, block)
 
@@ -336,7 +338,8 @@ cdef inline void prefetch_any_row(const uint8_t *row, const Block *block) noexce
     for byte in range(block.near_byte + 64, block.end_byte, 64):
         prefetch(row + byte, False)
     prefetch(row + block.end_byte, False)
-    prefetch(row + block.pair_byte, False)
+    if block.pairs_are_apart:
+        prefetch(row + block.pair_byte, False)
 
 
 # ---- A bag's end -------------------------------------------------------------------------------------------------

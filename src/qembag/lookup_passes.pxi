@@ -69,7 +69,7 @@ cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
 
 
 cdef void set_plan(Plan *plan, const Lookup *job, bint is_one_bag) noexcept nogil:
-    cdef double rows = work_of(job, 0, job.num_bags) / (job.layout.dim + 64)
+    cdef double rows = rows_of(job, 0, job.num_bags)
     cdef bint is_near = <double> job.num_rows * job.layout.row_bytes <= NEAR_BYTES
     cdef bint use_quads = pays_quads(job, is_near, rows)
     plan.kind = kind_of(job, is_one_bag)
@@ -84,7 +84,8 @@ cdef void set_plan(Plan *plan, const Lookup *job, bint is_one_bag) noexcept nogi
     plan.in_pairs = is_near and rows >= 3 * <double> job.num_bags
     plan.max_width = max_width(plan.form, plan.is_max, plan.kind)
     # About 8 KiB of what one pass reads of each row, its codes and the line of its pair.
-    plan.distance = max(min(8192 // min(job.layout.used_bytes, LANES_MAX_BLOCK * vector_bytes(plan.form) + 64), 64), 8)
+    plan.distance = max(min(
+        8192 // <uint32_t> min(job.layout.used_bytes, LANES_MAX_BLOCK * vector_bytes(plan.form) + 64), 64), 8)
     plan_passes(job, plan, rows)
 
 
@@ -97,18 +98,25 @@ cdef inline int block_width(const Plan *plan, Py_ssize_t num_vectors) noexcept n
 
 
 cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil:
-    cdef Py_ssize_t one = vector_bytes(plan.form), number, first = 0, left
-    plan.num_vectors = (job.layout.codes_bytes + one - 1) // one
-    plan.num_passes = (plan.num_vectors + plan.max_width - 1) // plan.max_width
-    if plan.num_passes == 1 and block_width(plan, plan.num_vectors) > plan.num_vectors:
-        plan.num_passes = 2
+    plan.num_vectors = (job.layout.full_dim + 15) // 16
+    if plan.num_vectors <= plan.max_width and block_width(plan, plan.num_vectors) == plan.num_vectors:
+        # Most calls: no division is waited for.
+        plan.num_passes = 1
+        plan.width[0] = <int> plan.num_vectors
+        plan.first_vector[0] = 0
+        return
+    plan.num_passes = max((plan.num_vectors + plan.max_width - 1) // plan.max_width, <Py_ssize_t> 2)
     plan.bags_a_pass = <Py_ssize_t> min(max(
         BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
-    if plan.num_passes > PLANNED_PASSES:
-        return
+    if plan.num_passes <= PLANNED_PASSES:
+        share_vectors(plan)
+
+
+cdef void share_vectors(Plan *plan) noexcept nogil:
+    """An equal share for each pass of the vectors that are left. Where no block is as wide, the next wider one starts
+    further back."""
+    cdef Py_ssize_t number, first = 0, left
     for number in range(plan.num_passes):
-        # An equal share of the vectors that are left. Where no block is as wide, the next wider one starts further
-        # back.
         left = plan.num_passes - number
         plan.width[number] = block_width(plan, (plan.num_vectors - first + left - 1) // left)
         plan.first_vector[number] = min(first, plan.num_vectors - plan.width[number])

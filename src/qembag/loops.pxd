@@ -22,6 +22,7 @@ cdef struct Layout:
     Py_ssize_t used_bytes       # from here on padding, which is never read
     Py_ssize_t codes_start
     Py_ssize_t codes_bytes
+    Py_ssize_t full_dim         # elements for which there is room in those bytes
     Py_ssize_t pairs_start
     Py_ssize_t group_size       # elements that share a scale and a bias
     Py_ssize_t num_groups       # of a row: its pairs
@@ -128,8 +129,12 @@ cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogi
     return job.num_indices
 
 
+cdef inline double rows_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+    """Rows of some bags; a bag's output counts as one. In double, where no difference of offsets overflows, whatever
+    they hold."""
+    return <double> read_offset(job, end_bag) - <double> read_offset(job, first_bag) + (end_bag - first_bag)
+
+
 cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
-    """What bags cost: rows times (dim + 64), the 64 for what a row costs whatever its dim. A bag's output counts as a
-    row. In double, where no difference of offsets overflows, whatever they hold."""
-    cdef double rows = <double> read_offset(job, end_bag) - <double> read_offset(job, first_bag)
-    return (rows + (end_bag - first_bag)) * (job.layout.dim + 64)
+    """What bags cost: rows times (dim + 64), the 64 for what a row costs whatever its dim."""
+    return rows_of(job, first_bag, end_bag) * (job.layout.dim + 64)
