@@ -98,9 +98,11 @@ cdef inline int64_t skip_absent(const Block *block, int64_t position, int64_t st
     return position
 
 
-cdef float divisor_of(const Lookup *job, const Block *block, int64_t start, int64_t stop) noexcept nogil:
-    """The sum of a bag's weights, or the root of that of their squares; of what a mean counts."""
-    cdef int64_t position, index
+cdef float divisor_of(const Lookup *job, const Block *block, Py_ssize_t bag) noexcept nogil:
+    """The sum of a bag's weights, or the root of that of their squares; of what a mean counts. The offsets are read once
+    more: kept for this, they would take registers from the rows."""
+    cdef int64_t start = max(read_offset(job, bag), <int64_t> 0)
+    cdef int64_t stop = min(read_offset(job, bag + 1), <int64_t> job.num_indices), position, index
     cdef float total = 0, weight
     for position in range(start, stop):
         index = index_at(block, position, EITHER)
@@ -212,7 +214,7 @@ cdef inline bint look_up(const Lookup *job, const uint8_t[:, :] rows, const Pass
             if not add_bag(acc, job, rows, &block, start + added, stop, &count, form, width, is_max, index_size,
                            is_plain):
                 return False
-            finish_bag(acc, job, out, &block, start, stop, count, form, width)
+            finish_bag(acc, job, out, &block, bag, count, form, width)
             start = stop
             out += job.out_stride
             bag += 1

@@ -195,6 +195,8 @@ cdef inline lanes unpack(const uint8_t *p, const Block *block, const int form, c
             return unpack_8bit_short(p)
         if form & ELEMENT == 4 and block.shortness == IS_HALF:
             return unpack_4bit_short(p)
+        if is_torchs(form):
+            return unpack_bytes(p, form)    # behind their codes there is a pair: they are never copied
         if form == FLOAT32_ROWS:
             return lanes_load_part(<const float *> p, block.codes_bytes // 4, lanes_zero())
         memset(copy, 0, sizeof(copy))
@@ -371,7 +373,7 @@ cdef void store_parts(float *values, const Lookup *job, uint8_t *out, const Bloc
 
 
 cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, const int form,
-                             const int width, int64_t start, int64_t stop) noexcept nogil:
+                             const int width, Py_ssize_t bag) noexcept nogil:
     """A bag's output, in order. Vectors from the last to the first: what the last one, moved back, has of the one
     before it may be of another group."""
     cdef float whole[16 * 16]
@@ -390,12 +392,12 @@ cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const 
         for k in range(width):
             lanes_store(whole + 16 * k, acc[k])
         if job.mode == AVERAGE or job.mode == SQRTN:
-            divisor = divisor_of(job, block, start, stop)
+            divisor = divisor_of(job, block, bag)
         store_parts(whole, job, out, block, form, width, divisor)
 
 
-cdef inline void finish_bag(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, int64_t start,
-                            int64_t stop, Py_ssize_t count, const int form, const int width) noexcept nogil:
+cdef inline void finish_bag(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, Py_ssize_t bag,
+                            Py_ssize_t count, const int form, const int width) noexcept nogil:
     """`count` of the bag's indices are counted by a mean."""
     cdef lanes share
     cdef int k
@@ -403,4 +405,4 @@ cdef inline void finish_bag(lanes *acc, const Lookup *job, uint8_t *out, const B
         share = lanes_broadcast(<float> count if is_float(form) else <float> 1.0 / <float> count)
         for k in range(width):
             acc[k] = lanes_div(acc[k], share) if is_float(form) else lanes_mul(acc[k], share)
-    store_block(acc, job, out, block, form, width, start, stop)
+    store_block(acc, job, out, block, form, width, bag)

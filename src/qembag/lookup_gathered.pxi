@@ -141,7 +141,7 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
     cdef Block block
     cdef uint8_t *out = job.out + task.first_bag * job.out_stride
     cdef bint is_first
-    cdef int64_t position = read_offset(job, task.first_bag), start, stop, upto
+    cdef int64_t position = read_offset(job, task.first_bag), stop, upto
     cdef Py_ssize_t bag, count
     cdef int first, end
     cdef Windows windows
@@ -162,7 +162,6 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
         set_zero(acc, width)
         count = 0
         is_first = True
-        start = position
         while position < stop:
             if unlikely(position == window.stop):
                 window = next_window(job, &windows, rows, &block)
@@ -183,6 +182,6 @@ cdef inline bint look_up_gathered(const Lookup *job, const uint8_t[:, :] rows, c
                 count -= (count_ones_below(window.is_absent, <int> (upto - window.start))
                           - count_ones_below(window.is_absent, <int> (position - window.start)))
             position = upto
-        finish_bag(acc, job, out, &block, start, stop, count, form, width)
+        finish_bag(acc, job, out, &block, bag, count, form, width)
         out += job.out_stride
     return True
