@@ -99,8 +99,8 @@ cdef inline int64_t skip_absent(const Block *block, int64_t position, int64_t st
 
 
 cdef float divisor_of(const Lookup *job, const Block *block, Py_ssize_t bag) noexcept nogil:
-    """The sum of a bag's weights, or the root of that of their squares; of what a mean counts. The offsets are read once
-    more: kept for this, they would take registers from the rows."""
+    """The sum of a bag's weights, or the root of that of their squares; of what a mean counts. The offsets are read
+    once more: kept for this, they would take registers from the rows."""
     cdef int64_t start = max(read_offset(job, bag), <int64_t> 0)
     cdef int64_t stop = min(read_offset(job, bag + 1), <int64_t> job.num_indices), position, index
     cdef float total = 0, weight

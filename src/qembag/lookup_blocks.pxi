@@ -5,8 +5,8 @@ cdef enum:
     ELEMENT = 63
     # Forms of the loops' own. Four vectors of codes are unpacked at a time:
     QUADS = 128
-    # GROUPED rows with one pair, of float16 or at 8 bits of either type, summed from plain bags. What pairs in front of
-    # the codes, or a type that is asked for at each row, cost is not torch's rows' to pay (2 to 10 % more instructions).
+    # GROUPED rows with one pair, of float16 or at 8 bits of either type, summed from plain bags. Torch's rows do not
+    # pay for pairs in front of the codes, and for a type that is asked for at each row: 2 to 10 % more instructions.
     ONE_PAIR = 256
 
 cdef float ONE = 1
@@ -115,7 +115,8 @@ cdef void set_block(Block *block, const Lookup *job, const Pass *task, int form,
     block.last_byte = min(block.first_byte + (width - unit) * one, codes_end - unit * one)
     block.last_byte = max(block.last_byte, layout.codes_start)
     block.first_element = 16 * task.first_vector
-    block.last_element = max(min(block.first_element + 16 * (width - unit), layout.full_dim - 16 * unit), <Py_ssize_t> 0)
+    block.last_element = max(
+        min(block.first_element + 16 * (width - unit), layout.full_dim - 16 * unit), <Py_ssize_t> 0)
     block.pair_byte = layout.pairs_start
     block.has_half_pairs = layout.pair_size == 2
     block.indices = job.indices

@@ -1,8 +1,10 @@
-# Part of _kernels.pyx: a loop for each form and kind. A function for each: in one for several, gcc 12 keeps accumulators in
-# memory (4 bits, 64 elements: 2.2 times as slow), or takes 4 to 7 % longer for a row.
+# Part of _kernels.pyx: a loop for each form and kind.
 #
-# Not each combination is worth its code. Forms that are not torch's have one loop for both types of index; those of codes
-# are gathered where there is anything but plain bags to sum; maxima of all but torch's are gathered.
+# A function for each: in one for several, gcc 12 keeps accumulators in memory (4 bits, 64 elements: 2.2 times as slow),
+# or takes 4 to 7 % longer for a row.
+#
+# Not each combination is worth its code. Forms that are not torch's have one loop for both types of index; those of
+# codes are gathered where there is anything but plain bags to sum; maxima of all but torch's are gathered.
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
@@ -232,8 +234,10 @@ cdef BlockLoop[14][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
-    [sum_8bit_gathered, sum_quads_8bit_int32, sum_quads_8bit_int64, sum_quads_8bit_int32_with, sum_quads_8bit_int64_with],
-    [sum_quads_2bit_gathered, sum_quads_2bit_int32, sum_quads_2bit_int64, sum_quads_2bit_int32_with, sum_quads_2bit_int64_with],
+    [sum_8bit_gathered, sum_quads_8bit_int32, sum_quads_8bit_int64,
+     sum_quads_8bit_int32_with, sum_quads_8bit_int64_with],
+    [sum_quads_2bit_gathered, sum_quads_2bit_int32, sum_quads_2bit_int64,
+     sum_quads_2bit_int32_with, sum_quads_2bit_int64_with],
     [sum_grouped_8bit_gathered, sum_grouped_8bit_plain, sum_grouped_8bit_plain, NULL, NULL],
     [sum_grouped_4bit_gathered, sum_grouped_4bit_plain, sum_grouped_4bit_plain, NULL, NULL],
     [sum_grouped_2bit_gathered, sum_grouped_2bit_plain, sum_grouped_2bit_plain, NULL, NULL],
