@@ -8,6 +8,8 @@ cdef enum:
     # GROUPED rows with one pair, of float16 or at 8 bits of either type, summed from plain bags. Torch's rows do not
     # pay for pairs in front of the codes, and for a type that is asked for at each row: 2 to 10 % more instructions.
     ONE_PAIR = 256
+    # GROUPED rows, summed from plain bags, of which each two vectors from an even one on have the same pair.
+    TWOS = 512
 
 cdef float ONE = 1
 
@@ -63,7 +65,8 @@ cdef inline bint is_float(const int form) noexcept nogil:
 
 
 cdef inline bint is_grouped(const int form) noexcept nogil:
-    return form & GROUPED != 0
+    """Of any pairs, which are read for each vector, or for each two."""
+    return form & (GROUPED | TWOS) != 0
 
 
 cdef inline bint is_one_pair(const int form) noexcept nogil:
@@ -262,12 +265,15 @@ cdef inline void add_groups(lanes *acc, const uint8_t *row, const Block *block, 
     cdef const uint8_t *codes = first_codes(row, block, form)
     cdef const uint8_t *vector
     cdef float pairs[16]
+    cdef lanes scale, bias
     cdef int k
     spread_pairs(row + block.pair_byte, &block.places, pairs, weight, is_weighted, width)
     for k in range(min(width, 8)):      # no block of groups is wider
+        if k % 2 == 0 or form & TWOS == 0:
+            scale = lanes_broadcast(pairs[2 * k])
+            bias = lanes_broadcast(pairs[2 * k + 1])
         vector = codes_of_vector(row, codes, block, k, form, width)
-        accumulate(acc, k, lanes_broadcast(pairs[2 * k]), unpack(vector, block, form, width),
-                   lanes_broadcast(pairs[2 * k + 1]), form)
+        accumulate(acc, k, scale, unpack(vector, block, form, width), bias, form)
 
 
 cdef inline void add_floats(lanes *acc, const uint8_t *row, const Block *block, float weight, const bint is_weighted,

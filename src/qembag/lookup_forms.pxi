@@ -109,24 +109,12 @@ cdef bint sum_grouped_8bit_gathered(const Lookup *job, const uint8_t[:, :] rows,
     return look_up_width_gathered(job, rows, task, GROUPED | 8, False)
 
 
-cdef bint sum_grouped_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 8, False, EITHER, True)
-
-
 cdef bint sum_grouped_4bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width_gathered(job, rows, task, GROUPED | 4, False)
 
 
-cdef bint sum_grouped_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 4, False, EITHER, True)
-
-
 cdef bint sum_grouped_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width_gathered(job, rows, task, GROUPED | 2, False)
-
-
-cdef bint sum_grouped_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_HAS_FMA and look_up_width(job, rows, task, GROUPED | 2, False, EITHER, True)
 
 
 cdef bint sum_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -139,6 +127,18 @@ cdef bint sum_one_pair_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, c
 
 cdef bint sum_one_pair_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 2, False, EITHER, True)
+
+
+cdef bint sum_twos_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 8, False, EITHER, True)
+
+
+cdef bint sum_twos_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 4, False, EITHER, True)
+
+
+cdef bint sum_twos_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 2, False, EITHER, True)
 
 
 cdef bint sum_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -230,7 +230,7 @@ cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
 
 
 # By form (see `row_of`) and kind.
-cdef BlockLoop[14][5] SUMS = [
+cdef BlockLoop[17][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
@@ -238,19 +238,22 @@ cdef BlockLoop[14][5] SUMS = [
      sum_quads_8bit_int32_with, sum_quads_8bit_int64_with],
     [sum_quads_2bit_gathered, sum_quads_2bit_int32, sum_quads_2bit_int64,
      sum_quads_2bit_int32_with, sum_quads_2bit_int64_with],
-    [sum_grouped_8bit_gathered, sum_grouped_8bit_plain, sum_grouped_8bit_plain, NULL, NULL],
-    [sum_grouped_4bit_gathered, sum_grouped_4bit_plain, sum_grouped_4bit_plain, NULL, NULL],
-    [sum_grouped_2bit_gathered, sum_grouped_2bit_plain, sum_grouped_2bit_plain, NULL, NULL],
+    [sum_grouped_8bit_gathered, NULL, NULL, NULL, NULL],
+    [sum_grouped_4bit_gathered, NULL, NULL, NULL, NULL],
+    [sum_grouped_2bit_gathered, NULL, NULL, NULL, NULL],
     [NULL, sum_one_pair_8bit_plain, sum_one_pair_8bit_plain, NULL, NULL],
     [NULL, sum_one_pair_4bit_plain, sum_one_pair_4bit_plain, NULL, NULL],
     [NULL, sum_one_pair_2bit_plain, sum_one_pair_2bit_plain, NULL, NULL],
+    [NULL, sum_twos_8bit_plain, sum_twos_8bit_plain, NULL, NULL],
+    [NULL, sum_twos_4bit_plain, sum_twos_4bit_plain, NULL, NULL],
+    [NULL, sum_twos_2bit_plain, sum_twos_2bit_plain, NULL, NULL],
     [sum_float32_gathered, sum_float32_int32, sum_float32_int64, sum_float32_with, sum_float32_with],
     [sum_float16_gathered, sum_float16_plain, sum_float16_plain, sum_float16_with, sum_float16_with],
     [sum_bfloat16_gathered, sum_bfloat16_plain, sum_bfloat16_plain, sum_bfloat16_with, sum_bfloat16_with],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
-cdef BlockLoop[14][2] MAXIMA = [
+cdef BlockLoop[17][2] MAXIMA = [
     [max_8bit_gathered, max_8bit],
     [max_4bit_gathered, max_4bit],
     [max_2bit_gathered, max_2bit],
@@ -259,6 +262,9 @@ cdef BlockLoop[14][2] MAXIMA = [
     [max_grouped_8bit_gathered, NULL],
     [max_grouped_4bit_gathered, NULL],
     [max_grouped_2bit_gathered, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
     [NULL, NULL],
     [NULL, NULL],
     [NULL, NULL],
@@ -272,9 +278,11 @@ cdef int row_of(int form) noexcept nogil:
     """Of the tables."""
     cdef int bits = 0 if form & ELEMENT == 8 else 1 if form & ELEMENT == 4 else 2
     if is_float(form):
-        return 11 if form == FLOAT32_ROWS else 12 if form == FLOAT16_ROWS else 13
+        return 14 if form == FLOAT32_ROWS else 15 if form == FLOAT16_ROWS else 16
     if has_quads(form):
         return 3 if bits == 0 else 4
+    if form & TWOS != 0:
+        return 11 + bits
     return bits + (5 if is_grouped(form) else 8 if is_one_pair(form) else 0)
 
 

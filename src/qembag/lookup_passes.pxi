@@ -35,6 +35,14 @@ cdef inline bint max_is_fused(const int form) noexcept nogil:
     return LANES_HAS_FMA and is_torchs(form)
 
 
+cdef inline bint is_one_pair_layout(const Layout *layout) noexcept nogil:
+    return layout.num_groups == 1 and (layout.bits == 8 or layout.pair_size == 2)
+
+
+cdef inline bint has_twos(const Layout *layout) noexcept nogil:
+    return layout.num_groups == 1 or layout.group_size % 32 == 0
+
+
 cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     # One bag of a call that looks for signals may be a giant one: the loops for plain bags do not look.
     cdef bint plain = (job.weight_size == 0 and job.padding_idx < 0 and not job.skips_invalid
@@ -44,7 +52,7 @@ cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
         return GATHERED
     if job.mode == MAX and not max_is_fused(job.layout.form):
         return GATHERED
-    if is_grouped(job.layout.form) and not plain:
+    if is_grouped(job.layout.form) and not (plain and (is_one_pair_layout(&job.layout) or has_twos(&job.layout))):
         return GATHERED
     return <Kind> (job.index_size // 4 + (0 if plain else 2))
 
@@ -61,11 +69,9 @@ cdef inline bint pays_quads(const Lookup *job, bint is_near, double rows) noexce
 
 
 cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
-    cdef const Layout *layout = &job.layout
-    cdef bint is_one_pair = layout.num_groups == 1 and (layout.bits == 8 or layout.pair_size == 2)
-    if is_grouped(layout.form) and is_one_pair and is_plain(kind) and job.mode != MAX:
-        return ONE_PAIR | layout.bits
-    return layout.form
+    if not is_grouped(job.layout.form) or not is_plain(kind) or job.mode == MAX:
+        return job.layout.form
+    return (ONE_PAIR if is_one_pair_layout(&job.layout) else TWOS) | job.layout.bits
 
 
 cdef void set_plan(Plan *plan, const Lookup *job, bint is_one_bag) noexcept nogil:
@@ -108,7 +114,9 @@ cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil
     plan.num_passes = max((plan.num_vectors + plan.max_width - 1) // plan.max_width, <Py_ssize_t> 2)
     plan.bags_a_pass = <Py_ssize_t> min(max(
         BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
-    if plan.num_passes <= PLANNED_PASSES:
+    if plan.form & TWOS != 0:
+        share_twos(plan)
+    elif plan.num_passes <= PLANNED_PASSES:
         share_vectors(plan)
 
 
@@ -121,6 +129,18 @@ cdef void share_vectors(Plan *plan) noexcept nogil:
         plan.width[number] = block_width(plan, (plan.num_vectors - first + left - 1) // left)
         plan.first_vector[number] = min(first, plan.num_vectors - plan.width[number])
         first = plan.first_vector[number] + plan.width[number]
+
+
+cdef void share_twos(Plan *plan) noexcept nogil:
+    """Each pass starts at an even vector: the widest blocks, then what is left, then perhaps the odd one."""
+    cdef Py_ssize_t number = 0, first = 0, left
+    while first < plan.num_vectors and number < PLANNED_PASSES:
+        left = plan.num_vectors - first
+        plan.width[number] = <int> (min(left - left % 2, <Py_ssize_t> plan.max_width) if left > 1 else 1)
+        plan.first_vector[number] = first
+        first += plan.width[number]
+        number += 1
+    plan.num_passes = number if first == plan.num_vectors else PLANNED_PASSES + 1
 
 
 cdef inline Py_ssize_t turn_of_pass(const Lookup *job, const Plan *plan, Py_ssize_t turn) noexcept nogil:
