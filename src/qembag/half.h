@@ -32,13 +32,14 @@ static inline uint16_t half_of_float(float value)
     return sign | (uint16_t)((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
-/* A bfloat16 is the upper half of a float. Rounds to nearest, ties to even; NaN gives NaN. */
+/* A bfloat16 is the upper half of a float. Rounds to nearest, ties to even; NaN gives NaN. Without a branch, so that loops
+ * over this are vectorized. */
 static inline uint16_t bfloat16_of_float(float value)
 {
     const uint32_t bits = bits_of_float(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const uint32_t nan = bits >> 16 | 0x40;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
 #endif
