@@ -121,6 +121,10 @@ cdef bint sum_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, c
     return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 8, False, EITHER, True)
 
 
+cdef bint sum_quads_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 8, False, EITHER, True)
+
+
 cdef bint sum_one_pair_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 4, False, EITHER, True)
 
@@ -230,7 +234,7 @@ cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
 
 
 # By form (see `row_of`) and kind.
-cdef BlockLoop[17][5] SUMS = [
+cdef BlockLoop[18][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
@@ -250,10 +254,11 @@ cdef BlockLoop[17][5] SUMS = [
     [sum_float32_gathered, sum_float32_int32, sum_float32_int64, sum_float32_with, sum_float32_with],
     [sum_float16_gathered, sum_float16_plain, sum_float16_plain, sum_float16_with, sum_float16_with],
     [sum_bfloat16_gathered, sum_bfloat16_plain, sum_bfloat16_plain, sum_bfloat16_with, sum_bfloat16_with],
+    [NULL, sum_quads_one_pair_8bit_plain, sum_quads_one_pair_8bit_plain, NULL, NULL],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
-cdef BlockLoop[17][2] MAXIMA = [
+cdef BlockLoop[18][2] MAXIMA = [
     [max_8bit_gathered, max_8bit],
     [max_4bit_gathered, max_4bit],
     [max_2bit_gathered, max_2bit],
@@ -271,6 +276,7 @@ cdef BlockLoop[17][2] MAXIMA = [
     [max_float32_gathered, NULL],
     [max_float16_gathered, NULL],
     [max_bfloat16_gathered, NULL],
+    [NULL, NULL],
 ]
 
 
@@ -279,6 +285,8 @@ cdef int row_of(int form) noexcept nogil:
     cdef int bits = 0 if form & ELEMENT == 8 else 1 if form & ELEMENT == 4 else 2
     if is_float(form):
         return 14 if form == FLOAT32_ROWS else 15 if form == FLOAT16_ROWS else 16
+    if has_quads(form) and is_one_pair(form):
+        return 17
     if has_quads(form):
         return 3 if bits == 0 else 4
     if form & TWOS != 0:

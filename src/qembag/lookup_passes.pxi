@@ -57,15 +57,19 @@ cdef Kind kind_of(const Lookup *job, bint is_one_bag) noexcept nogil:
     return <Kind> (job.index_size // 4 + (0 if plain else 2))
 
 
-cdef inline bint pays_quads(const Lookup *job, bint is_near, double rows) noexcept nogil:
+cdef inline bint pays_quads(const Lookup *job, int form, Kind kind, bint is_near, double rows) noexcept nogil:
     """Quads of 8-bit codes are loads of 64 bytes, each across two cache lines: faster where prefetching brings the
     lines into the first level in time, and slower where it does not."""
     cdef const Layout *layout = &job.layout
     if (not LANES_QUADS or job.mode == MAX or rows < QUADS_MIN_LENGTH * <double> job.num_bags
             or layout.codes_bytes < 8 * layout.bits):
         return False
-    # `unpack_quad_8bit_by_loads` reads two bytes behind a quad: of torch's rows the pair stands there.
-    return layout.form == 2 or (layout.form == 8 and is_near)
+    if form == 2:
+        return True
+    if (form != 8 and form != ONE_PAIR | 8) or kind == GATHERED or not is_near:
+        return False
+    # `unpack_quad_8bit_by_loads` reads two bytes behind a quad.
+    return layout.codes_bytes % 16 != 1 or layout.used_bytes >= layout.codes_start + layout.codes_bytes + 2
 
 
 cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
@@ -77,12 +81,11 @@ cdef int form_of(const Lookup *job, Kind kind) noexcept nogil:
 cdef void set_plan(Plan *plan, const Lookup *job, bint is_one_bag) noexcept nogil:
     cdef double rows = rows_of(job, 0, job.num_bags)
     cdef bint is_near = <double> job.num_rows * job.layout.row_bytes <= NEAR_BYTES
-    cdef bint use_quads = pays_quads(job, is_near, rows)
     plan.kind = kind_of(job, is_one_bag)
     plan.form = form_of(job, plan.kind)
     plan.is_max = job.mode == MAX
     plan.loop = loop_of(plan.form, plan.kind, plan.is_max)
-    if use_quads and (plan.form == 2 or plan.kind != GATHERED):
+    if pays_quads(job, plan.form, plan.kind, is_near, rows):
         plan.form |= QUADS
     plan.loop_of_quads = loop_of(plan.form, plan.kind, False) if has_quads(plan.form) else NULL
     # Narrow rows are added to two bags in turn. In cache 1.1 to 1.4 times as fast; from memory, where rows are waited
