@@ -91,7 +91,7 @@ def elements(rows: np.ndarray, bits: int, dim: int, **layout: Any) -> tuple[np.n
     codes, scales, biases = unpack(rows, bits, dim, **layout)
     if scales.ndim == 1:
         scales, biases = scales[:, None], biases[:, None]
-    group_of = np.arange(dim) // max(min(layout.get("group_size") or dim, dim), 1)
+    group_of = [element // max(min(layout.get("group_size") or dim, dim), 1) for element in range(dim)]
     return codes, scales[:, group_of], biases[:, group_of]
 
 

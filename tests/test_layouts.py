@@ -169,6 +169,27 @@ def test_every_level_gives_the_oracles_bits_for_every_layout(level, layout, same
         check_case(case_of(layout, dim, length=length_of(dim)), same_bits)
 
 
+# Rows of more passes than a plan holds (16) at blocks of 4, 6 and 8 vectors, and about there: odd and even numbers of
+# vectors, the last one whole and not.
+VERY_WIDE = [16 * 16 * most + 16 * more for most in (4, 6, 8) for more in (-1, 0, 1, 2, 17)] + [1953, 2049, 3000, 4096]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("size", [None, 32, 48, 64])
+def test_very_wide_rows_are_whole(level, bits, size, same_bits):
+    layout = Layout(bits, "<f4" if size is None and bits < 8 else "<f2", False, size)
+    for dim in VERY_WIDE:
+        case = case_of(layout, dim, num_rows=3)
+        out = np.full((len(case.parts["ends"]) - 1, dim), -777, np.float32)
+        parts = case.parts
+        mapping = np.minimum(parts["indices"], 2)
+        bags = qembag.embedding_bag(case.table(), mapping, parts["ends"], include_last_offset=True, out=out)
+        expected = reference.embedding_bag(
+            parts["rows"], bits, dim, mapping, parts["ends"], include_last_offset=True, **layout.reading()
+        )
+        same_bits(bags, expected)
+
+
 def spanning(size: int) -> list[int]:
     """Dims at which groups end beside or within the last sixteen elements."""
     return [size - 1, size, size + 1, size + 8, size + 15, 2 * size - 1, 2 * size + 5, 3 * size + 13]

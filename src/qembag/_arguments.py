@@ -437,9 +437,9 @@ def ends_of_lengths(lengths: Array, indices: Array) -> NDArray[np.int64]:
     wrong = np.flatnonzero(given < 0)
     if wrong.size:
         raise ValueError(f"lengths[{wrong[0]}] is {given[wrong[0]]}: must not be below 0")
-    # In Python's integers: NumPy's sum may wrap.
+    # In Python's integers, as they came: NumPy's sum may wrap.
     longest = int(given.max(initial=0))
-    total = sum(given.tolist()) if longest > INT64_MAX // max(len(given), 1) else int(given.sum(dtype=np.int64))
+    total = sum(lengths.tolist()) if longest > INT64_MAX // max(len(given), 1) else int(given.sum(dtype=np.int64))
     if total != len(indices):
         raise ValueError(f"lengths must sum to {len(indices)}, the number of indices, got {shown(total)}")
     ends = np.zeros(len(given) + 1, dtype=np.int64)
@@ -456,9 +456,8 @@ def weights(value: object, indices: Array, mode: int, *, allow_double: bool) -> 
     array = as_array(value, name)
     if is_plain_python(value) and array.dtype.kind in "fiu":
         array = as_float32(array)
-    if allow_double and array.dtype.newbyteorder("=") == np.float64:
-        array = as_float32(array)
-    if array.dtype.newbyteorder("=") not in (np.float32, np.float16):
+    allowed = (np.float32, np.float16, np.float64) if allow_double else (np.float32, np.float16)
+    if array.dtype.newbyteorder("=") not in allowed:
         kinds = "float32, float16 or float64" if allow_double else "float32 or float16"
         raise TypeError(f"{name} must be an array of {kinds}, got {kind_of(array)}")
     if array.shape != indices.shape:
@@ -467,7 +466,9 @@ def weights(value: object, indices: Array, mode: int, *, allow_double: bool) -> 
 
 
 def plain_weights(array: Array) -> Array:
-    """In one piece and in the host's byte order."""
+    """In one piece and in the host's byte order; float64 rounded."""
+    if array.dtype.itemsize == 8:
+        return as_float32(array)
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 

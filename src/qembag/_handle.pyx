@@ -11,6 +11,7 @@ import threading
 
 import numpy
 
+cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsLongLongAndOverflow
@@ -212,18 +213,25 @@ cdef class HandleOwner:
 
     @property
     def _handle(self):
-        if self.handle is None:
+        cdef TableHandle handle = handle_of(self)
+        if handle is None:
             raise AttributeError(f"{type(self).__name__} was not initialized")
-        return self.handle
+        return handle
 
     @_handle.setter
     def _handle(self, TableHandle handle not None):
-        self.handle = handle
+        with cython.critical_section(self):
+            self.handle = handle
 
 
 cdef TableHandle handle_of(object table):
-    """A table's handle; None for what is no table."""
-    return (<HandleOwner> table).handle if isinstance(table, HandleOwner) else None
+    """A table's handle; None for what is no table. Without a GIL another thread may initialize the table again."""
+    cdef TableHandle handle
+    if not isinstance(table, HandleOwner):
+        return None
+    with cython.critical_section(table):
+        handle = (<HandleOwner> table).handle
+    return handle
 
 
 # `qembag.float_table`, which is made after this module, makes the handle of an array.

@@ -81,6 +81,7 @@ cdef extern from "lanes.h" nogil:
     void read_pair_float(const uint8_t *, lanes *, lanes *)
     void read_pair_half(const uint8_t *, lanes *, lanes *)
     void spread_pairs(const uint8_t *, const pair_places *, float *, float, bint, int)
+    lanes pairs_of_quad(const float *, int)
     float float_of_half(uint16_t)
     void prefetch(const uint8_t *, bint)
     const uint8_t *as_computed(const uint8_t *)

@@ -89,13 +89,13 @@ class FloatTable(Table):
         return self._repr(f"dtype={self.dtype}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (type(self), self._handle.rows.view(), self._layout, self.compressed_indices_mapping))
+        # As floats: NumPy notes their byte order.
+        return (_restore, (type(self), self.data, self.compressed_indices_mapping))
 
 
-def _restore(
-    kind: type[FloatTable], rows: NDArray[np.uint8], layout: FloatLayout, mapping: NDArray[np.int32] | None
-) -> FloatTable:
-    return kind._of(rows, layout, mapping)
+def _restore(kind: type[FloatTable], data: NDArray[Any], mapping: NDArray[np.int32] | None) -> FloatTable:
+    floats = data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
+    return kind._of(*_rows_of(floats, "data"), mapping)
 
 
 def _rows_of(floats: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], FloatLayout]:

@@ -48,6 +48,9 @@
  *                                                    as pairs[2k], pairs[2k + 1]; `pairs` has room for 16 floats.
  *                                                    Reads `places.count` pairs at p
  *
+ *   pairs_of_quad(pairs, i)                          pairs[i] for the elements of two vectors, pairs[i + 4] for those of the
+ *                                                    next two, in the order of a quad's x[k]
+ *
  *   pack_8bit, pack_4bit, pack_2bit(p, x)    a vector, of values up to the largest code: rounds to nearest, ties to
  *                                            even; negative values and NaN give 0
  *   pack_four_8bit, pack_four_4bit, pack_four_2bit(p, a, b, c, d)    four vectors

@@ -200,7 +200,7 @@ static inline void spread_pairs(const uint8_t *p, const pair_places *places, flo
         /* A masked load reads no pair that is not there. */
         const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(places->count), numbers);
         const __m256i halves = _mm256_permutevar8x32_epi32(_mm256_maskload_epi32((const int *)p, there), order);
-        const __m256 factor = _mm256_set1_ps(is_weighted ? weight : 1.0f);
+        const __m256 factor = _mm256_set1_ps(weight);
         const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
         const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
         _mm256_storeu_ps(pairs, is_weighted ? _mm256_mul_ps(low, factor) : low);

@@ -129,9 +129,9 @@ static inline int lanes_all_finite(lanes x)
  * gcc 12 reads a constant from memory at each vector where a loop has one more variable, and rows of 128 elements of 4
  * bits in cache take 1.15 times as long. */
 #if defined(__GNUC__) || defined(__clang__)
-#define KEEP(table) __asm__("" : "+v"(table))
+#define LANES_KEEP(table) __asm__("" : "+v"(table))
 #else
-#define KEEP(table) ((void)0)
+#define LANES_KEEP(table) ((void)0)
 #endif
 
 static inline lanes unpack_8bit(const uint8_t *p)
@@ -150,8 +150,8 @@ static inline lanes unpack_4bit_x16(__m128i bytes)
 {
     __m512i shifts = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    KEEP(shifts);
-    KEEP(values);
+    LANES_KEEP(shifts);
+    LANES_KEEP(values);
     return _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_broadcastq_epi64(bytes), shifts), values);
 }
 
@@ -176,8 +176,8 @@ static inline lanes unpack_2bit(const uint8_t *p)
 {
     __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     __m512 values = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    KEEP(shifts);
-    KEEP(values);
+    LANES_KEEP(shifts);
+    LANES_KEEP(values);
     const __m512i codes = _mm512_broadcastd_epi32(load_4_bytes(p));
     return _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), values);
 }
@@ -210,8 +210,8 @@ static inline void unpack_quad_2bit(const uint8_t *p, lanes x[4])
 {
     __m512 lower = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
     __m512 upper = _mm512_setr_ps(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    KEEP(lower);
-    KEEP(upper);
+    LANES_KEEP(lower);
+    LANES_KEEP(upper);
     const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
     const __m512i shifted = _mm512_srli_epi32(codes, 4);
     x[0] = _mm512_permutexvar_ps(codes, lower);
@@ -269,6 +269,14 @@ static inline void spread_pairs(const uint8_t *p, const pair_places *places, flo
     if (is_weighted)
         values = _mm512_mul_ps(values, _mm512_set1_ps(weight));
     _mm512_storeu_ps(pairs, values);
+}
+
+/* Lane i of each x[k] is of the elements 4i to 4i + 3. */
+static inline lanes pairs_of_quad(const float *pairs, int first)
+{
+    const __m512i places = _mm512_setr_epi32(first, first, first, first, first, first, first, first, first + 4, first + 4,
+                                             first + 4, first + 4, first + 4, first + 4, first + 4, first + 4);
+    return _mm512_permutexvar_ps(places, _mm512_loadu_ps(pairs));
 }
 
 /* ---- Floats ---- */

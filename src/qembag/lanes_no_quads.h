@@ -32,6 +32,11 @@ static inline void unpack_quad_2bit(const uint8_t *p, lanes x[4])
         x[i] = unpack_2bit(p + 4 * i);
 }
 
+static inline lanes pairs_of_quad(const float *pairs, int first)
+{
+    return lanes_broadcast(pairs[first]);
+}
+
 static inline void lanes_in_order_quad(lanes x[4])
 {
     (void)x;

@@ -211,10 +211,12 @@ class RowLayout(LayoutFields):
             That names the first row which this layout cannot hold; `first_row` is the number of the first one here.
         """
         given = source.stored_pairs(rows)
-        starts = np.arange(0, self.dim, self.group_size)
+        starts = range(0, self.dim, self.group_size)
         # The groups in `source` of each group's first and last element.
-        firsts = starts // source.group_size
-        lasts = (np.minimum(starts + self.group_size, self.dim) - 1) // source.group_size
+        firsts = np.array([start // source.group_size for start in starts], np.intp)
+        lasts = np.array(
+            [(min(start + self.group_size, self.dim) - 1) // source.group_size for start in starts], np.intp
+        )
         joined = self._first_joined(given, firsts, lasts)
         kept = given[:, firsts]
         pairs = _arguments.quietly(kept.astype, self.pair_dtype)

@@ -105,6 +105,8 @@ cdef float divisor_of(const Lookup *job, const Block *block, Py_ssize_t bag) noe
     cdef int64_t stop = min(read_offset(job, bag + 1), <int64_t> job.num_indices), position, index
     cdef float total = 0, weight
     for position in range(start, stop):
+        if unlikely(position % CHECKED_AT_A_TIME == CHECKED_AT_A_TIME - 1) and not may_go_on(job):
+            break
         index = index_at(block, position, EITHER)
         if index == job.padding_idx or (job.skips_invalid and <uint64_t> index >= <uint64_t> job.num_embeddings):
             continue

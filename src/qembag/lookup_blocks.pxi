@@ -265,10 +265,17 @@ cdef inline void add_groups(lanes *acc, const uint8_t *row, const Block *block, 
     cdef const uint8_t *codes = first_codes(row, block, form)
     cdef const uint8_t *vector
     cdef float pairs[16]
+    cdef lanes four[4]
     cdef lanes scale, bias
-    cdef int k
+    cdef int num_quads = count_quads(form, width), k, j
     spread_pairs(row + block.pair_byte, &block.places, pairs, weight, is_weighted, width)
-    for k in range(min(width, 8)):      # no block of groups is wider
+    for k in range(0, 4 * num_quads, 4):
+        scale = pairs_of_quad(pairs, 2 * k)
+        bias = pairs_of_quad(pairs, 2 * k + 1)
+        unpack_quad(codes_of_vector(row, codes, block, k, form, width), four, form, width)
+        for j in range(4):
+            accumulate(acc, k + j, scale, four[j], bias, form)
+    for k in range(4 * num_quads, min(width, 8)):       # no block of groups is wider
         if k % 2 == 0 or form & TWOS == 0:
             scale = lanes_broadcast(pairs[2 * k])
             bias = lanes_broadcast(pairs[2 * k + 1])
@@ -329,7 +336,7 @@ cdef inline void max_row(lanes *acc, const uint8_t *row, const Block *block, bin
 cdef inline void prefetch_row(const uint8_t *row, const Block *block, const int form, const int width) noexcept nogil:
     """Each cache line of a block's codes, and of the row's end. How many is fixed at compile time: a count that depends
     on the row's address is mispredicted, and halves the speed in cache."""
-    # Tables read as quads of 8 bits are near (`plan_of`): into the first level of the cache. To ask that at each
+    # Tables read as quads of 8 bits are near (`pays_quads`): into the first level of the cache. To ask that at each
     # row costs a tenth.
     cdef bint is_near = bits_of(form) == 8 and has_quads(form)
     cdef Py_ssize_t byte, first = block.near_byte if is_grouped(form) or is_one_pair(form) else block.first_byte

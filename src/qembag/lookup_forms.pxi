@@ -3,8 +3,9 @@
 # A function for each: in one for several, gcc 12 keeps accumulators in memory (4 bits, 64 elements: 2.2 times as slow),
 # or takes 4 to 7 % longer for a row.
 #
-# Not each combination is worth its code. Forms that are not torch's have one loop for both types of index; those of
-# codes are gathered where there is anything but plain bags to sum; maxima of all but torch's are gathered.
+# Not each combination is worth its code. Forms that are not torch's, but for float32, have one loop for both types of
+# index; those of codes are gathered where there is anything but plain bags to sum; maxima of all but torch's are
+# gathered.
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
@@ -145,6 +146,14 @@ cdef bint sum_twos_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const
     return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 2, False, EITHER, True)
 
 
+cdef bint sum_quads_twos_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 8, False, EITHER, True)
+
+
+cdef bint sum_quads_twos_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 2, False, EITHER, True)
+
+
 cdef bint sum_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width_gathered(job, rows, task, FLOAT32_ROWS, False)
 
@@ -234,7 +243,7 @@ cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
 
 
 # By form (see `row_of`) and kind.
-cdef BlockLoop[18][5] SUMS = [
+cdef BlockLoop[20][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
@@ -255,10 +264,12 @@ cdef BlockLoop[18][5] SUMS = [
     [sum_float16_gathered, sum_float16_plain, sum_float16_plain, sum_float16_with, sum_float16_with],
     [sum_bfloat16_gathered, sum_bfloat16_plain, sum_bfloat16_plain, sum_bfloat16_with, sum_bfloat16_with],
     [NULL, sum_quads_one_pair_8bit_plain, sum_quads_one_pair_8bit_plain, NULL, NULL],
+    [NULL, sum_quads_twos_8bit_plain, sum_quads_twos_8bit_plain, NULL, NULL],
+    [NULL, sum_quads_twos_2bit_plain, sum_quads_twos_2bit_plain, NULL, NULL],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
-cdef BlockLoop[18][2] MAXIMA = [
+cdef BlockLoop[20][2] MAXIMA = [
     [max_8bit_gathered, max_8bit],
     [max_4bit_gathered, max_4bit],
     [max_2bit_gathered, max_2bit],
@@ -277,6 +288,8 @@ cdef BlockLoop[18][2] MAXIMA = [
     [max_float16_gathered, NULL],
     [max_bfloat16_gathered, NULL],
     [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
 ]
 
 
@@ -287,6 +300,8 @@ cdef int row_of(int form) noexcept nogil:
         return 14 if form == FLOAT32_ROWS else 15 if form == FLOAT16_ROWS else 16
     if has_quads(form) and is_one_pair(form):
         return 17
+    if has_quads(form) and form & TWOS != 0:
+        return 18 if bits == 0 else 19
     if has_quads(form):
         return 3 if bits == 0 else 4
     if form & TWOS != 0:

@@ -16,8 +16,8 @@ cdef struct Plan:
     bint in_pairs
     int max_width
     Py_ssize_t distance         # rows that are prefetched ahead
-    # The passes that a row takes: worked out once for all bags, which saves 1 to 2 % of rows of 300. More passes than
-    # these are all of the greatest width.
+    # The passes that a row takes: worked out once for all bags, which saves 1 to 2 % of rows of 300. `set_pass` says
+    # what more passes than these are, and those of TWOS.
     Py_ssize_t num_vectors
     Py_ssize_t num_passes
     Py_ssize_t bags_a_pass
@@ -64,6 +64,9 @@ cdef inline bint pays_quads(const Lookup *job, int form, Kind kind, bint is_near
     if (not LANES_QUADS or job.mode == MAX or rows < QUADS_MIN_LENGTH * <double> job.num_bags
             or layout.codes_bytes < 8 * layout.bits):
         return False
+    if form & TWOS != 0:
+        # Elements of a quad that is moved back would be of other groups.
+        return layout.full_dim % 16 == 0 and (layout.bits == 2 or (layout.bits == 8 and is_near))
     if form == 2:
         return True
     if (form != 8 and form != ONE_PAIR | 8) or kind == GATHERED or not is_near:
@@ -118,7 +121,7 @@ cdef void plan_passes(const Lookup *job, Plan *plan, double rows) noexcept nogil
     plan.bags_a_pass = <Py_ssize_t> min(max(
         BYTES_A_PASS * <double> job.num_bags / max(rows * job.layout.used_bytes, 1.0), 1.0), 64.0)
     if plan.form & TWOS != 0:
-        share_twos(plan)
+        plan.num_passes = count_twos(plan)
     elif plan.num_passes <= PLANNED_PASSES:
         share_vectors(plan)
 
@@ -134,16 +137,31 @@ cdef void share_vectors(Plan *plan) noexcept nogil:
         first = plan.first_vector[number] + plan.width[number]
 
 
-cdef void share_twos(Plan *plan) noexcept nogil:
-    """Each pass starts at an even vector: the widest blocks, then what is left, then perhaps the odd one."""
-    cdef Py_ssize_t number = 0, first = 0, left
-    while first < plan.num_vectors and number < PLANNED_PASSES:
-        left = plan.num_vectors - first
-        plan.width[number] = <int> (min(left - left % 2, <Py_ssize_t> plan.max_width) if left > 1 else 1)
-        plan.first_vector[number] = first
-        first += plan.width[number]
-        number += 1
-    plan.num_passes = number if first == plan.num_vectors else PLANNED_PASSES + 1
+cdef void set_pass(Pass *task, const Plan *plan, Py_ssize_t number) noexcept nogil:
+    cdef Py_ssize_t first, left
+    if plan.num_passes <= PLANNED_PASSES and plan.form & TWOS == 0:
+        task.first_vector = plan.first_vector[number]
+        task.width = plan.width[number]
+        return
+    first = number * plan.max_width
+    left = plan.num_vectors - first
+    if left >= plan.max_width or plan.form & TWOS == 0:
+        # The last one starts further back.
+        task.first_vector = min(first, plan.num_vectors - plan.max_width)
+        task.width = plan.max_width
+    elif left > 1:
+        task.first_vector = first
+        task.width = <int> (left - left % 2)
+    else:
+        task.first_vector = plan.num_vectors - 1
+        task.width = 1
+
+
+cdef Py_ssize_t count_twos(const Plan *plan) noexcept nogil:
+    """Each pass starts at an even vector: the widest blocks, then what is left of even vectors, then perhaps the odd
+    one (see `set_pass`)."""
+    cdef Py_ssize_t left = plan.num_vectors % plan.max_width
+    return plan.num_vectors // plan.max_width + (left > 1) + left % 2
 
 
 cdef inline Py_ssize_t turn_of_pass(const Lookup *job, const Plan *plan, Py_ssize_t turn) noexcept nogil:
@@ -158,12 +176,7 @@ cdef bint look_up_in_passes(const Lookup *job, const uint8_t[:, :] rows, const P
     cdef Py_ssize_t turn, number
     for turn in range(plan.num_passes):
         number = turn_of_pass(job, plan, turn)
-        if plan.num_passes <= PLANNED_PASSES:
-            task.first_vector = plan.first_vector[number]
-            task.width = plan.width[number]
-        else:
-            task.first_vector = min(number * plan.max_width, plan.num_vectors - plan.max_width)
-            task.width = plan.max_width
+        set_pass(task, plan, number)
         if not (plan.loop_of_quads if plan.loop_of_quads != NULL and task.width >= 4 else plan.loop)(job, rows, task):
             return False
     return True
