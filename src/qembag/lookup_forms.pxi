@@ -3,9 +3,9 @@
 # A function for each: in one for several, gcc 12 keeps accumulators in memory (4 bits, 64 elements: 2.2 times as slow),
 # or takes 4 to 7 % longer for a row.
 #
-# Not each combination is worth its code. Forms that are not torch's, but for float32, have one loop for both types of
-# index; those of codes are gathered where there is anything but plain bags to sum; maxima of all but torch's are
-# gathered.
+# Not each combination is worth its code. To ask for the type of the indices at each one takes up to a third longer
+# in cache: forms that are rarely there share a loop between both types all the same. Rows of codes that are not torch's are
+# gathered where there is anything but plain bags to sum, and maxima of all but torch's are, too.
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
@@ -118,12 +118,20 @@ cdef bint sum_grouped_2bit_gathered(const Lookup *job, const uint8_t[:, :] rows,
     return look_up_width_gathered(job, rows, task, GROUPED | 2, False)
 
 
-cdef bint sum_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 8, False, EITHER, True)
+cdef bint sum_one_pair_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 8, False, 4, True)
 
 
-cdef bint sum_quads_one_pair_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 8, False, EITHER, True)
+cdef bint sum_one_pair_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, ONE_PAIR | 8, False, 8, True)
+
+
+cdef bint sum_quads_one_pair_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 8, False, 4, True)
+
+
+cdef bint sum_quads_one_pair_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 8, False, 8, True)
 
 
 cdef bint sum_one_pair_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -138,20 +146,32 @@ cdef bint sum_twos_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const
     return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 8, False, EITHER, True)
 
 
-cdef bint sum_twos_4bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 4, False, EITHER, True)
+cdef bint sum_twos_4bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 4, False, 4, True)
+
+
+cdef bint sum_twos_4bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 4, False, 8, True)
 
 
 cdef bint sum_twos_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return LANES_HAS_FMA and look_up_width(job, rows, task, TWOS | 2, False, EITHER, True)
 
 
-cdef bint sum_quads_twos_8bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 8, False, EITHER, True)
+cdef bint sum_quads_twos_8bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 8, False, 4, True)
 
 
-cdef bint sum_quads_twos_2bit_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 2, False, EITHER, True)
+cdef bint sum_quads_twos_8bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 8, False, 8, True)
+
+
+cdef bint sum_quads_twos_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 2, False, 4, True)
+
+
+cdef bint sum_quads_twos_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 2, False, 8, True)
 
 
 cdef bint sum_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -174,8 +194,12 @@ cdef bint sum_float16_gathered(const Lookup *job, const uint8_t[:, :] rows, cons
     return look_up_width_gathered(job, rows, task, FLOAT16_ROWS, False)
 
 
-cdef bint sum_float16_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, FLOAT16_ROWS, False, EITHER, True)
+cdef bint sum_float16_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, FLOAT16_ROWS, False, 4, True)
+
+
+cdef bint sum_float16_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, FLOAT16_ROWS, False, 8, True)
 
 
 cdef bint sum_float16_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -186,8 +210,12 @@ cdef bint sum_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
     return look_up_width_gathered(job, rows, task, BFLOAT16_ROWS, False)
 
 
-cdef bint sum_bfloat16_plain(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
-    return look_up_width(job, rows, task, BFLOAT16_ROWS, False, EITHER, True)
+cdef bint sum_bfloat16_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, BFLOAT16_ROWS, False, 4, True)
+
+
+cdef bint sum_bfloat16_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return look_up_width(job, rows, task, BFLOAT16_ROWS, False, 8, True)
 
 
 cdef bint sum_bfloat16_with(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
@@ -254,18 +282,18 @@ cdef BlockLoop[20][5] SUMS = [
     [sum_grouped_8bit_gathered, NULL, NULL, NULL, NULL],
     [sum_grouped_4bit_gathered, NULL, NULL, NULL, NULL],
     [sum_grouped_2bit_gathered, NULL, NULL, NULL, NULL],
-    [NULL, sum_one_pair_8bit_plain, sum_one_pair_8bit_plain, NULL, NULL],
+    [NULL, sum_one_pair_8bit_int32, sum_one_pair_8bit_int64, NULL, NULL],
     [NULL, sum_one_pair_4bit_plain, sum_one_pair_4bit_plain, NULL, NULL],
     [NULL, sum_one_pair_2bit_plain, sum_one_pair_2bit_plain, NULL, NULL],
     [NULL, sum_twos_8bit_plain, sum_twos_8bit_plain, NULL, NULL],
-    [NULL, sum_twos_4bit_plain, sum_twos_4bit_plain, NULL, NULL],
+    [NULL, sum_twos_4bit_int32, sum_twos_4bit_int64, NULL, NULL],
     [NULL, sum_twos_2bit_plain, sum_twos_2bit_plain, NULL, NULL],
     [sum_float32_gathered, sum_float32_int32, sum_float32_int64, sum_float32_with, sum_float32_with],
-    [sum_float16_gathered, sum_float16_plain, sum_float16_plain, sum_float16_with, sum_float16_with],
-    [sum_bfloat16_gathered, sum_bfloat16_plain, sum_bfloat16_plain, sum_bfloat16_with, sum_bfloat16_with],
-    [NULL, sum_quads_one_pair_8bit_plain, sum_quads_one_pair_8bit_plain, NULL, NULL],
-    [NULL, sum_quads_twos_8bit_plain, sum_quads_twos_8bit_plain, NULL, NULL],
-    [NULL, sum_quads_twos_2bit_plain, sum_quads_twos_2bit_plain, NULL, NULL],
+    [sum_float16_gathered, sum_float16_int32, sum_float16_int64, sum_float16_with, sum_float16_with],
+    [sum_bfloat16_gathered, sum_bfloat16_int32, sum_bfloat16_int64, sum_bfloat16_with, sum_bfloat16_with],
+    [NULL, sum_quads_one_pair_8bit_int32, sum_quads_one_pair_8bit_int64, NULL, NULL],
+    [NULL, sum_quads_twos_8bit_int32, sum_quads_twos_8bit_int64, NULL, NULL],
+    [NULL, sum_quads_twos_2bit_int32, sum_quads_twos_2bit_int64, NULL, NULL],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
