@@ -3,9 +3,9 @@
 # A function for each: in one for several, gcc 12 keeps accumulators in memory (4 bits, 64 elements: 2.2 times as slow),
 # or takes 4 to 7 % longer for a row.
 #
-# Not each combination is worth its code. To ask for the type of the indices at each one takes up to a third longer
-# in cache: forms that are rarely there share a loop between both types all the same. Rows of codes that are not torch's are
-# gathered where there is anything but plain bags to sum, and maxima of all but torch's are, too.
+# Not each combination is worth its code. To ask for the type of the indices at each one takes up to a third longer in
+# cache: only forms that are rarely there share a loop between both types. Rows of codes that are not torch's are gathered
+# where there is anything but plain bags to sum, and maxima of all but torch's are, too.
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
