@@ -51,6 +51,7 @@ cdef extern from "lanes.h" nogil:
         int32_t of_vector[8]
         int count
         bint are_halves
+        bint are_eight
 
     lanes lanes_zero()
     lanes lanes_broadcast(float)

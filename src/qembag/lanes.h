@@ -46,7 +46,7 @@
  *   read_pair_float, read_pair_half(p, &scale, &bias)    reads 8, 4 bytes
  *   spread_pairs(p, &places, pairs, weight, is_weighted, width)  scale and bias of each vector k < width, times the weight,
  *                                                    as pairs[2k], pairs[2k + 1]; `pairs` has room for 16 floats.
- *                                                    Reads `places.count` pairs at p
+ *                                                    Reads `places.count` pairs at p, or eight
  *
  *   pairs_of_quad(pairs, i)                          pairs[i] for the elements of two vectors, pairs[i + 4] for those of the
  *                                                    next two, in the order of a quad's x[k]
@@ -93,6 +93,7 @@ typedef struct {
     int32_t of_vector[8];
     int count; /* of pairs, up to 8 */
     int are_halves;
+    int are_eight; /* that many may be read */
 } pair_places;
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)

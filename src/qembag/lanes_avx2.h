@@ -199,7 +199,9 @@ static inline void spread_pairs(const uint8_t *p, const pair_places *places, flo
         const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         /* A masked load reads no pair that is not there. */
         const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(places->count), numbers);
-        const __m256i halves = _mm256_permutevar8x32_epi32(_mm256_maskload_epi32((const int *)p, there), order);
+        const __m256i pairs_there = places->are_eight ? _mm256_loadu_si256((const __m256i *)p)
+                                                      : _mm256_maskload_epi32((const int *)p, there);
+        const __m256i halves = _mm256_permutevar8x32_epi32(pairs_there, order);
         const __m256 factor = _mm256_set1_ps(weight);
         const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
         const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));

@@ -261,11 +261,14 @@ static inline void spread_pairs(const uint8_t *p, const pair_places *places, flo
     const __mmask8 there = (__mmask8)((1u << places->count) - 1);
     __m512 values;
     (void)width;
-    if (places->are_halves)
-        values = _mm512_cvtph_ps(_mm256_permutevar8x32_epi32(_mm256_maskz_loadu_epi32(there, p), order));
-    else
-        values = _mm512_castsi512_ps(
-            _mm512_permutexvar_epi64(_mm512_cvtepi32_epi64(order), _mm512_maskz_loadu_epi64(there, p)));
+    if (places->are_halves) {
+        const __m256i halves =
+            places->are_eight ? _mm256_loadu_si256((const __m256i *)p) : _mm256_maskz_loadu_epi32(there, p);
+        values = _mm512_cvtph_ps(_mm256_permutevar8x32_epi32(halves, order));
+    } else {
+        const __m512i floats = places->are_eight ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi64(there, p);
+        values = _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_cvtepi32_epi64(order), floats));
+    }
     if (is_weighted)
         values = _mm512_mul_ps(values, _mm512_set1_ps(weight));
     _mm512_storeu_ps(pairs, values);

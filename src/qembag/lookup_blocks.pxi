@@ -158,15 +158,21 @@ cdef Shortness shortness_of(const Layout *layout, Py_ssize_t one) noexcept nogil
 
 cdef void find_places(const Layout *layout, Py_ssize_t first_vector, int width, Block *block) noexcept nogil:
     """Which pair each vector of a block has: its last element's."""
-    cdef Py_ssize_t first = 16 * first_vector // layout.group_size, group = 0
+    cdef Py_ssize_t first = 16 * first_vector // layout.group_size, group = 0, pair_bytes = 2 * layout.pair_size
+    cdef Py_ssize_t pair_byte = layout.pairs_start + pair_bytes * first
+    cdef Py_ssize_t byte = min(pair_byte, layout.used_bytes - 8 * pair_bytes), back = 0
     cdef int k
+    # Eight pairs at once, if need be from further back: a masked load waits where its page is not in the first TLB.
+    block.places.are_eight = byte >= 0 and (pair_byte - byte) % pair_bytes == 0
+    if block.places.are_eight:
+        back = (pair_byte - byte) // pair_bytes
     for k in range(8):
         if k < width:
             group = min(16 * (first_vector + k) + 15, layout.dim - 1) // layout.group_size - first
-        block.places.of_vector[k] = <int32_t> group
+        block.places.of_vector[k] = <int32_t> (group + back)
     block.places.count = <int> group + 1
     block.places.are_halves = block.has_half_pairs
-    block.pair_byte = layout.pairs_start + 2 * layout.pair_size * first
+    block.pair_byte = pair_byte - back * pair_bytes
 
 
 cdef inline const uint8_t *codes_of_vector(const uint8_t *row, const uint8_t *codes, const Block *block, int k,
