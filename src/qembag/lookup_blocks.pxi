@@ -5,8 +5,8 @@ cdef enum:
     ELEMENT = 63
     # Forms of the loops' own. Four vectors of codes are unpacked at a time:
     QUADS = 128
-    # GROUPED rows with one pair, of float16 or at 8 bits of either type, summed from plain bags. Torch's rows do not
-    # pay for pairs in front of the codes, and for a type that is asked for at each row: 2 to 10 % more instructions.
+    # GROUPED rows with one pair, of float16, summed from plain bags. Torch's rows do not pay for pairs in front of the
+    # codes.
     ONE_PAIR = 256
     # GROUPED rows, summed from plain bags, of which each two vectors from an even one on have the same pair.
     TWOS = 512
@@ -226,7 +226,7 @@ cdef inline void unpack_quad(const uint8_t *p, lanes *x, const int form, const i
 
 cdef inline void read_pair(const uint8_t *row, const Block *block, lanes *scale, lanes *bias,
                            const int form) noexcept nogil:
-    if bits_of(form) == 8 and not (is_one_pair(form) and block.has_half_pairs):
+    if bits_of(form) == 8 and not is_one_pair(form):
         read_pair_float(row + block.pair_byte, scale, bias)
     else:
         read_pair_half(row + block.pair_byte, scale, bias)

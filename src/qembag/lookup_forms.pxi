@@ -4,8 +4,8 @@
 # or takes 4 to 7 % longer for a row.
 #
 # Not each combination is worth its code. To ask for the type of the indices at each one takes up to a third longer in
-# cache: only forms that are rarely there share a loop between both types. Rows of codes that are not torch's are gathered
-# where there is anything but plain bags to sum, and maxima of all but torch's are, too.
+# cache: only forms that are rarely there share a loop between both types. Rows of codes that are not torch's are
+# gathered where there is anything but plain bags to sum, and maxima of all but torch's are, too.
 
 ctypedef bint (*BlockLoop)(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil
 
@@ -174,6 +174,14 @@ cdef bint sum_quads_twos_2bit_int64(const Lookup *job, const uint8_t[:, :] rows,
     return LANES_QUADS and look_up_width(job, rows, task, QUADS | TWOS | 2, False, 8, True)
 
 
+cdef bint sum_quads_one_pair_2bit_int64(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 2, False, 8, True)
+
+
+cdef bint sum_quads_one_pair_2bit_int32(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
+    return LANES_QUADS and look_up_width(job, rows, task, QUADS | ONE_PAIR | 2, False, 4, True)
+
+
 cdef bint sum_float32_gathered(const Lookup *job, const uint8_t[:, :] rows, const Pass *task) noexcept nogil:
     return look_up_width_gathered(job, rows, task, FLOAT32_ROWS, False)
 
@@ -271,7 +279,7 @@ cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
 
 
 # By form (see `row_of`) and kind.
-cdef BlockLoop[20][5] SUMS = [
+cdef BlockLoop[21][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
@@ -292,12 +300,13 @@ cdef BlockLoop[20][5] SUMS = [
     [sum_float16_gathered, sum_float16_int32, sum_float16_int64, sum_float16_with, sum_float16_with],
     [sum_bfloat16_gathered, sum_bfloat16_int32, sum_bfloat16_int64, sum_bfloat16_with, sum_bfloat16_with],
     [NULL, sum_quads_one_pair_8bit_int32, sum_quads_one_pair_8bit_int64, NULL, NULL],
+    [NULL, sum_quads_one_pair_2bit_int32, sum_quads_one_pair_2bit_int64, NULL, NULL],
     [NULL, sum_quads_twos_8bit_int32, sum_quads_twos_8bit_int64, NULL, NULL],
     [NULL, sum_quads_twos_2bit_int32, sum_quads_twos_2bit_int64, NULL, NULL],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
-cdef BlockLoop[20][2] MAXIMA = [
+cdef BlockLoop[21][2] MAXIMA = [
     [max_8bit_gathered, max_8bit],
     [max_4bit_gathered, max_4bit],
     [max_2bit_gathered, max_2bit],
@@ -318,6 +327,7 @@ cdef BlockLoop[20][2] MAXIMA = [
     [NULL, NULL],
     [NULL, NULL],
     [NULL, NULL],
+    [NULL, NULL],
 ]
 
 
@@ -327,9 +337,9 @@ cdef int row_of(int form) noexcept nogil:
     if is_float(form):
         return 14 if form == FLOAT32_ROWS else 15 if form == FLOAT16_ROWS else 16
     if has_quads(form) and is_one_pair(form):
-        return 17
+        return 17 if bits == 0 else 18
     if has_quads(form) and form & TWOS != 0:
-        return 18 if bits == 0 else 19
+        return 19 if bits == 0 else 20
     if has_quads(form):
         return 3 if bits == 0 else 4
     if form & TWOS != 0:

@@ -36,7 +36,7 @@ cdef inline bint max_is_fused(const int form) noexcept nogil:
 
 
 cdef inline bint is_one_pair_layout(const Layout *layout) noexcept nogil:
-    return layout.num_groups == 1 and (layout.bits == 8 or layout.pair_size == 2)
+    return layout.num_groups == 1 and layout.pair_size == 2
 
 
 cdef inline bint has_twos(const Layout *layout) noexcept nogil:
@@ -67,7 +67,7 @@ cdef inline bint pays_quads(const Lookup *job, int form, Kind kind, bint is_near
     if form & TWOS != 0:
         # Elements of a quad that is moved back would be of other groups.
         return layout.full_dim % 16 == 0 and (layout.bits == 2 or (layout.bits == 8 and is_near))
-    if form == 2:
+    if form == 2 or form == ONE_PAIR | 2:
         return True
     if (form != 8 and form != ONE_PAIR | 8) or kind == GATHERED or not is_near:
         return False
