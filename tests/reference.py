@@ -77,9 +77,10 @@ def unpack(
     num_groups = 1 if group_size is None else -(-dim // group_size)
     pairs_bytes = num_groups * 2 * kind.itemsize
     codes_start, pairs_start = (pairs_bytes, 0) if first else (0, codes_bytes)
-    element = np.arange(dim)
-    byte = rows[:, codes_start + element // per_byte].astype(np.int64)
-    codes = (byte >> bits * (element % per_byte) & 2**bits - 1).astype(np.float32)
+    # Divided by Python: NumPy 1.24 of 32-bit x86 divides arrays of int32 wrongly.
+    byte = rows[:, [codes_start + element // per_byte for element in range(dim)]].astype(np.int64)
+    shifts = np.array([bits * (element % per_byte) for element in range(dim)])
+    codes = (byte >> shifts & 2**bits - 1).astype(np.float32)
     stored = rows[:, pairs_start : pairs_start + pairs_bytes].tobytes()
     pairs = np.frombuffer(stored, dtype=kind).reshape(len(rows), num_groups, 2).astype(np.float32)
     scales, biases = pairs[:, :, 0], pairs[:, :, 1]

@@ -261,7 +261,7 @@ def test_a_constant_code_is_read_wherever_it_stands(level, layout, same_bits):
         groups = np.arange(layout.num_groups(dim)) + 1
         pairs = np.stack([np.tile(groups, (dim, 1)), np.zeros((dim, len(groups)))], axis=-1)
         codes = np.eye(dim, dtype=np.int64) * (2**layout.bits - 1)
-        scales = groups[np.arange(dim) // (layout.group_size or dim)]
+        scales = groups[[element // (layout.group_size or dim) for element in range(dim)]]
         table = table_of(layout.pack(codes, pairs, pad=0xFF), layout, dim)
         same_bits(table.dequantize(), (codes * scales).astype(np.float32))
         same_bits(qembag.embedding(table, np.arange(dim)), (codes * scales).astype(np.float32))
