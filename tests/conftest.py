@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+# What `tools/test_sanitized` loads has an allocator of its own, which other tests cannot replace, and which forks break.
+UNDER_SANITIZER = "san" in os.environ.get("LD_PRELOAD", "")
+
+
 def pytest_report_header() -> str:
     config = qembag.show_config()
     return f"qembag {config['version']} from {qembag.__path__[0]}: {config}, numpy {np.__version__}"

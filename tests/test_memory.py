@@ -5,7 +5,6 @@ An allocator put before the C library's fails what Python, NumPy and the kernels
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,12 @@ import sysconfig
 import numpy as np
 import pytest
 
-from conftest import child_environment
+from conftest import UNDER_SANITIZER, child_environment
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="replaces an allocator, or limits memory, as Linux has it"),
     pytest.mark.skipif(np.__version__ < "2", reason="what NumPy 1 does without memory is not known"),
-    pytest.mark.skipif("san" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has an allocator of its own"),
+    pytest.mark.skipif(UNDER_SANITIZER, reason="a sanitizer has an allocator of its own"),
 ]
 
 # Requests are counted from `fail_from` on, those of all threads. Other libraries' are let through: libgomp, for one, ends
