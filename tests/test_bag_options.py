@@ -466,7 +466,7 @@ def test_a_dtype_of_ml_dtypes_gives_arrays_of_it(level, make, same_bits):
     assert ours.dtype == kind
     same_bits(ours.view(np.uint16), expected)
     out = np.zeros((3, DIM), kind)
-    for given in ({}, {"dtype": kind}):
+    for given in ({}, {"dtype": kind}, {"dtype": "bfloat16"}):
         assert qembag.embedding_bag(make(None), INDICES, OFFSETS, out=out, **given) is out
         same_bits(out.view(np.uint16), expected)
     for wrong in (np.zeros((3, DIM), np.float16), np.zeros((3, DIM), np.int16), np.zeros((3, DIM), "V2")):

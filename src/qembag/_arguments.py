@@ -230,7 +230,7 @@ def out_type(dtype: object, out: object) -> OutType:
             OutType(1, FLOAT16) if kind == FLOAT16 else OutType(2, kind) if is_bfloat16(kind) else OutType(0, FLOAT32)
         )
     if exact_text(dtype) == "bfloat16":
-        return OutType(2, UINT16)
+        return OutType(2, out.dtype if isinstance(out, np.ndarray) and is_bfloat16(out.dtype) else UINT16)
     message = "dtype must be float32, float16 or bfloat16, got "
     kind = as_dtype(dtype, message)
     if is_bfloat16(kind):

@@ -19,9 +19,9 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
 
 from loops cimport (
-    AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_OUT, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout, Lookup, Loops,
-    MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, read_index, read_offset, RowFault, Signals, SQRTN, SUM,
-    work_of,
+    AVERAGE, BFLOAT16_OUT, BFLOAT16_ROWS, FINE, FLOAT16_OUT, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout,
+    Lookup, Loops, MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, read_index, read_offset, RowFault,
+    Signals, SQRTN, SUM, work_of,
 )
 
 cnp.import_array()

@@ -113,15 +113,12 @@ static inline lanes lanes_zero(void)
     return lanes_broadcast(0.0f);
 }
 
-/* Stores min(count, 16) numbers and writes nothing after them: floats, half floats or bfloat16 (`type` 0, 1, 2). Not inlined: the loops
- * call it only for outputs that are not whole groups of float32. */
-static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int type)
+/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. */
+static inline void store_vector(uint8_t *p, const float *values, int type)
 {
     uint16_t halves[16];
-    if (count > 16)
-        count = 16;
     if (type == 0) {
-        memcpy(p, values, (size_t)count * sizeof *values);
+        memcpy(p, values, 16 * sizeof *values);
         return;
     }
     if (type == 1) {
@@ -130,7 +127,18 @@ static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t cou
         for (int i = 0; i < 16; i++)
             halves[i] = bfloat16_of_float(values[i]);
     }
-    memcpy(p, halves, (size_t)count * sizeof *halves);
+    memcpy(p, halves, sizeof halves);
+}
+
+/* The first `count` of them, at most 16, and nothing behind them. Not inlined: the loops call it only for outputs that
+ * are not whole vectors. */
+static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int type)
+{
+    uint8_t whole[16 * sizeof(float)];
+    if (count > 16)
+        count = 16;
+    store_vector(whole, values, type);
+    memcpy(p, whole, (size_t)count * (type == 0 ? sizeof(float) : sizeof(uint16_t)));
 }
 
 /* Constants that are added to such a pointer go into the addresses of instructions. Left to itself, gcc 12 may add them

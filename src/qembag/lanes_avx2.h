@@ -37,13 +37,13 @@ static inline lanes lanes_load(const float *p)
     return lanes_join(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
 }
 
-static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
+static inline lanes lanes_load_part(const void *p, ptrdiff_t count, lanes fill)
 {
     static const int32_t there[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
     const __m256i low = _mm256_loadu_si256((const __m256i *)(there + 16 - count));
     const __m256i high = _mm256_loadu_si256((const __m256i *)(there + 24 - count));
     return lanes_join(_mm256_blendv_ps(fill.low, _mm256_maskload_ps(p, low), _mm256_castsi256_ps(low)),
-                    _mm256_blendv_ps(fill.high, _mm256_maskload_ps(p + 8, high), _mm256_castsi256_ps(high)));
+                    _mm256_blendv_ps(fill.high, _mm256_maskload_ps((const float *)p + 8, high), _mm256_castsi256_ps(high)));
 }
 
 static inline void lanes_store(float *p, lanes x)

@@ -33,7 +33,7 @@ static inline lanes lanes_load(const float *p)
     return _mm512_loadu_ps(p);
 }
 
-static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
+static inline lanes lanes_load_part(const void *p, ptrdiff_t count, lanes fill)
 {
     return _mm512_mask_loadu_ps(fill, (__mmask16)((1u << count) - 1), p);
 }

@@ -8,11 +8,11 @@ static inline void lanes_accumulate(lanes *acc, lanes scale, lanes x, lanes bias
     *acc = lanes_fma(scale, x, lanes_add(*acc, bias));
 }
 
-static inline lanes lanes_load_part(const float *p, ptrdiff_t count, lanes fill)
+static inline lanes lanes_load_part(const void *p, ptrdiff_t count, lanes fill)
 {
     float values[16];
     lanes_store(values, fill);
-    memcpy(values, p, (size_t)count * sizeof *p);
+    memcpy(values, p, (size_t)count * sizeof *values);
     return lanes_load(values);
 }
 

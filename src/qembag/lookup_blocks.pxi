@@ -208,7 +208,7 @@ cdef inline lanes unpack(const uint8_t *p, const Block *block, const int form, c
         if is_torchs(form):
             return unpack_bytes(p, form)    # behind their codes there is a pair: they are never copied
         if form == FLOAT32_ROWS:
-            return lanes_load_part(<const float *> p, block.codes_bytes // 4, lanes_zero())
+            return lanes_load_part(p, block.codes_bytes // 4, lanes_zero())
         memset(copy, 0, sizeof(copy))
         memcpy(copy, p, block.codes_bytes)
         return unpack_bytes(copy, form)
@@ -389,7 +389,10 @@ cdef void store_parts(float *values, const Lookup *job, uint8_t *out, const Bloc
             lanes_store(values + 16 * k, lanes_zero() if divisor == 0 else
                         lanes_div(lanes_load(values + 16 * k), lanes_broadcast(divisor)))
         element = element_of_vector(block, k, form, width)
-        store_part(out + element * job.out_size, values + 16 * k, job.layout.dim - element, job.out_type)
+        if element + 16 > job.layout.dim:
+            store_part(out + element * job.out_size, values + 16 * k, job.layout.dim - element, job.out_type)
+        else:
+            store_vector(out + element * job.out_size, values + 16 * k, job.out_type)
 
 
 cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, const int form,

@@ -278,8 +278,20 @@ cdef bint max_bfloat16_gathered(const Lookup *job, const uint8_t[:, :] rows, con
     return look_up_width_gathered(job, rows, task, BFLOAT16_ROWS, True)
 
 
-# By form (see `row_of`) and kind.
-cdef BlockLoop[21][5] SUMS = [
+# A row of each table below is for one form.
+cdef enum:
+    NUM_FORMS = 21
+
+cdef int[NUM_FORMS] FORMS = [
+    8, 4, 2, QUADS | 8, QUADS | 2,
+    GROUPED | 8, GROUPED | 4, GROUPED | 2,
+    ONE_PAIR | 8, ONE_PAIR | 4, ONE_PAIR | 2, QUADS | ONE_PAIR | 8, QUADS | ONE_PAIR | 2,
+    TWOS | 8, TWOS | 4, TWOS | 2, QUADS | TWOS | 8, QUADS | TWOS | 2,
+    FLOAT32_ROWS, FLOAT16_ROWS, BFLOAT16_ROWS,
+]
+
+# By form and kind.
+cdef BlockLoop[NUM_FORMS][5] SUMS = [
     [sum_8bit_gathered, sum_8bit_int32, sum_8bit_int64, sum_8bit_int32_with, sum_8bit_int64_with],
     [sum_4bit_gathered, sum_4bit_int32, sum_4bit_int64, sum_4bit_int32_with, sum_4bit_int64_with],
     [sum_2bit_gathered, sum_2bit_int32, sum_2bit_int64, sum_2bit_int32_with, sum_2bit_int64_with],
@@ -293,20 +305,20 @@ cdef BlockLoop[21][5] SUMS = [
     [NULL, sum_one_pair_8bit_int32, sum_one_pair_8bit_int64, NULL, NULL],
     [NULL, sum_one_pair_4bit_plain, sum_one_pair_4bit_plain, NULL, NULL],
     [NULL, sum_one_pair_2bit_plain, sum_one_pair_2bit_plain, NULL, NULL],
+    [NULL, sum_quads_one_pair_8bit_int32, sum_quads_one_pair_8bit_int64, NULL, NULL],
+    [NULL, sum_quads_one_pair_2bit_int32, sum_quads_one_pair_2bit_int64, NULL, NULL],
     [NULL, sum_twos_8bit_plain, sum_twos_8bit_plain, NULL, NULL],
     [NULL, sum_twos_4bit_int32, sum_twos_4bit_int64, NULL, NULL],
     [NULL, sum_twos_2bit_plain, sum_twos_2bit_plain, NULL, NULL],
+    [NULL, sum_quads_twos_8bit_int32, sum_quads_twos_8bit_int64, NULL, NULL],
+    [NULL, sum_quads_twos_2bit_int32, sum_quads_twos_2bit_int64, NULL, NULL],
     [sum_float32_gathered, sum_float32_int32, sum_float32_int64, sum_float32_with, sum_float32_with],
     [sum_float16_gathered, sum_float16_int32, sum_float16_int64, sum_float16_with, sum_float16_with],
     [sum_bfloat16_gathered, sum_bfloat16_int32, sum_bfloat16_int64, sum_bfloat16_with, sum_bfloat16_with],
-    [NULL, sum_quads_one_pair_8bit_int32, sum_quads_one_pair_8bit_int64, NULL, NULL],
-    [NULL, sum_quads_one_pair_2bit_int32, sum_quads_one_pair_2bit_int64, NULL, NULL],
-    [NULL, sum_quads_twos_8bit_int32, sum_quads_twos_8bit_int64, NULL, NULL],
-    [NULL, sum_quads_twos_2bit_int32, sum_quads_twos_2bit_int64, NULL, NULL],
 ]
 
 # Those that are gathered, and torch's fused with reading them.
-cdef BlockLoop[21][2] MAXIMA = [
+cdef BlockLoop[NUM_FORMS][2] MAXIMA = [
     [max_8bit_gathered, max_8bit],
     [max_4bit_gathered, max_4bit],
     [max_2bit_gathered, max_2bit],
@@ -321,31 +333,22 @@ cdef BlockLoop[21][2] MAXIMA = [
     [NULL, NULL],
     [NULL, NULL],
     [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
+    [NULL, NULL],
     [max_float32_gathered, NULL],
     [max_float16_gathered, NULL],
     [max_bfloat16_gathered, NULL],
-    [NULL, NULL],
-    [NULL, NULL],
-    [NULL, NULL],
-    [NULL, NULL],
 ]
 
+# Where a form's row is.
+cdef uint8_t[2 * TWOS] ROW_OF
 
-cdef int row_of(int form) noexcept nogil:
-    """Of the tables."""
-    cdef int bits = 0 if form & ELEMENT == 8 else 1 if form & ELEMENT == 4 else 2
-    if is_float(form):
-        return 14 if form == FLOAT32_ROWS else 15 if form == FLOAT16_ROWS else 16
-    if has_quads(form) and is_one_pair(form):
-        return 17 if bits == 0 else 18
-    if has_quads(form) and form & TWOS != 0:
-        return 19 if bits == 0 else 20
-    if has_quads(form):
-        return 3 if bits == 0 else 4
-    if form & TWOS != 0:
-        return 11 + bits
-    return bits + (5 if is_grouped(form) else 8 if is_one_pair(form) else 0)
+cdef int row_number
+for row_number in range(NUM_FORMS):
+    ROW_OF[FORMS[row_number]] = <uint8_t> row_number
 
 
 cdef BlockLoop loop_of(int form, Kind kind, bint is_max) noexcept nogil:
-    return MAXIMA[row_of(form)][kind != GATHERED] if is_max else SUMS[row_of(form)][<int> kind]
+    return MAXIMA[ROW_OF[form]][kind != GATHERED] if is_max else SUMS[ROW_OF[form]][<int> kind]

@@ -237,7 +237,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
 
 
 def embedding(table, indices, *, invalid="raise", out=None, dtype=None, num_threads=None):
-    """Single rows, each a bag of its own.
+    """Single rows, each a bag of its own: the sum of one row, in which a zero has no sign. `table.dequantize` keeps it.
 
     Parameters
     ----------

@@ -228,14 +228,14 @@ cdef int skips_of(object invalid) noexcept:
 
 
 cdef int out_type_of(object dtype, object out) noexcept:
-    """float32 or float16. What is bfloat16 takes the slow path."""
+    """The types that NumPy has, and the bits of bfloat16. What has the type of another package takes the slow path."""
     cdef int type_number
     if dtype is FLOAT32:
         return FLOAT32_OUT
     if dtype is FLOAT16:
         return FLOAT16_OUT
     if dtype is not None:
-        return NOT_RECOGNIZED
+        return BFLOAT16_OUT if type(dtype) is str and dtype == "bfloat16" else NOT_RECOGNIZED
     if out is None:
         return FLOAT32_OUT
     if cnp.PyArray_CheckExact(out):
