@@ -24,7 +24,7 @@
  *   lanes_broadcast(float)
  *   lanes_load(p), lanes_store(p, x)
  *   lanes_load_part(p, count, fill)      the first `count` lanes from memory, the others from `fill`
- *   lanes_store_half(p, x)               as 16 half floats
+ *   lanes_store_half, lanes_store_bfloat16(p, x)    as 16 numbers of two bytes, at any address
  *   lanes_add, lanes_sub, lanes_mul, lanes_div(a, b)
  *   lanes_add_by_fma(a, b)               lanes_add, where possible by other units of the processor
  *   lanes_fma(a, b, c)                   a * b + c
@@ -116,18 +116,12 @@ static inline lanes lanes_zero(void)
 /* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. */
 static inline void store_vector(uint8_t *p, const float *values, int type)
 {
-    uint16_t halves[16];
-    if (type == 0) {
+    if (type == 0)
         memcpy(p, values, 16 * sizeof *values);
-        return;
-    }
-    if (type == 1) {
-        lanes_store_half(halves, lanes_load(values));
-    } else {
-        for (int i = 0; i < 16; i++)
-            halves[i] = bfloat16_of_float(values[i]);
-    }
-    memcpy(p, halves, sizeof halves);
+    else if (type == 1)
+        lanes_store_half(p, lanes_load(values));
+    else
+        lanes_store_bfloat16(p, lanes_load(values));
 }
 
 /* The first `count` of them, at most 16, and nothing behind them. Not inlined: the loops call it only for outputs that

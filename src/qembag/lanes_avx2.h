@@ -42,8 +42,10 @@ static inline lanes lanes_load_part(const void *p, ptrdiff_t count, lanes fill)
     static const int32_t there[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
     const __m256i low = _mm256_loadu_si256((const __m256i *)(there + 16 - count));
     const __m256i high = _mm256_loadu_si256((const __m256i *)(there + 24 - count));
-    return lanes_join(_mm256_blendv_ps(fill.low, _mm256_maskload_ps(p, low), _mm256_castsi256_ps(low)),
-                    _mm256_blendv_ps(fill.high, _mm256_maskload_ps((const float *)p + 8, high), _mm256_castsi256_ps(high)));
+    const __m256 first = _mm256_maskload_ps((const float *)p, low);
+    const __m256 rest = _mm256_maskload_ps((const float *)p + 8, high);
+    return lanes_join(_mm256_blendv_ps(fill.low, first, _mm256_castsi256_ps(low)),
+                      _mm256_blendv_ps(fill.high, rest, _mm256_castsi256_ps(high)));
 }
 
 static inline void lanes_store(float *p, lanes x)
@@ -52,10 +54,26 @@ static inline void lanes_store(float *p, lanes x)
     _mm256_storeu_ps(p + 8, x.high);
 }
 
-static inline void lanes_store_half(uint16_t *p, lanes x)
+static inline void lanes_store_half(void *p, lanes x)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
-    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* As `bfloat16_of_float`, in the lower halves. */
+static inline __m256i bfloat16_x8(__m256 x)
+{
+    const __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
+    const __m256i rest = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(upper, _mm256_set1_epi32(1)));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, rest), 16);
+    const __m256i nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    return _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+
+static inline void lanes_store_bfloat16(void *p, lanes x)
+{
+    const __m256i both = _mm256_packus_epi32(bfloat16_x8(x.low), bfloat16_x8(x.high));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(both, _MM_SHUFFLE(3, 1, 2, 0)));
 }
 
 /* ---- Arithmetic ---- */

@@ -43,9 +43,20 @@ static inline void lanes_store(float *p, lanes x)
     _mm512_storeu_ps(p, x);
 }
 
-static inline void lanes_store_half(uint16_t *p, lanes x)
+static inline void lanes_store_half(void *p, lanes x)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* As `bfloat16_of_float`. */
+static inline void lanes_store_bfloat16(void *p, lanes x)
+{
+    const __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i rest = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, rest), 16);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i halves = _mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(halves));
 }
 
 /* ---- Arithmetic ---- */

@@ -16,6 +16,16 @@ static inline lanes lanes_load_part(const void *p, ptrdiff_t count, lanes fill)
     return lanes_load(values);
 }
 
+static inline void lanes_store_bfloat16(void *p, lanes x)
+{
+    float values[16];
+    uint16_t halves[16];
+    lanes_store(values, x);
+    for (int i = 0; i < 16; i++)
+        halves[i] = bfloat16_of_float(values[i]);
+    memcpy(p, halves, sizeof halves);
+}
+
 static inline lanes lanes_nonzero(lanes x)
 {
     float values[16];

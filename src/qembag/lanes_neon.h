@@ -40,10 +40,10 @@ static inline void lanes_store(float *p, lanes x)
         vst1q_f32(p + 4 * i, x.part[i]);
 }
 
-static inline void lanes_store_half(uint16_t *p, lanes x)
+static inline void lanes_store_half(void *p, lanes x)
 {
     for (int i = 0; i < 4; i++)
-        vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.part[i])));
+        vst1_u8((uint8_t *)p + 8 * i, vreinterpret_u8_f16(vcvt_f16_f32(x.part[i])));
 }
 
 /* ---- Arithmetic ---- */

@@ -76,11 +76,11 @@ static inline void lanes_store(float *p, lanes x)
     memcpy(p, &x, sizeof x);
 }
 
-static inline void lanes_store_half(uint16_t *p, lanes x)
+static inline void lanes_store_half(void *p, lanes x)
 {
     for (int i = 0; i < 16; i++) {
         const uint16_t half = half_of_float(x.value[i]);
-        memcpy(p + i, &half, sizeof half);
+        memcpy((uint8_t *)p + 2 * i, &half, sizeof half);
     }
 }
 

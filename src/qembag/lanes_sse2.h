@@ -40,13 +40,13 @@ static inline void lanes_store(float *p, lanes x)
         _mm_storeu_ps(p + 4 * i, x.part[i]);
 }
 
-static inline void lanes_store_half(uint16_t *p, lanes x)
+static inline void lanes_store_half(void *p, lanes x)
 {
     float values[16];
     lanes_store(values, x);
     for (int i = 0; i < 16; i++) {
         const uint16_t half = half_of_float(values[i]);
-        memcpy(p + i, &half, sizeof half);
+        memcpy((uint8_t *)p + 2 * i, &half, sizeof half);
     }
 }
 

@@ -13,7 +13,7 @@ cdef extern from "lanes.h" nogil:
     lanes lanes_round(lanes)
     lanes lanes_nonzero(lanes)
     lanes lanes_through_half(lanes)
-    void lanes_store_half(uint16_t *, lanes)
+    void lanes_store_half(void *, lanes)
     bint lanes_all_finite(lanes)
     void fold_min(float *, lanes)
     void fold_max(float *, lanes)
