@@ -79,7 +79,7 @@ def unpack(
     codes_start, pairs_start = (pairs_bytes, 0) if first else (0, codes_bytes)
     # Divided by Python: NumPy 1.24 of 32-bit x86 divides arrays of int32 wrongly.
     byte = rows[:, [codes_start + element // per_byte for element in range(dim)]].astype(np.int64)
-    shifts = np.array([bits * (element % per_byte) for element in range(dim)])
+    shifts = np.array([bits * (element % per_byte) for element in range(dim)], np.int64)  # even where there are none
     codes = (byte >> shifts & 2**bits - 1).astype(np.float32)
     stored = rows[:, pairs_start : pairs_start + pairs_bytes].tobytes()
     pairs = np.frombuffer(stored, dtype=kind).reshape(len(rows), num_groups, 2).astype(np.float32)
