@@ -283,7 +283,7 @@ def output(value: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], inputs: l
         is_right = out.strides[-1] == out.itemsize or shape[-1] == 1
         if not out.flags.c_contiguous:
             places = addresses(out)
-            is_right = is_right and len(np.unique(places)) == len(places)
+            is_right = is_right and bool(np.diff(np.sort(places)).all())  # `unique` is ten times as slow
         is_right = is_right and not any(shares_memory(out, given) for given in inputs)
     return set() if is_right else {(ValueError, "out")}
 
