@@ -84,7 +84,7 @@ class Layout:
     def pairs(self, rows: np.ndarray, dim: int | None = None) -> np.ndarray:
         """Scale and bias of each row; of groups, those of each of them: shape (num_rows, num_groups, 2)."""
         stored = np.ascontiguousarray(rows[..., self._place_of_pairs(rows, dim)]).view(self.pair)
-        return stored.reshape(*stored.shape[:-1], -1, 2) if self.group_size else stored
+        return stored.reshape(*stored.shape[:-1], stored.shape[-1] // 2, 2) if self.group_size else stored
 
     def set_pairs(self, rows: np.ndarray, pairs: np.ndarray, dim: int | None = None) -> None:
         place = self._place_of_pairs(rows, dim)
