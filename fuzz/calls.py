@@ -36,6 +36,7 @@ SCENES = (
     *[scenes_of_lookups.storm] * 4,
     scenes_of_packing.shapes,
     scenes_of_tables.no_tables,
+    *[scenes_of_tables.layouts] * 2,
 )
 
 

@@ -75,7 +75,7 @@ class Out:
         """All of its memory but its own elements."""
         rest = self.block.copy()
         if self.array.size:
-            rest[np.unique(addresses(self.array)) - self.block.__array_interface__["data"][0]] = 0
+            rest[addresses(self.array) - self.block.__array_interface__["data"][0]] = 0
         return rest.tobytes()
 
 

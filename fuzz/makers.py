@@ -262,6 +262,8 @@ class Maker:
         if layout.pair != LAYOUTS[layout.bits].pair or source.rarely(4):
             kind = np.dtype(layout.pair[1:])
             given["scale_dtype"] = source.pick([kind.type, kind, kind.name, kind.char])
+        elif source.rarely(8):
+            given["scale_dtype"] = None
         if layout.first or source.rarely(8):
             given["scale_first"] = source.pick([bool, int, np.bool_, np.int8])(layout.first)
         if layout.group_size or source.rarely(8):
@@ -275,13 +277,24 @@ class Maker:
             given["group_size"] = source.pick([0, -16, 8, 17, 2**70, True, 16.0, "16", [16], source.whole()])
         return given
 
+    def row_arguments(self, bits: int) -> dict[str, Any]:
+        """Those of `quantize` and `to_layout`, which make rows of any layout."""
+        source = self.source
+        given = self.layout_arguments(self.layout(bits))
+        if source.rarely(2):
+            whole = source.pick([int, np.int64, np.uint8])
+            given["row_alignment"] = whole(source.pick([1, 2, 4, 8, 16, 64, 7]))
+        if source.rarely(24):
+            given["row_alignment"] = source.pick([0, -1, 2**63, 2**70, True, 1.0, "8", [8], None])
+        return given
+
     def any_table(self) -> Table | Floats | None:
         return self.float_table() if self.source.rarely(3) else self.table()
 
     def float_table(self) -> Floats | None:
         """A table of floats, or an array in its place; where its arguments are right."""
         source = self.source
-        kind, dim, num_rows = source.pick(KINDS), source.dim(), source.below(13)
+        kind, (num_rows, dim) = source.pick(KINDS), source.rows_and_dim(12)
         if source.rarely(40):
             rows = source.pick([*NO_FLOATS.values(), lambda: np.zeros((2, 20)), lambda: FLOATS[:6]])()
         else:
@@ -309,13 +322,13 @@ class Maker:
         source = self.source
         if table.map is not None and table.map.size and table.map.flags.writeable and source.rarely(12):
             # Not [0], which would unprune a copy of the table and not the table.
-            table.map[source.below(table.map.size)] = source.pick([-2, num_rows, 2**31 - 1, -(2**31), -1])
+            table.map[source.below(table.map.size)] = source.pick([-2, max(num_rows, 1), 2**31 - 1, -(2**31), -1])
             self.blocks = [(block, block.tobytes()) for block, _ in self.blocks]
 
     def table(self) -> Table | None:
         """A table, where its arguments are right."""
         source = self.source
-        bits, dim, num_rows = source.pick([8, 4, 2]), source.dim(), source.below(13)
+        bits, (num_rows, dim) = source.pick([8, 4, 2]), source.rows_and_dim(12)
         layout = self.layout(bits)
         row_bytes = source.below(14) if source.rarely(24) else layout.row_bytes(dim)
         if source.rarely(40):

@@ -12,7 +12,7 @@ import qembag
 from checks import LEVELS, Finding, Out, require
 from makers import Maker
 from qembag import ops
-from source import POOL, WILD, Source
+from source import MOST_DIM, POOL, WILD, Source
 from support import levels
 from support.arrays import Answers
 from support.floats import KINDS
@@ -40,7 +40,7 @@ def anything(make: Maker) -> None:
             arguments[name] = source.pick(ANYTHING)()
     out = Out(None)
     if source.rarely(2):
-        shape = source.below(6), max(min(arguments_dim(arguments), 400), 1)
+        shape = source.below(6), max(min(arguments_dim(arguments), MOST_DIM), 1)
         out = make.laid_out(shape, np.dtype(source.pick(["f4", "f2"])), source.pick(["plain", "gaps", "strided"]))
     for call in calls(arguments, out.value):
         for level in LEVELS:
@@ -55,9 +55,9 @@ def arguments_dim(arguments: dict[str, Any]) -> int:
 def right_arguments(make: Maker) -> dict[str, Any]:
     """Of lookups, most of them; the numbers among them are wrong now and then."""
     source: Source = make.source
-    bits, dim, num_rows = source.pick([8, 4, 2]), source.dim(), source.below(6)
+    bits, (num_rows, dim) = source.pick([8, 4, 2]), source.rows_and_dim(5)
     layout = make.layout(bits)
-    shape = (source.below(20),) if source.below(4) else (3, 4)
+    shape = source.within((source.below(20),) if source.below(4) else (3, 4), dim)
     arguments: dict[str, Any] = {
         "rows": make.rows(layout, num_rows, layout.row_bytes(dim), dim),
         "mapping": make.mapping(num_rows) if source.rarely(3) else None,
@@ -69,6 +69,7 @@ def right_arguments(make: Maker) -> dict[str, Any]:
         "scale_dtype": np.dtype(layout.pair[1:]),
         "scale_first": layout.first,
         "group_size": layout.group_size,
+        "alignment": source.pick([1, 4, 64]),
         "last": make.flag(),
         "mode": source.pick(ALL_MODES),
         "floats": make.float_rows(source.pick(KINDS), num_rows, dim),
@@ -88,11 +89,11 @@ def right_arguments(make: Maker) -> dict[str, Any]:
 
 def calls(given: dict[str, Any], out: Any) -> list[Callable[[], Any]]:
     """Each public way to look something up; where there is no such table, of the rows themselves."""
+    options = {name: given[name] for name in ("scale_dtype", "scale_first", "group_size")}
     try:
         table = qembag.QuantizedTable(
-            given["rows"], given["bits"], dim=given["dim"], compressed_indices_mapping=given["mapping"],
-            **{name: given[name] for name in ("scale_dtype", "scale_first", "group_size")},
-        )  # fmt: skip
+            given["rows"], given["bits"], dim=given["dim"], compressed_indices_mapping=given["mapping"], **options
+        )
     except (TypeError, ValueError, IndexError):
         table = given["rows"]
     name = NAMES.get(given["bits"] if isinstance(given["bits"], int) else 8, "byte")
@@ -122,6 +123,15 @@ def calls(given: dict[str, Any], out: Any) -> list[Callable[[], Any]]:
             given["floats"], dtype=given["float_dtype"], compressed_indices_mapping=given["mapping"]
         )
 
+    def quantized() -> Any:
+        return qembag.quantize(
+            given["floats"], given["bits"], row_alignment=given["alignment"], num_threads=given["threads"], **options
+        ).data
+
+    def to_layout() -> Any:
+        made = table if isinstance(table, qembag.QuantizedTable) else qembag.quantize(given["floats"], given["bits"])
+        return made.to_layout(row_alignment=given["alignment"], **options).data
+
     return [
         lambda: bags(table),
         lambda: single(table),
@@ -133,6 +143,8 @@ def calls(given: dict[str, Any], out: Any) -> list[Callable[[], Any]]:
         lambda: operator("_rowwise_offsets", given["rows"]),
         lambda: getattr(ops, f"embedding_{name}")(table, given["indices"], given["mapping"] is not None),
         lambda: qembag.quantize(given["rows"], given["bits"]).data,
+        quantized,
+        to_layout,
     ]
 
 

@@ -18,6 +18,7 @@ from support.lookups import Bags, Floats, SingleRows, Table, pruning
 FLOAT_FAMILIES = ["embedding", "dequantize", "embedding", "all"]
 MOST_ROUNDS = 16
 MOST_BYTES = 100
+MOST_STORMED = MOST_BYTES * 40 * 320  # elements
 
 
 def bags(make: Maker) -> None:
@@ -50,7 +51,7 @@ def in_rounds(make: Maker, call: Bags | SingleRows, small: int, often: int) -> N
 def bags_of(make: Maker, table: Table | Floats) -> Bags:
     source = make.source
     family = source.pick(["public", "public", "rowwise", "packed"]) if isinstance(table, Table) else "public"
-    is_public, rows = family == "public", table.judge()[0][0]
+    is_public, (rows, dim, _) = family == "public", table.judge()[0]
     num_rows = len(rows)
     pruned = False if is_public else make.flag()
     mapping = make.mapping(num_rows) if not is_public and source.rarely(2) else None
@@ -60,6 +61,7 @@ def bags_of(make: Maker, table: Table | Floats) -> Bags:
     shape: tuple[int, ...] = (source.below(6), source.below(7)) if is_matrix else (source.below(24),)
     if source.rarely(32):
         shape = source.shape()
+    shape = source.within(shape, dim)
     indices, offsets = make.integers(shape, count), None
     if is_matrix == source.rarely(24):
         offsets_shape = source.shape() if source.rarely(32) else (source.below(7),)
@@ -85,10 +87,11 @@ def single_rows_of(make: Maker, table: Table | Floats) -> SingleRows:
     family = source.pick(["embedding", "dequantize", "packed", "all"] if isinstance(table, Table) else FLOAT_FAMILIES)
     if isinstance(table, Floats) and table.is_plain:
         family = "embedding"
-    shape = source.shape() if source.rarely(2) else (source.below(24),)
+    rows, dim, _ = table.judge()[0]
+    shape = source.within(source.shape() if source.rarely(2) else (source.below(24),), dim)
     if family == "all":
         return SingleRows("dequantize", table, None)
-    count = len(table.judge()[0][0]) if table.map is None else table.map.size
+    count = len(rows) if table.map is None else table.map.size
     call = SingleRows(family, table, make.integers(shape, count))
     if family == "packed":
         call.pruned = make.flag()
@@ -144,7 +147,8 @@ def storm(make: Maker) -> None:
         return
     source = make.source
     rows, dim, _ = table.judge()[0]
-    count, size = len(rows) if table.map is None else table.map.size, source.below(40)
+    count = len(rows) if table.map is None else table.map.size
+    (size,) = source.within((source.below(40),), dim)
     dtype = source.pick(["i8", "i4"])
     numbers = (source.values(POOL, size) % max(count, 1)).astype(dtype)
     ends = np.sort(source.values(POOL, 1 + source.below(8)) % (size + 1)).astype(dtype)
@@ -161,7 +165,7 @@ def storm(make: Maker) -> None:
     packed = Bags("packed", table, public.indices, public.offsets, pruned=table.map is not None)
     packed.include_last_offset = public.include_last_offset
     singles = SingleRows("embedding", table, public.indices)
-    for _ in range(MOST_BYTES):
+    for _ in range(max(min(MOST_BYTES, MOST_STORMED // max(size * dim, 1)), 1)):
         block = source.pick(memory)
         block[source.below(len(block))] = source.byte()
         for public.mode in modes:

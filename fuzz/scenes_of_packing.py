@@ -27,10 +27,10 @@ def quantizing(make: Maker) -> None:
 
 def pack(make: Maker, family: str, bits: int) -> None:
     source, per_byte = make.source, LAYOUTS[bits].per_byte
-    dim = source.dim()
+    num_rows, dim = source.rows_and_dim(6)
     if family != "public" and not source.rarely():
         dim = -(-dim // per_byte) * per_byte
-    shape: tuple[int, ...] = (source.below(7), dim)
+    shape: tuple[int, ...] = (num_rows, dim)
     if source.rarely():
         shape = source.shape()
     pools = [FLOATS, FLOATS, FLOATS, WIDE] + ([WILD] if source.rarely(4) else [])
@@ -41,9 +41,10 @@ def pack(make: Maker, family: str, bits: int) -> None:
             call.method = "greedy"
         elif source.rarely(32):
             call.method = source.pick(["Greedy", "", None, 1, b"minmax", ["minmax"]])
-        call.num_threads = make.threads()
+        call.num_threads, call.layout = make.threads(), make.row_arguments(bits)
     elif bits != 8:
-        call.optimized = False if source.below(4) else make.flag()
+        # The oracle searches for seconds where rows are wide.
+        call.optimized = False if source.below(4) or dim > 400 else make.flag()
         call.nbins, call.ratio = (
             1 + source.below(12),
             source.pick([0.16, 0, 1, 0.5, np.float32(0.25), np.float64(0.75)]),
@@ -78,7 +79,7 @@ def unpack(make: Maker, bits: int) -> None:
 
 def per_channel(make: Maker, bits: int) -> None:
     source = make.source
-    num_rows, dim = source.below(6), source.dim()
+    num_rows, dim = source.rows_and_dim(5)
     top = 256 if source.rarely() else 2**bits
     values = source.values(POOL, num_rows * dim).astype(np.uint16) % top
     codes = make.place(

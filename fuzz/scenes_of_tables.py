@@ -10,13 +10,14 @@ import numpy as np
 import checks
 import qembag
 import reference
-from checks import attempt, compare, is_same, require
+from checks import at_each_level, attempt, compare, is_same, require
 from makers import Maker
 from qembag import ops
 from source import POOL
 from support import rules
 from support.layouts import NAMES
 from support.objects import NO_INTEGERS
+from support.packing import Converting
 
 
 def tables(make: Maker) -> None:
@@ -39,6 +40,41 @@ def tables(make: Maker) -> None:
         scales, biases = scales.reshape(num_rows), biases.reshape(num_rows)
     require(is_same(got[1], scales) and is_same(got[2], biases), "scales or biases")
     logical_rows(make, made, rows, values, is_bad)
+
+
+def layouts(make: Maker) -> None:
+    """A table to other layouts, each made of the one before: a narrow one can only hold what came from such a one."""
+    table = make.table()
+    if table is None or checks.PLANTED == "overread":  # which is the kernels' to find, not the oracle's
+        return
+    source, made, mapping = make.source, table.made, table.map
+    (_, _, layout), _ = table.judge()
+    is_bad = mapping is not None and bool(((mapping < -1) | (mapping >= made.num_rows)).any())
+    for _ in range(1 + source.below(4)):
+        call = Converting(made, layout, make.row_arguments(made.bits))
+        verdict = call.judge()
+        if is_bad:
+            attempt(call, verdict.faults | {(IndexError, rules.MAPPING)})
+            return
+        at_each_level(call, verdict)
+        other, _ = attempt(call.convert, verdict.faults)
+        if other is None:
+            continue
+        same_table(other, made)
+        made, (layout, _) = other, call.target()
+        if made.num_rows and source.rarely(4):
+            made.data[source.below(made.num_rows), source.below(made.row_bytes)] = source.byte()
+
+
+def same_table(table: Any, other: Any) -> None:
+    """The same values and mapping, in memory of their own."""
+    for one, two in ((table.codes(), other.codes()), (table.dequantize(), other.dequantize())):
+        require(is_same(one, two), "a converted table's values")
+    mapping, given = table.compressed_indices_mapping, other.compressed_indices_mapping
+    require((mapping is None) == (given is None), "whether a converted table is pruned")
+    if mapping is not None:
+        require(is_same(mapping, given) and not np.may_share_memory(mapping, given), "a converted table's mapping")
+    require(not np.may_share_memory(table.data, other.data), "a converted table's memory")
 
 
 def tables_of_floats(make: Maker) -> None:
@@ -89,10 +125,13 @@ def item(make: Maker, table: Any, logical: np.ndarray) -> None:
         ends = [None, 0, 1, -1, count, -count, 2**70, -(2**70), source.below(20)]
         chosen = slice(source.pick(ends), source.pick(ends), source.pick([None, 1, -1, 2, 2**70, -(2**70), 0]))
     elif kind == 2:
-        chosen = make.integers(source.shape(), count)
+        chosen = make.integers(source.within(source.shape(), table.dim), count)
         if not isinstance(chosen, (np.ndarray, list, int)):
             return
         if isinstance(chosen, np.ndarray) and chosen.dtype.kind not in "iu":
+            return
+        if isinstance(chosen, np.ma.MaskedArray):  # whose mask NumPy would pass over
+            attempt(lambda: table[chosen], {(TypeError, "index")})
             return
     elif kind == 3:
         chosen = source.values(POOL, source.pick([count, count, count + 1])) > 127

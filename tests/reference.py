@@ -79,7 +79,7 @@ def unpack(
     codes_start, pairs_start = (pairs_bytes, 0) if first else (0, codes_bytes)
     # Divided by Python: NumPy 1.24 of 32-bit x86 divides arrays of int32 wrongly.
     byte = rows[:, [codes_start + element // per_byte for element in range(dim)]].astype(np.int64)
-    shifts = np.array([bits * (element % per_byte) for element in range(dim)], np.int64)
+    shifts = np.array([bits * (element % per_byte) for element in range(dim)], np.int64)  # even where there are none
     codes = (byte >> shifts & 2**bits - 1).astype(np.float32)
     stored = rows[:, pairs_start : pairs_start + pairs_bytes].tobytes()
     pairs = np.frombuffer(stored, dtype=kind).reshape(len(rows), num_groups, 2).astype(np.float32)
@@ -257,19 +257,27 @@ def _divisor(mode: str, weights: list[np.float32]) -> np.float32:
 # ---- Quantizing -----------------------------------------------------------------------------------------------------
 
 
-def _pack(codes: np.ndarray, bits: int, scale: np.float32, bias: np.float32) -> bytes:
+def _pack(
+    codes: list[int], bits: int, pairs: list[np.float32], kind: np.dtype[Any], first: bool, row_alignment: int
+) -> bytes:
     per_byte = 8 // bits
     packed = bytearray(-(-len(codes) // per_byte))
     for element, code in enumerate(codes):
-        packed[element // per_byte] |= int(code) << bits * (element % per_byte)
-    return bytes(packed) + np.array([scale, bias]).astype(PAIRS[bits]).tobytes()
+        packed[element // per_byte] |= code << bits * (element % per_byte)
+    stored = np.array(pairs).astype(kind).tobytes()
+    row = stored + bytes(packed) if first else bytes(packed) + stored
+    return row + bytes(-len(row) % row_alignment)
 
 
-def _few_bit_parameters(low: np.float32, high: np.float32, top: int) -> tuple[np.float32, np.float32]:
-    """Bias and scale, both representable in float16."""
-    bias = np.float32(np.float16(low))
+def _stored(value: np.float32, kind: np.dtype[Any]) -> np.float32:
+    return np.float32(value.astype(kind))
+
+
+def _parameters(low: np.float32, high: np.float32, top: int, kind: np.dtype[Any]) -> tuple[np.float32, np.float32]:
+    """Bias and scale, both as they are stored."""
+    bias = _stored(low, kind)
     width = high - bias
-    scale = np.float32(np.float16(np.float32(1) if width == 0 else width / np.float32(top)))
+    scale = _stored(np.float32(1) if width == 0 else width / np.float32(top), kind)
     return bias, scale
 
 
@@ -281,38 +289,61 @@ def quantize(
     greedy: bool = False,
     nbins: int = 200,
     ratio: float = 0.16,
+    pair: str | None = None,
+    first: bool = False,
+    group_size: int | None = None,
+    row_alignment: int = 1,
 ) -> np.ndarray:
-    top = 2**bits - 1
+    """Rows of bytes. With a `group_size` each so many elements are quantized by themselves; with `bounds`, which are a
+    row's, none is given."""
+    kind, dim = np.dtype(pair or PAIRS[bits]), weights.shape[1]
+    size = dim if group_size is None else group_size
+    num_groups = -(-dim // size)
     packed = []
     with np.errstate(all="ignore"):
         for number, row in enumerate(weights.astype(np.float32)):
-            low, high = row.min(), row.max()
-            if greedy:
-                low, high = _greedy_bounds(row, low, high, top, nbins, ratio)
-            elif bounds is not None:
-                low, high = np.float32(bounds[number, 0]), np.float32(bounds[number, 1])
-            if bits == 8:
-                width = high - low
-                bias, scale = low, width / np.float32(255)
-                inverse = np.float32(255) / (width + np.float32(1e-8))
-            else:
-                bias, scale = _few_bit_parameters(low, high, top)
-                if scale == 0:
-                    scale = np.float32(1)
-                inverse = np.float32(1) / scale
-                if np.isinf(inverse):
-                    scale = inverse = np.float32(1)
-            codes = np.clip(np.nan_to_num(np.rint((row - bias) * inverse), nan=0.0), 0, top)
-            packed.append(_pack(codes, bits, scale, bias))
-    row_bytes = -(-weights.shape[1] * bits // 8) + 2 * np.dtype(PAIRS[bits]).itemsize
+            codes: list[int] = []
+            pairs: list[np.float32] = []
+            for group in (row[place * size : (place + 1) * size] for place in range(num_groups)):
+                low, high = group.min(), group.max()
+                if greedy:
+                    low, high = _greedy_bounds(group, low, high, 2**bits - 1, kind, nbins, ratio)
+                elif bounds is not None:
+                    low, high = np.float32(bounds[number, 0]), np.float32(bounds[number, 1])
+                scale, bias, group_codes = _quantize_group(group, low, high, bits, kind)
+                codes += group_codes
+                pairs += [scale, bias]
+            packed.append(_pack(codes, bits, pairs, kind, first, row_alignment))
+    row_bytes = -(-dim * bits // 8) + num_groups * 2 * kind.itemsize
+    row_bytes += -row_bytes % row_alignment
     return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(weights), row_bytes)
 
 
+def _quantize_group(
+    values: np.ndarray, low: np.float32, high: np.float32, bits: int, kind: np.dtype[Any]
+) -> tuple[np.float32, np.float32, list[int]]:
+    """Scale, bias and codes. Only 8 bits with a float32 of each have a formula of their own."""
+    top = 2**bits - 1
+    if bits == 8 and kind.itemsize == 4:
+        width = high - low
+        bias, scale = low, width / np.float32(255)
+        inverse = np.float32(255) / (width + np.float32(1e-8))
+    else:
+        bias, scale = _parameters(low, high, top, kind)
+        if scale == 0:
+            scale = np.float32(1)
+        inverse = np.float32(1) / scale
+        if np.isinf(inverse):
+            scale = inverse = np.float32(1)
+    codes = np.clip(np.nan_to_num(np.rint((values - bias) * inverse), nan=0.0), 0, top)
+    return scale, bias, codes.astype(int).tolist()
+
+
 def _greedy_bounds(
-    row: np.ndarray, low: np.float32, high: np.float32, top: int, nbins: int, ratio: float
+    row: np.ndarray, low: np.float32, high: np.float32, top: int, kind: np.dtype[Any], nbins: int, ratio: float
 ) -> tuple[np.float32, np.float32]:
     def loss(low: np.float32, high: np.float32) -> np.float32:
-        bias, scale = _few_bit_parameters(low, high, top)
+        bias, scale = _parameters(low, high, top, kind)
         inverse = np.float32(1) if scale == 0 else np.float32(1) / scale
         codes = np.clip(np.rint((row - bias) * inverse), 0, np.float32(top))
         error = row - (codes * scale + bias)

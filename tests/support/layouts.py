@@ -84,7 +84,7 @@ class Layout:
     def pairs(self, rows: np.ndarray, dim: int | None = None) -> np.ndarray:
         """Scale and bias of each row; of groups, those of each of them: shape (num_rows, num_groups, 2)."""
         stored = np.ascontiguousarray(rows[..., self._place_of_pairs(rows, dim)]).view(self.pair)
-        return stored.reshape(*stored.shape[:-1], -1, 2) if self.group_size else stored
+        return stored.reshape(*stored.shape[:-1], stored.shape[-1] // 2, 2) if self.group_size else stored
 
     def set_pairs(self, rows: np.ndarray, pairs: np.ndarray, dim: int | None = None) -> None:
         place = self._place_of_pairs(rows, dim)
@@ -99,17 +99,36 @@ class Layout:
         rows = np.full((num_rows, self.row_bytes(dim)), pad, dtype=np.uint8)
         start = self.codes_start(dim)
         rows[:, start : start + self.codes_bytes(dim)] = 0
-        for element in range(dim):
-            place = start + element // self.per_byte
-            rows[:, place] |= codes[:, element].astype(np.uint8) << np.uint8(self.bits * (element % self.per_byte))
+        for place in range(self.per_byte):
+            some = codes[:, place :: self.per_byte].astype(np.uint8)
+            rows[:, start : start + some.shape[1]] |= some << np.uint8(self.bits * place)
         self.set_pairs(rows, pairs, dim)
         return rows
 
-    def unsigned(self, rows: np.ndarray) -> np.ndarray:
+    def unsigned(self, rows: np.ndarray, dim: int | None = None) -> np.ndarray:
         """The rows with +0 for each scale or bias of -0: which of the two is the minimum of a row is left open."""
         alike = rows.copy()
-        self.set_pairs(alike, self.pairs(rows) + np.zeros((), self.pair))
+        self.set_pairs(alike, self.pairs(rows, dim) + np.zeros((), self.pair), dim)
         return alike
+
+    def with_one_nan(self, rows: np.ndarray, dim: int) -> np.ndarray:
+        """The rows with the same NaN for each scale or bias that is any: a conversion may change its payload."""
+        alike = rows.copy()
+        pairs = self.pairs(rows, dim)
+        self.set_pairs(alike, np.where(np.isnan(pairs), np.full((), np.nan, self.pair), pairs), dim)
+        return alike
+
+    def is_of(self, table: Any, dim: int) -> bool:
+        """Whether a `QuantizedTable` of this dim says that its rows are laid out so."""
+        told = table.layout
+        size = min(self.group_size or dim, dim)
+        places = told.codes_start, told.pairs_start, told.used_bytes, told.row_bytes
+        return (
+            (told.bits, told.dim, told.group_size, told.num_groups) == (self.bits, dim, size, self.num_groups(dim))
+            and places == (self.codes_start(dim), self.pairs_start(dim), self.used_bytes(dim), self.row_bytes(dim))
+            and (told.scale_first, told.scale_dtype) == (self.first, np.dtype(self.pair[1:]))
+            and table.row_bytes == self.row_bytes(dim)
+        )
 
     # ---- Arguments ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -154,24 +155,33 @@ def floats(name: str, value: Any, doubles: bool = False) -> Judged:
     return array, set() if doubles or array.dtype.itemsize != 8 else {(TypeError, name)}
 
 
-def group_size(value: Any) -> Judged:
+def size_of_groups(value: Any) -> Judged:
     if value is None:
         return None, set()
     number, faults = whole_number("group_size", value, 1)
     return (number, faults) if faults or number % 16 == 0 else (None, {(ValueError, "group_size")})
 
 
-def layout(width: int | None, scale_dtype: Any, scale_first: Any, groups: Any) -> Judged:
+def layout(
+    width: int | None, scale_dtype: Any = None, scale_first: Any = False, group_size: Any = None, row_alignment: Any = 1
+) -> Judged:
     """The layout of rows of such codes, None where it is not known."""
     kind, faults = dtype(scale_dtype, "scale_dtype")
     is_first, more = flag("scale_first", scale_first)
     faults = faults | more
-    size, more = group_size(groups)
+    size, more = size_of_groups(group_size)
+    faults |= more
+    multiple, more = whole_number("row_alignment", row_alignment, 1, sys.maxsize)
     faults |= more
     if width is None or faults:
         return None, faults
     pair = LAYOUTS[width].pair if kind is None else f"<f{kind.itemsize}"
-    return Layout(width, pair, is_first, size), faults
+    return Layout(width, pair, is_first, size, alignment=multiple), faults
+
+
+def of_row(what: str, row: int) -> Fault:
+    """Of a row that cannot be converted to another layout, named by its number, for what an argument asks."""
+    return (ValueError, rf"{what} must .* got row {row}")
 
 
 def rows(name: str, value: Any, kind: Layout | None) -> Judged:
@@ -273,7 +283,7 @@ def output(value: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], inputs: l
         is_right = out.strides[-1] == out.itemsize or shape[-1] == 1
         if not out.flags.c_contiguous:
             places = addresses(out)
-            is_right = is_right and len(np.unique(places)) == len(places)
+            is_right = is_right and bool(np.diff(np.sort(places)).all())  # `unique` is ten times as slow
         is_right = is_right and not any(shares_memory(out, given) for given in inputs)
     return set() if is_right else {(ValueError, "out")}
 
