@@ -1,4 +1,5 @@
-"""The project's own rules: short functions, who counts bytes, who names instructions, who imports whom, a true tree.
+"""The project's own rules: short functions and lines, who counts bytes, who names instructions, who imports whom, a
+true tree.
 
 Each rule is a function from text to what is wrong with it, and is shown a text that breaks it.
 """
@@ -140,6 +141,26 @@ def test_functions_are_told_from_what_looks_like_them():
 def test_functions_are_found_in_each_file_that_has_some():
     for path in sources("*.pyx", "*.pxi", "lanes_*.h"):
         assert list(FUNCTIONS[path.suffix](path.read_text())), path.name
+
+
+# ---- Short lines -----------------------------------------------------------------------------------------------------
+
+WIDEST = 120
+TEXTS = [*CODE, *sources("*.pxd", "*.pyi")]
+
+
+def too_wide(text: str) -> list[int]:
+    """Numbers of lines. ruff lets comments and docstrings pass, and does not read C."""
+    return [number for number, line in enumerate(text.splitlines(), 1) if len(line) > WIDEST]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_no_line_is_wide(path):
+    assert too_wide(path.read_text()) == []
+
+
+def test_a_wide_line_is_found():
+    assert too_wide(f"# {'a' * 118}\n# {'a' * 119}\n") == [2]
 
 
 # ---- Who counts bytes ------------------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ MAX_OVERLAP_WORK = 100_000
 def as_array(value: object, name: str) -> Array:
     """What NumPy makes of it, without a subclass's ways; an error names the argument.
 
-    It is a view of our own. Who else has the array may give it another shape or type in place, in another thread or in a
-    method that the next argument's conversion calls; what was checked stays as it was. For the same reason an argument is
-    converted once: its `__array__` may answer differently the next time.
+    It is a view of our own. Who else has the array may give it another shape or type in place, in another thread or in
+    a method that the next argument's conversion calls; what was checked stays as it was. For the same reason an
+    argument is converted once: its `__array__` may answer differently the next time.
     """
     if type(value) is np.ndarray:
         return value.view()
@@ -87,8 +87,8 @@ def _ignoring(call: Callable[..., Result], *arguments: Any) -> Result:
 def quietly(call: Callable[..., Result], *arguments: Any) -> Result:
     """What a call gives, with no warnings of floats that overflow or are invalid. Callers that care check for those.
 
-    In a context of its own, which is where NumPy from 2.0 on keeps that setting: where memory runs out, `numpy.errstate`
-    does not put it back.
+    In a context of its own, which is where NumPy from 2.0 on keeps that setting: where memory runs out,
+    `numpy.errstate` does not put it back.
     """
     return contextvars.copy_context().run(_ignoring, call, *arguments)
 
@@ -286,8 +286,8 @@ def row_alignment(value: object) -> int:
 def rows(data: object, name: str) -> NDArray[np.uint8]:
     """Packed rows: a 2-D array of uint8 whose rows are contiguous, as it is; nothing is copied.
 
-    An array is not made a view of our own here, which would cost `ops` a tenth of a small call: whoever gives it another
-    shape meanwhile gets an error for it.
+    An array is not made a view of our own here, which would cost `ops` a tenth of a small call: whoever gives it
+    another shape meanwhile gets an error for it.
     """
     array = data if type(data) is np.ndarray else as_array(data, name)
     if array.dtype is not UINT8 and array.dtype != UINT8:  # comparing takes ten times as long as recognising

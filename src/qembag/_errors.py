@@ -44,8 +44,8 @@ def of_row(
     if what == "not finite":
         return ValueError(f"{spot} must be finite to be quantized, got a NaN or an infinity")
     return ValueError(
-        f"{spot} must have a minimum and a scale that its row can hold as {layout.scale_dtype.name} at {layout.bits} bits, "
-        f"got values from {low:g} to {high:g}"
+        f"{spot} must have a minimum and a scale that its row can hold as {layout.scale_dtype.name} at {layout.bits} "
+        f"bits, got values from {low:g} to {high:g}"
     )
 
 
@@ -93,8 +93,8 @@ def of_fault(
     bags: bool,
     name: str = "indices",
 ) -> Exception:
-    """The error for what a lookup found. `indices` and `offsets` are the caller's, for values beyond int64; no `indices`
-    are all rows."""
+    """The error for what a lookup found. `indices` and `offsets` are the caller's, for values beyond int64; no
+    `indices` are all rows."""
     where, position, bag, value, index_position = fault
     if where == "offsets":
         value = _as_it_came(offsets, (position,), value)

@@ -57,22 +57,23 @@ def level() -> str:
     return _kernels.LEVEL
 
 
-# How often a waiting thread of libgomp looks for work before it sleeps: about 10 us. Calls that follow each other at once
-# still meet threads awake.
+# How often a waiting thread of libgomp looks for work before it sleeps: about 10 us. Calls that follow each other at
+# once still meet threads awake.
 SPIN_COUNT = "1000"
 
 
 def _load_openmp() -> None:
     """Load OpenMP's runtime so that the spin of its waiting threads is bounded.
 
-    libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and those of
-    NumPy's matrix product, or another runtime's, take the processors from each other at each change from one to the other.
-    Where the modules are not plain files, the default stays: what an unusual loader does is not ours to guess.
+    libgomp reads that once, when it is loaded. Its default is a few milliseconds, in which the threads of ours and
+    those of NumPy's matrix product, or another runtime's, take the processors from each other at each change from one
+    to the other. Where the modules are not plain files, the default stays: what an unusual loader does is not ours to
+    guess.
     """
     spec = importlib.util.find_spec("._kernels", __package__)
     if spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
-        # What a spec has, without its properties, which are Python code. The import that follows finds the library loaded,
-        # and makes a module of its own.
+        # What a spec has, without its properties, which are Python code. The import that follows finds the library
+        # loaded, and makes a module of its own.
         plain = SimpleNamespace(name=spec.name, origin=spec.origin, parent=__package__, loader=None)
         plain.submodule_search_locations = None
         _cpu.load_openmp(_imp.create_dynamic, plain, SPIN_COUNT.encode())

@@ -21,8 +21,9 @@ class Table(_handle.HandleOwner):
 
     def _set(self, handle: _handle.TableHandle) -> None:
         self._handle = handle
-        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of `table.data.base.resize`
-        # it would count no more than two, a view's and the call's own, and take that for nobody else.
+        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of
+        # `table.data.base.resize` it would count no more than two, a view's and the call's own, and take that for
+        # nobody else.
         self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
 
     @classmethod

@@ -288,7 +288,8 @@ def caption(options: argparse.Namespace, weights: NDArray[np.float32], num_round
     return (
         f"{weights.shape[0]:,} x {weights.shape[1]} ({source}); {options.bags:,} bags a batch, "
         f"{options.length:,} rows a bag on average (1 to {2 * options.length - 1:,}), Zipf-like traffic.\n"
-        f"Error and cosine: sums of one batch, against float32's. Time: median of {num_rounds} rounds, each a fresh batch.\n"
+        f"Error and cosine: sums of one batch, against float32's. "
+        f"Time: median of {num_rounds} rounds, each a fresh batch.\n"
         f"Quantized: qembag {config['version']}, {config['level']}, threads: {options.threads}. "
         f"float32: NumPy {np.__version__}, bag by bag, threads: 1. Python {platform.python_version()}."
     )

@@ -23,8 +23,8 @@ class FloatTable(Table):
     ----------
     data : ndarray of float32, float16 or bfloat16, shape (num_rows, dim)
         In the host's byte order, the elements of a row side by side. Rows may lie at any stride and address, and be
-        read-only or memory-mapped. bfloat16 is the type that other packages add to NumPy's, such as ml_dtypes; or its bits
-        as uint16, with ``dtype="bfloat16"``.
+        read-only or memory-mapped. bfloat16 is the type that other packages add to NumPy's, such as ml_dtypes; or its
+        bits as uint16, with ``dtype="bfloat16"``.
     dtype : {"float32", "float16", "bfloat16"}, optional
         What `data` holds; only to tell bits of bfloat16 from other uint16.
     compressed_indices_mapping : array_like of int32, shape (num_embeddings,), optional

@@ -32,8 +32,8 @@ static inline uint16_t half_of_float(float value)
     return sign | (uint16_t)((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
-/* A bfloat16 is the upper half of a float. Rounds to nearest, ties to even; NaN gives NaN. Without a branch, so that loops
- * over this are vectorized. */
+/* A bfloat16 is the upper half of a float. Rounds to nearest, ties to even; NaN gives NaN. Without a branch, so that
+ * loops over this are vectorized. */
 static inline uint16_t bfloat16_of_float(float value)
 {
     const uint32_t bits = bits_of_float(value);

@@ -17,7 +17,7 @@
  *
  *   LANES_LEVEL                  its name
  *   LANES_MAX_BLOCK              how many accumulators one pass over a bag keeps in registers
- *   LANES_HAS_FMA                whether lanes_fma is an instruction; where it is not, nothing else shows in the time of a row
+ *   LANES_HAS_FMA                whether lanes_fma is an instruction; where not, nothing else shows in a row's time
  *   LANES_PAIRED                 rows of up to this many vectors are added to two bags in turn
  *   LANES_QUADS                  whether quads are unpacked; if not, their functions exist but nothing calls them
  *
@@ -42,14 +42,14 @@
  *   unpack_quad_8bit, unpack_quad_2bit(p, x)         a quad: reads 64, 16 bytes
  *   unpack_quad_8bit_by_loads(p, x)                  the same, but reads 66 bytes
  *   lanes_in_order_quad(x)                           x[k] becomes elements 16k to 16k + 15
- *   unpack_float32, unpack_float16, unpack_bfloat16(p)   a vector of floats in the host's byte order: reads 64, 32, 32 bytes
+ *   unpack_float32, unpack_float16, unpack_bfloat16(p)   a vector of floats in the host's byte order: reads 64, 32,
+ *                                                    32 bytes
  *   read_pair_float, read_pair_half(p, &scale, &bias)    reads 8, 4 bytes
- *   spread_pairs(p, &places, pairs, weight, is_weighted, width)  scale and bias of each vector k < width, times the weight,
- *                                                    as pairs[2k], pairs[2k + 1]; `pairs` has room for 16 floats.
- *                                                    Reads `places.count` pairs at p, or eight
- *
- *   pairs_of_quad(pairs, i)                          pairs[i] for the elements of two vectors, pairs[i + 4] for those of the
- *                                                    next two, in the order of a quad's x[k]
+ *   spread_pairs(p, &places, pairs, weight, is_weighted, width)  scale and bias of each vector k < width, times the
+ *                                                    weight, as pairs[2k], pairs[2k + 1]; `pairs` has room for 16
+ *                                                    floats. Reads `places.count` pairs at p, or eight
+ *   pairs_of_quad(pairs, i)                          pairs[i] for the elements of two vectors, pairs[i + 4] for those
+ *                                                    of the next two, in the order of a quad's x[k]
  *
  *   pack_8bit, pack_4bit, pack_2bit(p, x)    a vector, of values up to the largest code: rounds to nearest, ties to
  *                                            even; negative values and NaN give 0
@@ -59,7 +59,8 @@
  *
  *   take_part(found, count, num_rows, numbers, &taken)   the numbers of rows (up to 64) without the -1 among them, in
  *                                        order, and the bits of those taken; false if one is neither -1 nor a row.
- *                                        `found` holds a multiple of 8, -1 behind `count`, and `numbers` has room for as many
+ *                                        `found` holds a multiple of 8, -1 behind `count`, and `numbers` has room for
+ *                                        as many
  *
  * The min of a row takes two steps, fold_min and min_of_4, so that the second serves sixteen rows at once. Where zeros
  * of both signs are the min, which one is returned depends on the order of comparison. So that order is the same in

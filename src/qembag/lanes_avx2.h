@@ -209,8 +209,8 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
     *bias = lanes_join(b, b);
 }
 
-static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight, int is_weighted,
-                                int width)
+static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight,
+                                int is_weighted, int width)
 {
     if (places->are_halves) {
         const __m256i order = _mm256_loadu_si256((const __m256i *)places->of_vector);
@@ -340,7 +340,8 @@ static inline int take_part(const int64_t *found, int count, int64_t num_rows, i
         const __m256i four = _mm256_loadu_si256((const __m256i *)(found + k));
         const int takes_part = ~_mm256_movemask_pd(_mm256_castsi256_pd(four)) & 15;
         const __m256i front = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)FRONT[takes_part]));
-        wrong = _mm256_or_si256(wrong, _mm256_or_si256(_mm256_cmpgt_epi64(least, four), _mm256_cmpgt_epi64(four, limit)));
+        const __m256i outside = _mm256_or_si256(_mm256_cmpgt_epi64(least, four), _mm256_cmpgt_epi64(four, limit));
+        wrong = _mm256_or_si256(wrong, outside);
         _mm256_storeu_si256((__m256i *)(numbers + place), _mm256_permutevar8x32_epi32(four, front));
         bits |= (uint64_t)takes_part << k;
         place += count_ones((uint64_t)takes_part);

@@ -265,8 +265,8 @@ static inline void read_pair_half(const uint8_t *p, lanes *scale, lanes *bias)
 }
 
 /* Masked loads read no pair that is not there. */
-static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight, int is_weighted,
-                                int width)
+static inline void spread_pairs(const uint8_t *p, const pair_places *places, float *pairs, float weight,
+                                int is_weighted, int width)
 {
     const __m256i order = _mm256_loadu_si256((const __m256i *)places->of_vector);
     const __mmask8 there = (__mmask8)((1u << places->count) - 1);
@@ -288,8 +288,9 @@ static inline void spread_pairs(const uint8_t *p, const pair_places *places, flo
 /* Lane i of each x[k] is of the elements 4i to 4i + 3. */
 static inline lanes pairs_of_quad(const float *pairs, int first)
 {
-    const __m512i places = _mm512_setr_epi32(first, first, first, first, first, first, first, first, first + 4, first + 4,
-                                             first + 4, first + 4, first + 4, first + 4, first + 4, first + 4);
+    const int second = first + 4;
+    const __m512i places = _mm512_setr_epi32(first, first, first, first, first, first, first, first,
+                                             second, second, second, second, second, second, second, second);
     return _mm512_permutexvar_ps(places, _mm512_loadu_ps(pairs));
 }
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class RowLayout(LayoutFields):
     """A row of packed codes, and pairs of a scale and a bias: by default as FBGEMM and PyTorch lay them out.
 
-    Codes stand side by side, the first one in a byte's lowest bits. Scales and biases are little-endian, at any address.
+    Codes stand side by side, the first one in a byte's lowest bits. Scales and biases are little-endian, at any
+    address.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ class RowLayout(LayoutFields):
         Whether the pairs come before the codes, as in FBGEMM's table-batched operator and TorchRec.
     group_size : int, optional
         Elements that share a pair, a multiple of 16: the first so many the first pair, and so on; the last group may be
-        shorter. The pairs stand side by side, in the order of groups. If not given, or not below `dim`, a row is one group.
+        shorter. The pairs stand side by side, in the order of groups. If not given, or not below `dim`, a row is one
+        group.
     row_bytes : int, optional
         Bytes of a row; more than codes and pairs take is padding at its end.
 
@@ -373,8 +375,8 @@ def _of_rows(
     found = RowLayout(bits, most, **options)
     if found.row_bytes != row_bytes:
         raise ValueError(
-            f"{name} must have rows that codes and pairs fill exactly, or dim must be given, which makes the rest of a row "
-            f"padding; got rows of {row_bytes} bytes at {bits} bits in groups of {group_size}, which no dim fills"
+            f"{name} must have rows that codes and pairs fill exactly, or dim must be given, which makes the rest of a "
+            f"row padding; got rows of {row_bytes} bytes at {bits} bits in groups of {group_size}, which no dim fills"
         )
     return found
 

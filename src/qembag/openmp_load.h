@@ -1,8 +1,8 @@
 /* One more variable in the C library's environment, while OpenMP's runtime is loaded.
  *
- * libgomp reads its settings once, from the environment, while it is loaded. The caller holds the GIL, and calls nothing
- * between the two functions that gives it back: with a GIL, no Python code of another thread runs while the variable is
- * there, and no process is started by Python. os.environ, a copy of Python's own, does not change. */
+ * libgomp reads its settings once, from the environment, while it is loaded. The caller holds the GIL, and calls
+ * nothing between the two functions that gives it back: with a GIL, no Python code of another thread runs while the
+ * variable is there, and no process is started by Python. os.environ, a copy of Python's own, does not change. */
 #ifndef QEMBAG_OPENMP_LOAD_H
 #define QEMBAG_OPENMP_LOAD_H
 

@@ -1,7 +1,7 @@
 """PyTorch's quantized embedding operators under their own names, on NumPy arrays.
 
-Signatures, defaults and results are those of ``torch.ops.quantized``, bit for bit, with these differences, most of them where
-the reference crashes or answers wrongly in silence:
+Signatures, defaults and results are those of ``torch.ops.quantized``, bit for bit, with these differences, most of them
+where the reference crashes or answers wrongly in silence:
 
 - every input is checked before anything is read or written;
 - `mode` counts: 0 sum, 1 mean, 2 max; the reference always sums;
@@ -12,8 +12,8 @@ the reference crashes or answers wrongly in silence:
 - 2-D indices take no offsets, and `include_last_offset` is ignored with them; the reference's 8-bit operator drops the
   last bag there;
 - `embedding_byte` and `embedding_4bit` with ``pruned_weights=True`` need a table that carries a mapping;
-- a table may have a dim that does not fill its last byte (4 and 2 bits); its lookups return `dim` elements, not those of
-  the padding. Prepack, as in the reference, takes whole bytes only;
+- a table may have a dim that does not fill its last byte (4 and 2 bits); its lookups return `dim` elements, not those
+  of the padding. Prepack, as in the reference, takes whole bytes only;
 - a table of another width is refused; the reference's 8-bit operator reads its bytes as 8-bit codes;
 - the bag operators also take ``out=`` (in the reference, their ``_out`` forms);
 - `embedding_bag_byte_prepack_meta` says uint8; the reference's says `weight`'s type;
@@ -190,8 +190,8 @@ def embedding_bag_4bit_prepack(
     TypeError
         If `weight` has another type; float64 too.
     ValueError
-        If a shape or an option is wrong, or a row holds a NaN, an infinity, or values whose scale and bias are not finite
-        as float16. There the reference returns rows of NaN.
+        If a shape or an option is wrong, or a row holds a NaN, an infinity, or values whose scale and bias are not
+        finite as float16. There the reference returns rows of NaN.
     """
     return _pack(weight, 4, None, False, optimized_qparams, nbins, ratio)
 
@@ -248,8 +248,8 @@ def embedding_bag_2bit_prepack(
     TypeError
         If `weight` has another type; float64 too.
     ValueError
-        If a shape or an option is wrong, or a row holds a NaN, an infinity, or values whose scale and bias are not finite
-        as float16. There the reference returns rows of NaN.
+        If a shape or an option is wrong, or a row holds a NaN, an infinity, or values whose scale and bias are not
+        finite as float16. There the reference returns rows of NaN.
     """
     return _pack(weight, 2, None, False, optimized_qparams, nbins, ratio)
 
@@ -390,8 +390,8 @@ def embedding_bag_prepack(codes: ArrayLike, scales: ArrayLike, zero_points: Arra
     Raises
     ------
     TypeError, ValueError
-        If an array has a wrong type or shape; if a code is too large; if a scale or a bias is not finite, or beyond what
-        its row can hold.
+        If an array has a wrong type or shape; if a code is too large; if a scale or a bias is not finite, or beyond
+        what its row can hold.
     """
     bits = _arguments.bits(bits)
     array = _arguments.as_array(codes, "codes")
@@ -521,7 +521,7 @@ def embedding_bag_2bit_rowwise_offsets_meta(
 
 
 def embedding_bag_byte_prepack_meta(weight: ArrayLike) -> _Meta:
-    """Shape and dtype of what `embedding_bag_byte_prepack` would return: uint8, where the reference's says `weight`'s."""
+    """Shape and dtype of what `embedding_bag_byte_prepack` would return: uint8; the reference's says `weight`'s."""
     return _prepack_meta(weight, 8)
 
 

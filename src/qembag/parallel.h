@@ -1,12 +1,13 @@
 /* The only file that calls OpenMP. Without it the same names say "one thread".
  *
  * Forks. A forked child has one thread, the one that forked. libgomp keeps a pool of threads for each thread that has
- * opened a parallel region, and of the pool that this thread may have had before the fork no thread lives: a region that
- * used it would wait for them for ever, and so does libgomp where such a thread ends, other than the main one. Nothing can be done about that in the parent without destroying its pool, which
- * belongs to other libraries too where they share libgomp (a build from source; a wheel where torch was imported first).
- * So a handler in the child notes that its first thread came through a fork, and there a region is opened within a region
- * of one thread. A nested region's threads are no pool's: they are made for it, and end with it. That takes some 50 us.
- * libomp, clang's, handles forks itself, and MSVC has none. */
+ * opened a parallel region, and of the pool that this thread may have had before the fork no thread lives: a region
+ * that used it would wait for them for ever, and so does libgomp where such a thread ends, other than the main one.
+ * Nothing can be done about that in the parent without destroying its pool, which belongs to other libraries too where
+ * they share libgomp (a build from source; a wheel where torch was imported first). So a handler in the child notes
+ * that its first thread came through a fork, and there a region is opened within a region of one thread. A nested
+ * region's threads are no pool's: they are made for it, and end with it. That takes some 50 us. libomp, clang's,
+ * handles forks itself, and MSVC has none. */
 #ifndef QEMBAG_PARALLEL_H
 #define QEMBAG_PARALLEL_H
 
@@ -23,8 +24,8 @@ static inline int parallel_max_threads(void)
     return omp_get_max_threads();
 }
 
-/* Within a region of several threads. No signal's handler may run there: it may fork, and the child has no other threads
- * that would do their share. */
+/* Within a region of several threads. No signal's handler may run there: it may fork, and the child has no other
+ * threads that would do their share. */
 static inline int parallel_is_inside(void)
 {
     return omp_in_parallel();
@@ -61,9 +62,9 @@ static inline int parallel_is_elsewhere(int callers)
 
 /* A worker that has slept may be woken on the processor of the thread that wakes it, also where another one is idle: an
  * idle processor of a virtual machine counts as taken by its host. There it stays until Linux balances its queues, for
- * some 10 ms of calls that take 2.6 times as long as on one thread (a Zen 4 under KVM). So after two regions in a row whose
- * workers came to nothing, calls are done alone for a while, and then two try again. Two: a worker that comes late finds
- * the next region awake. */
+ * some 10 ms of calls that take 2.6 times as long as on one thread (a Zen 4 under KVM). So after two regions in a row
+ * whose workers came to nothing, calls are done alone for a while, and then two try again. Two: a worker that comes
+ * late finds the next region awake. */
 #if defined(__GNUC__)
 #ifndef PARALLEL_PAUSE
 #define PARALLEL_PAUSE 2 /* ms, the first of them begun; 0 for tests that need each region */
@@ -96,8 +97,8 @@ static inline void parallel_judge(int team, double elsewhere)
     }
 }
 
-/* Calls that work in parallel at this moment, in all threads of Python. Where there are as many as processors, each does
- * better alone: on 2 processors 32 threads' calls of two threads each came to 0.8 of one thread's, alone to 1.0. */
+/* Calls that work in parallel at this moment, in all threads of Python. Where there are as many as processors, each
+ * does better alone: on 2 processors 32 threads' calls of two threads each came to 0.8 of one thread's, alone to 1. */
 static int parallel_calls;
 
 /* Of `num_threads`, this call's share; 1 in a pause. */

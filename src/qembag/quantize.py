@@ -50,8 +50,8 @@ def quantize(
     scale_first : bool
         Put scales and biases before the codes of a row, as FBGEMM's table-batched operator and TorchRec have them.
     group_size : int, optional
-        Quantize each so many elements of a row with a scale and a bias of their own: a multiple of 16. The last group may
-        be shorter. If not given, a row is one group.
+        Quantize each so many elements of a row with a scale and a bias of their own: a multiple of 16. The last group
+        may be shorter. If not given, a row is one group.
     row_alignment : int
         Pad rows with zeros to a multiple of so many bytes.
     num_threads : int, optional
@@ -72,8 +72,8 @@ def quantize(
     Notes
     -----
     By default the bytes are those of PyTorch's ``quantized::embedding_bag_{byte,4bit,2bit}_prepack``, for "greedy" with
-    ``optimized_qparams=True``. At 8 bits with float16 scales the formula is that of 4 bits with 256 codes, as in TorchRec; at
-    4 and 2 bits with float32 scales it is their own without the roundings to float16.
+    ``optimized_qparams=True``. At 8 bits with float16 scales the formula is that of 4 bits with 256 codes, as in
+    TorchRec; at 4 and 2 bits with float32 scales it is their own without the roundings to float16.
 
     Examples
     --------
@@ -106,8 +106,8 @@ def pack_rows(
     ratio: float = GREEDY_RATIO,
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima, where a row
-    is one group."""
+    """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima, where a
+    row is one group."""
     num_rows = len(weights)
     threads = _runtime.resolve_threads(num_threads)
     packed = np.empty((num_rows, layout.row_bytes), dtype=np.uint8)

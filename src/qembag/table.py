@@ -25,16 +25,16 @@ class QuantizedTable(Table):
     Parameters
     ----------
     data : ndarray of uint8, shape (num_rows, row_bytes)
-        Packed rows: the codes, lowest bits first, then scale and bias, little-endian. By default as FBGEMM and PyTorch's
-        prepack operators lay them out; see `RowLayout` for others. Rows may lie at any stride and be read-only
-        or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while in use
+        Packed rows: the codes, lowest bits first, then scale and bias, little-endian. By default as FBGEMM and
+        PyTorch's prepack operators lay them out; see `RowLayout` for others. Rows may lie at any stride and be
+        read-only or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while in use
         ends the process: the system sends SIGBUS for rows that the file no longer has, and no library can catch that.
         Where files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
-        Elements of a row. What is left of a row after codes, scales and biases is padding. If not given, the largest dim
-        with which they fill a row exactly.
+        Elements of a row. What is left of a row after codes, scales and biases is padding. If not given, the largest
+        dim with which they fill a row exactly.
     scale_dtype : {float32, float16}, optional
         The stored type of scales and biases; float32 at 8 bits and float16 at 4 and 2 if not given.
     scale_first : bool
@@ -189,8 +189,8 @@ class QuantizedTable(Table):
         TypeError
             If an argument has a wrong type.
         ValueError
-            If an argument is out of range, or if a value would change: a float32 scale or bias that float16 does not hold
-            exactly, or groups that are joined and whose scales or biases differ in a bit.
+            If an argument is out of range, or if a value would change: a float32 scale or bias that float16 does not
+            hold exactly, or groups that are joined and whose scales or biases differ in a bit.
 
         Examples
         --------
