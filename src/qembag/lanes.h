@@ -114,8 +114,9 @@ static inline lanes lanes_zero(void)
     return lanes_broadcast(0.0f);
 }
 
-/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. */
-static inline void store_vector(uint8_t *p, const float *values, int type)
+/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. Not inlined, and neither is the next
+ * one: only outputs that are not whole vectors of floats need them, and in each loop they would be a tenth of a wheel. */
+static NOT_INLINE void store_vector(uint8_t *p, const float *values, int type)
 {
     if (type == 0)
         memcpy(p, values, 16 * sizeof *values);
@@ -125,8 +126,7 @@ static inline void store_vector(uint8_t *p, const float *values, int type)
         lanes_store_bfloat16(p, lanes_load(values));
 }
 
-/* The first `count` of them, at most 16, and nothing behind them. Not inlined: the loops call it only for outputs that
- * are not whole vectors. */
+/* The first `count` of them, at most 16, and nothing behind them. */
 static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int type)
 {
     uint8_t whole[16 * sizeof(float)];
