@@ -440,3 +440,18 @@ def test_unpacking_per_channel_tables_of_several_groups_is_refused(bits: int) ->
         assert np.array_equal(given, expected)
     with pytest.raises(ValueError, match=r"^packed must have one scale a row, got rows of 2 groups$"):
         ops.embedding_bag_unpack(table.to_layout(group_size=16))
+
+
+# ---- Padding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [lambda table: table.prune([0, 2]), copy.deepcopy, copy.copy,
+                                    lambda table: pickle.loads(pickle.dumps(table))],
+                         ids=["prune", "deepcopy", "copy", "pickle"])  # fmt: skip
+def test_the_padding_of_copies_is_zeros(copied):
+    """What stands there may be another's."""
+    table = QuantizedTable(np.full((3, 64), 0xAB, np.uint8), 8, dim=32, scale_dtype="float16", scale_first=True)
+    found = copied(table)
+    assert found.layout == table.layout
+    assert (found.data[:, :36] == 0xAB).all()
+    assert (found.data[:, 36:] == 0).all()

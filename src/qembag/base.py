@@ -122,6 +122,11 @@ class Table(_handle.HandleOwner):
             raise TypeError(f"index must be an array without a mask, got {type(item).__name__}")
         return _handle.dequantize(self._handle, self._numbers(item), None)
 
+    def _taken(self, numbers: Any) -> NDArray[np.uint8]:
+        """Some of the stored rows."""
+        rows: NDArray[np.uint8] = self._handle.rows[numbers]
+        return rows
+
     def _numbers(self, item: Any) -> NDArray[Any]:
         """The rows that an index chooses, from 0, in time of its own size."""
         count = self.num_embeddings
@@ -206,4 +211,4 @@ class Table(_handle.HandleOwner):
             rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return self._of(self._handle.rows[rows], self._handle.layout, mapping)
+        return self._of(self._taken(rows), self._handle.layout, mapping)

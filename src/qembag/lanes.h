@@ -114,8 +114,8 @@ static inline lanes lanes_zero(void)
     return lanes_broadcast(0.0f);
 }
 
-/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. Not inlined, and neither is the next
- * one: only outputs that are not whole vectors of floats need them, and in each loop they would be a tenth of a wheel. */
+/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. Not inlined, nor is the next one:
+ * only outputs that are not whole vectors of floats need them, and in each loop they would be a tenth of the wheel. */
 static NOT_INLINE void store_vector(uint8_t *p, const float *values, int type)
 {
     if (type == 0)

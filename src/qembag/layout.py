@@ -122,6 +122,15 @@ class RowLayout(LayoutFields):
         more = "".join(f", {name}={value!r}" for name, value in self.not_default().items())
         return f"{type(self).__name__}(bits={self.bits}, dim={self.dim}{more})"
 
+    def taken(self, rows: NDArray[np.uint8], numbers: Any) -> NDArray[np.uint8]:
+        """Some of the rows; their padding, which is not read, as zeros."""
+        used: NDArray[np.uint8] = rows[:, : self.used_bytes][numbers]
+        if self.used_bytes == self.row_bytes:
+            return used
+        padded = np.zeros((len(used), self.row_bytes), dtype=np.uint8)
+        padded[:, : self.used_bytes] = used
+        return padded
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (functools.partial(type(self), **self.not_default()), (self.bits, self.dim))
 

@@ -175,7 +175,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
     dtype : {float32, float16, bfloat16}, optional
         The result's type, of `out` or float32 if not given. float16 and bfloat16 are rounded once, from the float32
         result. bfloat16 is the type that other packages add to NumPy's, such as ml_dtypes; with the string
-        ``"bfloat16"`` the result holds its bits, as uint16.
+        ``"bfloat16"`` the result holds its bits, as uint16, and so may `out`.
     num_threads : int, optional
         For this call; see `set_num_threads`.
 
@@ -191,7 +191,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
     ValueError
         If a shape, a length, an offset or an option is wrong.
     IndexError
-        If an index is out of range.
+        If an index is out of range, or the row that the table's mapping has for one.
 
     Notes
     -----
@@ -201,7 +201,8 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
     ``float32(1) / float32(count)``.
 
     Of a float table: ``acc = acc + x``, with weights ``acc = fma(w, x, acc)``, and the mean is the sum divided by the
-    count: the bits of ``torch.nn.functional.embedding_bag``.
+    count. These are the bits of ``torch.nn.functional.embedding_bag`` for float32, but for weights together with
+    `padding_idx`, and for sums of float16 to float16.
 
     Examples
     --------

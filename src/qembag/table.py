@@ -26,10 +26,10 @@ class QuantizedTable(Table):
     ----------
     data : ndarray of uint8, shape (num_rows, row_bytes)
         Packed rows: the codes, lowest bits first, then scale and bias, little-endian. By default as FBGEMM and
-        PyTorch's prepack operators lay them out; see `RowLayout` for others. Rows may lie at any stride and be
-        read-only or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while in use
-        ends the process: the system sends SIGBUS for rows that the file no longer has, and no library can catch that.
-        Where files may change, load a copy (``numpy.load(path)``).
+        PyTorch's prepack operators lay them out; see `qembag.layout.RowLayout` for others. Rows may lie at any stride
+        and be read-only or memory-mapped (``numpy.load(path, mmap_mode="r")``). A mapped file that is truncated while
+        in use ends the process: the system sends SIGBUS for rows that the file no longer has, and no library can catch
+        that. Where files may change, load a copy (``numpy.load(path)``).
     bits : {8, 4, 2}
         Bits of a code.
     dim : int, optional
@@ -160,8 +160,11 @@ class QuantizedTable(Table):
         more = "".join(f", {name}={value}" for name, value in self.layout.not_default().items())
         return self._repr(f"bits={self.bits}{more}")
 
+    def _taken(self, numbers: Any) -> NDArray[np.uint8]:
+        return self.layout.taken(self._handle.rows, numbers)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.data, self.layout, self.compressed_indices_mapping)
+        parts = (self._taken(slice(None)), self.layout, self.compressed_indices_mapping)
         return (table_of, (type(self), *parts, self._per_channel))
 
     def to_layout(
