@@ -204,6 +204,7 @@ cdef class TableHandle:
         return self.job.num_embeddings
 
 
+@cython.auto_pickle(False)
 cdef class HandleOwner:
     """What every table is. Compiled, so that a call finds the handle in 2 ns: as an attribute of a class of Python's it
     takes 20."""

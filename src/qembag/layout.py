@@ -304,10 +304,13 @@ class FloatLayout(LayoutFields):
         return (type(self), (self.name, self.dim, self.stored))
 
 
-@functools.cache
-def smallest(bits: int, scale_dtype: np.dtype[Any] | None = None) -> RowLayout:
+def _smallest(bits: int, scale_dtype: np.dtype[Any] | None = None) -> RowLayout:
     """The layout of the shortest rows: PyTorch's, or with scales of another type."""
     return RowLayout(bits, 1, scale_dtype=scale_dtype)
+
+
+# Not a decorator: stubtest would take its signature for the function's.
+smallest = functools.cache(_smallest)
 
 
 def aligned(
@@ -345,7 +348,7 @@ def of_rows(
     group_size: object = None,
 ) -> RowLayout:
     """The layout of an argument's rows. Without `dim`, of the largest dim whose codes and pairs fill them exactly."""
-    return _of_rows(
+    return _cached_of_rows(
         row_bytes,
         bits,
         name,
@@ -356,8 +359,6 @@ def of_rows(
     )
 
 
-# A table is made in 5 us, of which this would be 4.
-@functools.lru_cache(maxsize=256)
 def _of_rows(
     row_bytes: int,
     bits: int,
@@ -388,6 +389,10 @@ def _of_rows(
             f"row padding; got rows of {row_bytes} bytes at {bits} bits in groups of {group_size}, which no dim fills"
         )
     return found
+
+
+# A table is made in 5 us, of which this would be 4.
+_cached_of_rows = functools.lru_cache(maxsize=256)(_of_rows)
 
 
 def packed_layout(bits: int, row_bytes: int) -> RowLayout | None:
