@@ -58,7 +58,6 @@ cdef extern from "lanes.h" nogil:
     lanes lanes_load(const float *)
     lanes lanes_load_part(const void *, Py_ssize_t, lanes)
     void lanes_store(float *, lanes)
-    void store_vector(uint8_t *, const float *, int)
     void store_part(uint8_t *, const float *, Py_ssize_t, int)
     lanes lanes_add(lanes, lanes)
     lanes lanes_add_by_fma(lanes, lanes)

@@ -238,7 +238,7 @@ def _look_up_bags(
 def _target(
     out: object, shape: tuple[int, ...], out_type: _arguments.OutType, inputs: dict[str, NDArray[Any] | None]
 ) -> NDArray[Any] | None:
-    """The caller's output; a new one for bfloat16, which is not the loops' to make. Else None."""
+    """The caller's output; a new one for bfloat16, whose type may be another package's. Else None."""
     target = _arguments.output(out, shape, out_type.dtype, inputs)
     return np.empty(shape, out_type.dtype) if target is None and out_type.number == 2 else target
 

@@ -114,9 +114,8 @@ static inline lanes lanes_zero(void)
     return lanes_broadcast(0.0f);
 }
 
-/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. Not inlined, nor is the next one:
- * only outputs that are not whole vectors of floats need them, and in each loop they would be a tenth of the wheel. */
-static NOT_INLINE void store_vector(uint8_t *p, const float *values, int type)
+/* 16 numbers as floats, half floats or bfloat16 (`type` 0, 1, 2), at any address. */
+static inline void store_vector(uint8_t *p, const float *values, int type)
 {
     if (type == 0)
         memcpy(p, values, 16 * sizeof *values);
@@ -126,12 +125,15 @@ static NOT_INLINE void store_vector(uint8_t *p, const float *values, int type)
         lanes_store_bfloat16(p, lanes_load(values));
 }
 
-/* The first `count` of them, at most 16, and nothing behind them. */
+/* The first `count` of them, all where it is more, and nothing behind them. Not inlined: only outputs that are not
+ * whole vectors of floats need it, and in each loop it would be a tenth of the wheel. */
 static NOT_INLINE void store_part(uint8_t *p, const float *values, ptrdiff_t count, int type)
 {
     uint8_t whole[16 * sizeof(float)];
-    if (count > 16)
-        count = 16;
+    if (count >= 16) {
+        store_vector(p, values, type);
+        return;
+    }
     store_vector(whole, values, type);
     memcpy(p, whole, (size_t)count * (type == 0 ? sizeof(float) : sizeof(uint16_t)));
 }

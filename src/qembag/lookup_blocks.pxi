@@ -389,10 +389,7 @@ cdef void store_parts(float *values, const Lookup *job, uint8_t *out, const Bloc
             lanes_store(values + 16 * k, lanes_zero() if divisor == 0 else
                         lanes_div(lanes_load(values + 16 * k), lanes_broadcast(divisor)))
         element = element_of_vector(block, k, form, width)
-        if element + 16 > job.layout.dim:
-            store_part(out + element * job.out_size, values + 16 * k, job.layout.dim - element, job.out_type)
-        else:
-            store_vector(out + element * job.out_size, values + 16 * k, job.out_type)
+        store_part(out + element * job.out_size, values + 16 * k, job.layout.dim - element, job.out_type)
 
 
 cdef inline void store_block(lanes *acc, const Lookup *job, uint8_t *out, const Block *block, const int form,
