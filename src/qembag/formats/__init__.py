@@ -1,0 +1,1 @@
+"""Files of tables: reading, writing, and what they are made from."""
