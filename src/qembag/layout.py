@@ -131,6 +131,10 @@ class RowLayout(LayoutFields):
         padded[:, : self.used_bytes] = used
         return padded
 
+    def put(self, rows: NDArray[np.uint8], numbers: NDArray[np.integer[Any]], packed: NDArray[np.uint8]) -> None:
+        """Packed rows in the place of those with these numbers, whose padding stays as it is."""
+        rows[:, : self.used_bytes][numbers] = packed[:, : self.used_bytes]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (functools.partial(type(self), **self.not_default()), (self.bits, self.dim))
 

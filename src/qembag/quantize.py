@@ -111,6 +111,30 @@ def quantize(
     return table_of(QuantizedTable, packed, layout, None)
 
 
+def update_rows(
+    table: QuantizedTable,
+    rows: ArrayLike,
+    weights: ArrayLike,
+    method: str,
+    importance: ArrayLike | None,
+    num_threads: int | None,
+) -> None:
+    """See `QuantizedTable.update`. All is checked and quantized before a row is written."""
+    chosen = _arguments.method(method, table.bits)
+    counted = _arguments.importance(importance, table.dim, chosen)
+    numbers = table._stored_rows(rows)
+    if not table.data.flags.writeable:
+        raise ValueError("table must have rows that can be written to, got read-only ones")
+    array = _arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True)
+    if array.shape != (len(numbers), table.dim):
+        raise ValueError(
+            f"weights must have shape ({len(numbers)}, {table.dim}), a row for each of rows, got "
+            f"{_errors.kind_of(array)}"
+        )
+    packed = pack_rows(array, table.layout, "weights", method=chosen, importance=counted, num_threads=num_threads)
+    table._put(numbers, packed)
+
+
 def pack_rows(
     weights: NDArray[Any],
     layout: RowLayout,

@@ -80,6 +80,10 @@ def of_the_package(bits: int) -> dict[str, Call]:
             },
         ),
         "QuantizedTable.to_layout": (table(bits).to_layout, to),
+        "QuantizedTable.update": (
+            table(bits).update,
+            {"rows": np.array([4, 0, 3]), "weights": FLOATS.copy(), **method, "num_threads": 1},
+        ),
         "QuantizedTable.dequantize": (table(bits).dequantize, {"rows": INDICES.copy(), "out": out(6)}),
         "QuantizedTable.prune": (table(bits).prune, {"keep": np.array([0, 3, 4])}),
         "QuantizedTable.__getitem__": (table(bits).__getitem__, {"item": np.array([0, -3, 4])}),
