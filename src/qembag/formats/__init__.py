@@ -1,1 +1,1 @@
-"""Files of tables: reading, writing, and what they are made from."""
+"""Files of tables, and of floats to make tables from."""
