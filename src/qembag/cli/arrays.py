@@ -38,11 +38,30 @@ def load_array(path: Path) -> NDArray[Any]:
             raise ValueError(f"not a readable .npy file: {type(error).__name__}: {error}") from None
 
 
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in a .npz file by name; that of a .npy file under no name."""
+    if path.suffix == ".npy":
+        return {"": load_array(path)}
+    with about(path):
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (of zipfile, zlib, NumPy, or of an array that is no archive)
+            raise ValueError(f"not a readable .npz file: {type(error).__name__}: {error}") from None
+
+
 def npy_header(num_rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
     """Of one length, whatever the number of rows."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({num_rows}, {dim}), }}"
     length = HEADER_BYTES - 10
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
+
+
+def little_endian(rows: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array as files have them."""
+    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 @contextlib.contextmanager
@@ -53,7 +72,7 @@ def npy_rows(file: BinaryIO, dim: int, dtype: str) -> Iterator[Write]:
 
     def write(rows: NDArray[Any]) -> None:
         nonlocal num_rows
-        file.write(np.ascontiguousarray(rows, stored).data.cast("B") if rows.size else b"")
+        file.write(little_endian(rows.astype(stored, copy=False)))
         num_rows += len(rows)
 
     file.write(npy_header(0, dim, stored))

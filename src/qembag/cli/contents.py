@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..formats.safetensors_file import Tensor, read_header, read_index
-from ..formats.sources import Source, float_tensors, open_source
-from ..formats.tables import open_table, open_tables
+from .._arguments import as_float32
 from ..float_table import FloatTable
+from ..formats.safetensors_file import Tensor, read_header, read_index
+from ..formats.sources import Source, float_tensors, open_source, read_rows
+from ..formats.tables import open_table, open_tables
 from ..table import QuantizedTable
+from .arrays import load_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,3 +81,66 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
         tensors += [tensor for tensor in header.tensors.values() if index.get(tensor.name) == shard]
         metadata.append(header.metadata)
     return tensors, metadata
+
+
+def stored_table(path: Path, name: str | None) -> Table:
+    """The table of that name, or the only one; of a .npy file its floats."""
+    if path.suffix != ".npy":
+        return open_table(path, name)
+    if name is not None:
+        raise ValueError("--table is for files of tables with names, not for .npy")
+    return FloatTable(load_array(path))
+
+
+def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:
+    """All rows of a tensor of floats."""
+    source = open_source(path, tensor)
+    if not source.num_rows:
+        raise ValueError("the table must have rows, got none")
+    rows = np.empty((source.num_rows, source.dim), np.float32)
+    start = 0
+    for block in source.blocks():
+        rows[start : start + len(block)] = as_float32(block)
+        start += len(block)
+    return rows
+
+
+# ---- Block by block --------------------------------------------------------------------------------------------------
+
+
+def num_stored(table: Table | Source) -> int:
+    return (table.num_rows or 0) if isinstance(table, Source) else table.num_rows
+
+
+def blocks_of(table: Table | Source) -> Iterator[Block]:
+    """All rows that are not pruned, some megabytes of values at a time."""
+    if isinstance(table, Source):
+        start = 0
+        for values in table.blocks():
+            yield Block(np.arange(start, start + len(values)), values, None)
+            start += len(values)
+        return
+    at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    for start in range(0, table.num_embeddings, at_once):
+        yield from some_of(table, np.arange(start, min(start + at_once, table.num_embeddings)))
+
+
+def some_of(table: Table, numbers: NDArray[np.int64]) -> Iterator[Block]:
+    """A block of those of the logical rows that are not pruned, if there are any."""
+    mapping = table.compressed_indices_mapping
+    stored = numbers if mapping is None else mapping[numbers]
+    numbers, stored = numbers[stored >= 0], stored[stored >= 0]
+    if len(numbers):
+        pairs = table.layout.pairs(table.data[stored]) if isinstance(table, QuantizedTable) else None
+        yield Block(numbers, table.dequantize(numbers), pairs)
+
+
+def sample_of(table: Table | Source) -> Block:
+    """As many rows as one block has, evenly spaced."""
+    count = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    total = (table.num_rows or 0) if isinstance(table, Source) else table.num_embeddings
+    numbers = np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+    if isinstance(table, Source):
+        return Block(numbers, read_rows(table, numbers), None)
+    none = Block(numbers[:0], np.empty((0, table.dim), np.float32), None)
+    return next(some_of(table, numbers), none)

@@ -72,6 +72,10 @@ def show(text: str) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 # ---- Progress --------------------------------------------------------------------------------------------------------
 
 # Seconds before a line of progress appears, and between two.
