@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(None, 32),
         help=f"elements that share a scale, or '{WHOLE_ROW}' for all of a row (default: {WHOLE_ROW} 32)",
     )
-    bags = "a .npz file with your bags, as indices and offsets, and per_sample_weights if they have some; or a .npy file"
+    bags = (
+        "a .npz file with your bags, as indices and offsets, and per_sample_weights if they have some; or a .npy file"
+    )
     add("--bags", metavar="FILE", type=Path, help=f"{bags} with a bag a row (default: made here, Zipf-like)")
     add("--sample", metavar="N", type=count, help="quantize so many rows (default: at most 200,000 and 256 MiB)")
     add("--threads", metavar="N", type=count, help="of quantizing (default: all cores)")

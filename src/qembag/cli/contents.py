@@ -11,12 +11,12 @@ from .._arguments import as_float32
 from ..float_table import FloatTable
 from ..formats.safetensors_file import Tensor, read_header, read_index
 from ..formats.sources import Source, float_tensors, open_source, read_rows
-from ..formats.tables import open_table, open_tables
+from ..formats.tables import listed, open_tables
 from ..table import QuantizedTable
 from .arrays import load_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -86,10 +86,21 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
 def stored_table(path: Path, name: str | None) -> Table:
     """The table of that name, or the only one; of a .npy file its floats."""
     if path.suffix != ".npy":
-        return open_table(path, name)
+        tables = open_tables(path)
+        return tables[chosen(tables, name)]
     if name is not None:
         raise ValueError("--table is for files of tables with names, not for .npy")
     return FloatTable(load_array(path))
+
+
+def chosen(tables: Mapping[str, Table], name: str | None) -> str:
+    """The name, if there is such a table; without one that of the only table."""
+    if name is None and len(tables) == 1:
+        return next(iter(tables))
+    if name is None or name not in tables:
+        got = "" if name is None else f", got {name!r}"
+        raise ValueError(f"--table must be one of {listed(map(repr, tables))}{got}")
+    return name
 
 
 def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:

@@ -12,7 +12,8 @@ from ..formats.safetensors_file import header_bytes
 from ..formats.tables import open_tables
 from .arguments import refuse_existing
 from .arrays import little_endian, npy_rows
-from .output import Failure, about, progress
+from .contents import chosen
+from .output import about, progress
 
 if TYPE_CHECKING:
     import argparse
@@ -46,25 +47,21 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     refuse_existing(options.target, options.force)
     with about(options.source):
         tables = open_tables(options.source)
-        metadata = tables.metadata
-        chosen: Mapping[str, Table] = tables
-        if options.table is not None:
-            if options.table not in tables:
-                raise ValueError(f"there is no table {options.table!r}; there are: {', '.join(sorted(tables))}")
-            chosen = {options.table: tables[options.table]}
-    if options.target.suffix == ".npy" and len(chosen) > 1:
-        raise Failure(f"{options.source}: a .npy file holds one table; --table must be one of {', '.join(tables)}")
+        some: dict[str, Table] = dict(tables)
+        if options.table is not None or options.target.suffix == ".npy":
+            name = chosen(tables, options.table)
+            some = {name: tables[name]}
     with about(options.source, writes=options.target), replacing(options.target) as file:
         with progress(quiet=options.quiet) as report:
             if options.target.suffix == ".npy":
-                table = next(iter(chosen.values()))
+                table = next(iter(some.values()))
                 with npy_rows(file, table.dim, options.dtype) as write:
-                    for rows in values(chosen, options.dtype, report):
+                    for rows in values(some, options.dtype, report):
                         write(rows)
             else:
-                shapes = [(name, TENSOR_DTYPES[options.dtype], table.shape) for name, table in sorted(chosen.items())]
-                file.write(header_bytes(shapes, metadata))
-                for rows in values(chosen, options.dtype, report):
+                shapes = [(name, TENSOR_DTYPES[options.dtype], table.shape) for name, table in sorted(some.items())]
+                file.write(header_bytes(shapes, tables.metadata))
+                for rows in values(some, options.dtype, report):
                     file.write(little_endian(rows))
 
 

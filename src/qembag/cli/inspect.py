@@ -130,9 +130,7 @@ class Scan:
                 self._add_scales(pairs[:, :, 0])
             yield len(numbers)
 
-    def _add_values(
-        self, numbers: NDArray[np.int64], values: NDArray[Any], pairs: NDArray[np.float32] | None
-    ) -> None:
+    def _add_values(self, numbers: NDArray[np.int64], values: NDArray[Any], pairs: NDArray[np.float32] | None) -> None:
         ranges = ranges_of(values)
         finite = np.isfinite(ranges)
         self._largest = max(self._largest, float(ranges[finite].max(initial=0.0)))

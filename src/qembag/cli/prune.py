@@ -11,7 +11,8 @@ from ..formats.tables import open_tables, save_tables
 from ..pruning import choose_rows
 from .arguments import count, positive, refuse_existing
 from .arrays import load_array
-from .output import Failure, about, plural, show
+from .contents import chosen
+from .output import about, plural, show
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +28,9 @@ CONDITIONS = ("min_norm", "min_count", "max_rows", "max_bytes")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
-    add("target", metavar="TARGET", type=Path, help="the .safetensors file to write, with SOURCE's other tables as well")
+    add(
+        "target", metavar="TARGET", type=Path, help="the .safetensors file to write, with SOURCE's other tables as well"
+    )
     add("--table", metavar="NAME", help="the one to prune, where there are several")
     add("--min-norm", metavar="X", type=positive, help="keep rows of at least this norm")
     add("--min-count", metavar="N", type=count, help="keep rows that --counts says were looked up so often")
@@ -52,11 +55,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     }
     with about(options.source):
         tables = open_tables(options.source)
-        if options.table is None and len(tables) > 1:
-            raise Failure(f"{options.source}: --table must be one of {', '.join(sorted(tables))}")
-        name = options.table or next(iter(tables))
-        if name not in tables:
-            raise ValueError(f"there is no table {name!r}; there are: {', '.join(sorted(tables))}")
+        name = chosen(tables, options.table)
         table = tables[name]
         if options.keep is None:
             choice = choose_rows(table, counts=arrays.get("counts"), **conditions)
