@@ -1,0 +1,1 @@
+"""Files of tables, and of floats to make tables from."""

@@ -1,0 +1,95 @@
+"""How far a long job is: a bar of tqdm's, or the caller's function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .. import _arguments, _errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Progress: TypeAlias = bool | Callable[[int, int | None, int], object]
+    Report: TypeAlias = Callable[[int, int], None]
+
+
+@contextlib.contextmanager
+def reporting(
+    progress: Progress, rows_total: int | None, bytes_total: int | None, *, rows_done: int = 0, bytes_done: int = 0
+) -> Iterator[Report]:
+    """A function to call with the rows and the bytes done so far, those of an earlier run among them.
+
+    Parameters
+    ----------
+    progress : bool or callable
+        True shows a bar on standard error (tqdm). A callable is called as
+        ``progress(rows_done, rows_total, bytes_done)``, in this thread; what it raises passes through.
+    rows_total, bytes_total : int or None
+        None where nobody knows.
+    rows_done, bytes_done : int
+        What an earlier run did: it does not count for the speed.
+
+    Raises
+    ------
+    TypeError
+        If `progress` is neither.
+    ImportError
+        If tqdm is not installed.
+
+    Examples
+    --------
+    >>> from qembag.formats.progress import reporting
+    >>> with reporting(print, 200, 12800) as report:
+    ...     report(100, 6400)
+    ...     report(200, 12800)
+    100 200 6400
+    200 200 12800
+    """
+    if callable(progress):
+        function = progress
+
+        def call(rows: int, size: int) -> None:
+            function(rows, rows_total, size)
+
+        yield call
+    elif not check(progress):
+        yield lambda rows, size: None
+    else:
+        of_all = "" if rows_total is None else f" of {rows_total:,}"
+        with _bar_class()(total=bytes_total, initial=bytes_done, unit="B", unit_scale=True) as bar:
+
+            def show(rows: int, size: int) -> None:
+                bar.set_postfix_str(f"{rows:,}{of_all} rows", refresh=False)
+                bar.update(size - bar.n)
+
+            show(rows_done, bytes_done)
+            yield show
+
+
+def check(progress: object) -> bool:
+    """Whether there is something to show, if `progress` is a flag or a function."""
+    if callable(progress):
+        return True
+    try:
+        return _arguments.flag(progress, "progress")
+    except TypeError:
+        raise TypeError(f"progress must be True, False or a function, got {_errors.kind_of(progress)}") from None
+
+
+def _bar_class() -> Any:
+    try:
+        # By name, so that type checkers do not need the extra either.
+        tqdm = importlib.import_module("tqdm")
+    except ImportError:
+        raise ImportError("progress=True needs the tqdm package: pip install 'qembag[progress]'") from None
+
+    class Bar(tqdm.tqdm):  # type: ignore[misc,name-defined]
+        # In the caller's process: no thread of tqdm's that watches its bars, and no lock of multiprocessing's, for
+        # which newer Pythons start a process.
+        monitor_interval = 0
+        _lock = threading.RLock()
+
+    return Bar
