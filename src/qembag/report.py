@@ -183,7 +183,7 @@ class Report:
             return f"{chosen.layout_label} ({chosen.method}): {_smaller(chosen)}, worst cosine {_short(chosen)}"
         best = max(self.variants, key=lambda variant: variant.bags.worst)
         return (
-            f"None of these keeps the cosine of each pooled bag at {cosine_text(min_cosine, 2)} or more. The closest, "
+            f"None of these keeps the cosine of each pooled bag at {min_cosine:.9g} or more. The closest, "
             f"{best.label}, is {_smaller(best)}, worst cosine {_short(best)}. Keep the floats, or try smaller groups"
         )
 
