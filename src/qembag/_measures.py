@@ -21,8 +21,8 @@ class Cosines(NamedTuple):
     Attributes
     ----------
     mean, first_percentile, worst : float
-        ``numpy.percentile(cosines, 1)`` is the second one. nan where `count` is 0.
-    count : int
+        ``numpy.percentile(cosines, 1)`` is the second one. nan where `num_vectors` is 0.
+    num_vectors : int
         Vectors that have a cosine: those that should be zero have no direction, and are left out. One that should not
         be zero, and is, counts with a cosine of 0.
     histogram : tuple of int
@@ -32,7 +32,7 @@ class Cosines(NamedTuple):
     mean: float
     first_percentile: float
     worst: float
-    count: int
+    num_vectors: int
     histogram: tuple[int, ...]
 
 

@@ -39,8 +39,8 @@ class Variant:
     relative_error : float
         Its root.
     rows, bags : Cosines
-        Those of rows, and of sums of rows, with what they are in float32: `mean`, `first_percentile`, `worst`, `count`
-        and `histogram`.
+        Those of rows, and of sums of rows, with what they are in float32: `mean`, `first_percentile`, `worst`,
+        `num_vectors` and `histogram`.
     worst_rows : tuple of (int, float)
         Number, in the source, and cosine of the rows with the lowest cosines; the worst one first.
     ns_per_row : float
@@ -64,13 +64,24 @@ class Variant:
 
     @property
     def layout_label(self) -> str:
-        """ "4 bits in groups of 32" """
+        """As in "4 bits in groups of 32"."""
         return f"{self.bits} bits" + ("" if self.group_size is None else f" in groups of {self.group_size}")
 
     @property
     def label(self) -> str:
-        """ "4 bits in groups of 32, lsq" """
+        """As in "4 bits in groups of 32, lsq"."""
         return f"{self.layout_label}, {self.method}"
+
+    def cells(self) -> list[str]:
+        """Bytes, times smaller, cosines of bags, relative error, cosines of rows, time: as tables show them."""
+        return [
+            human_bytes(self.nbytes),
+            f"{self.times_smaller:.2f}",
+            *map(cosine_text, (self.bags.worst, self.bags.first_percentile, self.bags.mean)),
+            f"{self.relative_error:.5f}",
+            *map(cosine_text, (self.rows.worst, self.rows.first_percentile, self.rows.mean)),
+            f"{self.ns_per_row:.1f}",
+        ]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -128,20 +139,10 @@ class Report:
         )
 
     def __str__(self) -> str:
-        heads = ["", "", "times", "relative", "cosine of rows", "", "", "of pooled bags", "", "", "ns"]
-        names = ["variant", "bytes", "smaller", "error", "mean", "1st %", "worst", "mean", "1st %", "worst", "a row"]
+        heads = ["", "", "times", "cosine", "of", "bags", "relative", "cosine", "of", "rows", "ns"]
+        names = ["variant", "bytes", "smaller", "worst", "1st %", "mean", "error", "worst", "1st %", "mean", "a row"]
         lines = [heads, names]
-        for variant in self.variants:
-            lines.append(
-                [
-                    variant.label,
-                    human_bytes(variant.nbytes),
-                    f"{variant.times_smaller:.2f}",
-                    f"{variant.relative_error:.5f}",
-                    *map(cosine_text, (*variant.rows[:3], *variant.bags[:3])),
-                    f"{variant.ns_per_row:.1f}",
-                ]
-            )
+        lines += [[variant.label, *variant.cells()] for variant in self.variants]
         return "\n\n".join([aligned(lines), f"{self.recommendation()}\n\n{self.caption()}"])
 
     def caption(self) -> str:
