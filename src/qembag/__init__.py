@@ -6,6 +6,7 @@ from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .compare import compare
 from .float_table import FloatTable
+from .formats.tables import open_table, open_tables, save_tables
 from .lookup import embedding, embedding_bag
 from .pruning import choose_rows
 from .quantize import quantize
@@ -20,8 +21,11 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "get_num_threads",
+    "open_table",
+    "open_tables",
     "ops",
     "quantize",
+    "save_tables",
     "set_num_threads",
     "show_config",
 ]

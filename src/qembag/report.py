@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._measures import EDGES, Cosines
 from ._text import aligned, human_bytes
 
@@ -168,6 +170,10 @@ class Report:
         good = [variant for variant in self.variants if variant.bags.worst >= min_cosine]
         return min(good, key=lambda variant: (variant.nbytes, -variant.bags.worst), default=None)
 
+    def closest(self) -> Variant:
+        """The variant with the highest worst pooled cosine."""
+        return max(self.variants, key=lambda variant: np.nan_to_num(variant.bags.worst, nan=-2))
+
     def recommendation(self, min_cosine: float = MIN_COSINE) -> str:
         """In words: the smallest variant whose worst pooled cosine is at least `min_cosine`, or that none is.
 
@@ -182,7 +188,7 @@ class Report:
         chosen = self.smallest(min_cosine)
         if chosen is not None:
             return f"{chosen.layout_label} ({chosen.method}): {_smaller(chosen)}, worst cosine {_short(chosen)}"
-        best = max(self.variants, key=lambda variant: variant.bags.worst)
+        best = self.closest()
         return (
             f"None of these keeps the cosine of each pooled bag at {min_cosine:.9g} or more. The closest, "
             f"{best.label}, is {_smaller(best)}, worst cosine {_short(best)}. Keep the floats, or try smaller groups"
