@@ -4,9 +4,11 @@ from . import _cython as _cython  # first: the other compiled modules look for i
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .compare import compare
 from .float_table import FloatTable
 from .formats.tables import open_table, open_tables, save_tables
 from .lookup import embedding, embedding_bag
+from .pruning import choose_rows
 from .quantize import quantize
 from .table import QuantizedTable
 
@@ -14,6 +16,8 @@ __all__ = [
     "FloatTable",
     "QuantizedTable",
     "__version__",
+    "choose_rows",
+    "compare",
     "embedding",
     "embedding_bag",
     "get_num_threads",
