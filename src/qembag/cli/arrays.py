@@ -59,9 +59,9 @@ def npy_header(num_rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
 
 
-def little_endian(rows: NDArray[Any]) -> NDArray[np.uint8]:
+def little_endian(rows: NDArray[Any]) -> memoryview:
     """The bytes of an array as files have them."""
-    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 @contextlib.contextmanager

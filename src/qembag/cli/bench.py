@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from ..base import Table
+    from .contents import AnyTable
+
 
 EXAMPLE = """\
   qembag bench words.safetensors
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     show("\n\n".join([aligned(lines), caption(table, options, rounds), *notes]))
 
 
-def jobs_of(table: Table, options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def jobs_of(table: AnyTable, options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What each process needs to know, and why one is missing."""
     job = {"root": str(ROOT), "package": PACKAGE, "file": str(options.file), "table": options.table}
     job |= {"threads": options.threads}
@@ -173,7 +174,7 @@ def check_answers(contenders: list[Contender]) -> None:
             raise Failure(f"{contender.name}: its sums are not those of {contenders[0].name}")
 
 
-def caption(table: Table, options: argparse.Namespace, rounds: int) -> str:
+def caption(table: AnyTable, options: argparse.Namespace, rounds: int) -> str:
     config = show_config()
     return (
         f"{printable(str(options.file))}: {table!r}\n"

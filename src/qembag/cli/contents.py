@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from .arrays import load_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from ..base import Table
+    AnyTable: TypeAlias = QuantizedTable | FloatTable
 
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 class Contents(NamedTuple):
     """Tables by name, tensors that are no part of one, and the metadata of whoever wrote the file."""
 
-    tables: dict[str, Table | Source]
+    tables: dict[str, AnyTable | Source]
     tensors: list[Tensor]
     metadata: dict[str, str]
 
@@ -54,13 +54,14 @@ def contents_of(path: Path) -> Contents:
         return Contents({name: open_source(path) for name in float_tensors(path)}, [], {})
     tensors, headers = tensors_of(path)
     described = any("qembag.tables" in metadata for metadata in headers)
-    tables: dict[str, Table | Source] = {}
+    tables: dict[str, AnyTable | Source] = {}
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
-    if described or any(tensor.dtype in ("F32", "F16", "BF16") and len(tensor.shape) == 2 for tensor in tensors):
+    floats = float_tensors(path)
+    # float64 is no type of a table's; it can be quantized.
+    if described or any(dtype != "float64" for dtype, _ in floats.values()):
         opened = open_tables(path)
         tables, metadata = dict(opened), opened.metadata
-    # float64 is no type of a table's; it can be quantized.
-    for name in float_tensors(path):
+    for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
     parts = {part for name in tables for part in (name, f"{name}.rows", f"{name}.compressed_indices_mapping")}
@@ -83,7 +84,7 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
     return tensors, metadata
 
 
-def stored_table(path: Path, name: str | None) -> Table:
+def stored_table(path: Path, name: str | None) -> AnyTable:
     """The table of that name, or the only one; of a .npy file its floats."""
     if path.suffix != ".npy":
         tables = open_tables(path)
@@ -93,7 +94,7 @@ def stored_table(path: Path, name: str | None) -> Table:
     return FloatTable(load_array(path))
 
 
-def chosen(tables: Mapping[str, Table], name: str | None) -> str:
+def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:
     """The name, if there is such a table; without one that of the only table."""
     if name is None and len(tables) == 1:
         return next(iter(tables))
@@ -119,11 +120,11 @@ def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:
 # ---- Block by block --------------------------------------------------------------------------------------------------
 
 
-def num_stored(table: Table | Source) -> int:
+def num_stored(table: AnyTable | Source) -> int:
     return (table.num_rows or 0) if isinstance(table, Source) else table.num_rows
 
 
-def blocks_of(table: Table | Source) -> Iterator[Block]:
+def blocks_of(table: AnyTable | Source) -> Iterator[Block]:
     """All rows that are not pruned, some megabytes of values at a time."""
     if isinstance(table, Source):
         start = 0
@@ -136,7 +137,7 @@ def blocks_of(table: Table | Source) -> Iterator[Block]:
         yield from some_of(table, np.arange(start, min(start + at_once, table.num_embeddings)))
 
 
-def some_of(table: Table, numbers: NDArray[np.int64]) -> Iterator[Block]:
+def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
     """A block of those of the logical rows that are not pruned, if there are any."""
     mapping = table.compressed_indices_mapping
     stored = numbers if mapping is None else mapping[numbers]
@@ -146,7 +147,7 @@ def some_of(table: Table, numbers: NDArray[np.int64]) -> Iterator[Block]:
         yield Block(numbers, table.dequantize(numbers), pairs)
 
 
-def sample_of(table: Table | Source) -> Block:
+def sample_of(table: AnyTable | Source) -> Block:
     """As many rows as one block has, evenly spaced."""
     count = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
     total = (table.num_rows or 0) if isinstance(table, Source) else table.num_embeddings

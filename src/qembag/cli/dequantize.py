@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..base import Table
+    from .contents import AnyTable
+
 
 EXAMPLE = """\
   qembag dequantize words.safetensors words.npy
@@ -47,26 +48,30 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     refuse_existing(options.target, options.force)
     with about(options.source):
         tables = open_tables(options.source)
-        some: dict[str, Table] = dict(tables)
+        some: dict[str, AnyTable] = dict(tables)
         if options.table is not None or options.target.suffix == ".npy":
             name = chosen(tables, options.table)
             some = {name: tables[name]}
-    with about(options.source, writes=options.target), replacing(options.target) as file:
-        with progress(quiet=options.quiet) as report:
-            if options.target.suffix == ".npy":
-                table = next(iter(some.values()))
-                with npy_rows(file, table.dim, options.dtype) as write:
-                    for rows in values(some, options.dtype, report):
-                        write(rows)
-            else:
-                shapes = [(name, TENSOR_DTYPES[options.dtype], table.shape) for name, table in sorted(some.items())]
-                file.write(header_bytes(shapes, tables.metadata))
-                for rows in values(some, options.dtype, report):
-                    file.write(little_endian(rows))
+    with (
+        about(options.source, writes=options.target),
+        replacing(options.target) as file,
+        progress(quiet=options.quiet) as report,
+    ):
+        blocks = values(some, options.dtype, report)
+        if options.target.suffix == ".npy":
+            (table,) = some.values()
+            with npy_rows(file, table.dim, options.dtype) as write:
+                for rows in blocks:
+                    write(rows)
+        else:
+            shapes = [(name, TENSOR_DTYPES[options.dtype], table.shape) for name, table in sorted(some.items())]
+            file.write(header_bytes(shapes, tables.metadata))
+            for rows in blocks:
+                file.write(little_endian(rows))
 
 
 def values(
-    tables: Mapping[str, Table], dtype: str, report: Callable[[int, int | None, int], None] | None
+    tables: Mapping[str, AnyTable], dtype: str, report: Callable[[int, int | None, int], None] | None
 ) -> Iterator[NDArray[Any]]:
     """The rows of all tables by name, some megabytes at a time; pruned ones are zeros."""
     total, done, nbytes = sum(table.num_embeddings for table in tables.values()), 0, 0

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..base import Table
-    from .contents import Contents
+    from .contents import AnyTable, Contents
 
 EXAMPLE = """\
   qembag inspect words.safetensors
@@ -45,7 +44,7 @@ REASONS = {
 class Found(NamedTuple):
     """Rows of one kind: how many, and the first few by number."""
 
-    count: int
+    rows: int
     first: list[int]
 
 
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         show("\n\n".join(filter(None, paragraphs(options.file, contents, entries))))
 
 
-def described(table: Table | Source) -> dict[str, Any]:
+def described(table: AnyTable | Source) -> dict[str, Any]:
     """What is known of a table without its rows."""
     if isinstance(table, Source):
         rows = table.num_rows or 0
@@ -110,7 +109,7 @@ def described(table: Table | Source) -> dict[str, Any]:
 class Scan:
     """One pass over a table's rows, block by block: what its scales are like, and which rows are suspicious."""
 
-    def __init__(self, table: Table | Source) -> None:
+    def __init__(self, table: AnyTable | Source) -> None:
         self._table = table
         ranges = ranges_of(floats(sample_of(table).values))
         ranges = ranges[np.isfinite(ranges)]
@@ -174,7 +173,7 @@ class Scan:
                 "zero": self._zero / self._count if self._count else None,
                 "negative": self._negative / self._count if self._count else None,
             }
-        entry["suspicious"] = {reason: found._asdict() for reason, found in self._found.items() if found.count}
+        entry["suspicious"] = {reason: found._asdict() for reason, found in self._found.items() if found.rows}
         return entry
 
 
@@ -200,7 +199,7 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
         held.append(plural(len(contents.tensors), "other tensor"))
     parts = [f"{printable(str(path))}: {', '.join(held)}, {human_bytes(nbytes)}", tables(entries), ranges(entries)]
     suspicious = [
-        f"  {printable(name)}: {plural(found['count'], 'row')} {REASONS[reason]}: {listed(found)}"
+        f"  {printable(name)}: {plural(found['rows'], 'row')} {REASONS[reason]}: {listed(found)}"
         for name, entry in entries.items()
         for reason, found in entry.get("suspicious", {}).items()
     ]
@@ -213,8 +212,8 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
             lines.append([printable(tensor.name), tensor.dtype, shape, human_bytes(tensor.nbytes)])
         parts.append(aligned(lines))
     if contents.metadata:
-        lines = [f"  {printable(key)} = {printable(value)}" for key, value in contents.metadata.items()]
-        parts.append("\n".join(["metadata", *lines]))
+        texts = [f"  {printable(key)} = {printable(value)}" for key, value in contents.metadata.items()]
+        parts.append("\n".join(["metadata", *texts]))
     return parts
 
 
@@ -259,5 +258,5 @@ def number(value: float | None, form: str = ".3g") -> str:
 
 
 def listed(found: dict[str, Any]) -> str:
-    more = ", ..." if found["count"] > len(found["first"]) else ""
+    more = ", ..." if found["rows"] > len(found["first"]) else ""
     return ", ".join(map(str, found["first"])) + more

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..base import Table
     from .arrays import Write
+    from .contents import AnyTable
 
 EXAMPLE = """\
   qembag lookup words.safetensors --indices bags.npy --mode mean --out vectors.npy
@@ -96,7 +96,7 @@ def text_to(file: BinaryIO, form: str) -> Write:
     return write
 
 
-def at_once(table: Table) -> int:
+def at_once(table: AnyTable) -> int:
     """How many vectors are made at a time."""
     return max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
 
@@ -104,7 +104,7 @@ def at_once(table: Table) -> int:
 # ---- Indices in an array ---------------------------------------------------------------------------------------------
 
 
-def of_array(table: Table, options: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
+def of_array(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
     indices = load_array(options.indices)
     weights = None if options.weights is None else load_array(options.weights)
     with about(options.indices):
@@ -140,9 +140,9 @@ def refuse_wrong(some: NDArray[Any], num_embeddings: int, start: int) -> None:
 # ---- Indices in text -------------------------------------------------------------------------------------------------
 
 
-def of_text(table: Table, options: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
+def of_text(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
     """The vectors of the lines that are there, before those are waited for that are not."""
-    mode = options.mode or "sum"
+    mode: Any = options.mode or "sum"
     is_stdin = options.indices == Path("-")
     with about("standard input" if is_stdin else options.indices), contextlib.ExitStack() as stack:
         if is_stdin and sys.stdin is None:

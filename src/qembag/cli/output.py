@@ -36,8 +36,8 @@ def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
 
 def attributed(reason: str, named: Path | str, *paths: Path | str | None) -> str:
     """The reason after the name of a file, as the user gave it, unless it names one already."""
-    for path in filter(None, paths):
-        for known in (os.path.abspath(path), str(path)):
+    for path in paths:
+        for known in [] if path is None else (os.path.abspath(path), str(path)):
             if reason.startswith(f"{known}: "):
                 return f"{path}{reason[len(known) :]}"
             if reason.startswith(known):  # another file beside it
