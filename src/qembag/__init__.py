@@ -5,6 +5,7 @@ from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .float_table import FloatTable
+from .formats.to_file import quantize_to_file
 from .lookup import embedding, embedding_bag
 from .quantize import quantize
 from .table import QuantizedTable
@@ -18,6 +19,7 @@ __all__ = [
     "get_num_threads",
     "ops",
     "quantize",
+    "quantize_to_file",
     "set_num_threads",
     "show_config",
 ]
