@@ -7,6 +7,7 @@ from ._version import __version__
 from .compare import compare
 from .float_table import FloatTable
 from .formats.tables import open_table, open_tables, save_tables
+from .formats.to_file import quantize_to_file
 from .lookup import embedding, embedding_bag
 from .pruning import choose_rows
 from .quantize import quantize
@@ -26,6 +27,7 @@ __all__ = [
     "ops",
     "quantize",
     "save_tables",
+    "quantize_to_file",
     "set_num_threads",
     "show_config",
 ]

@@ -147,6 +147,14 @@ class RowLayout(LayoutFields):
             found["row_bytes"] = self.row_bytes
         return found
 
+    def bytes_of(self, num_rows: int) -> int:
+        """The bytes of so many rows."""
+        return num_rows * self.row_bytes
+
+    def rows_in(self, num_bytes: int) -> int:
+        """The whole rows in so many bytes."""
+        return num_bytes // self.row_bytes
+
     @property
     def codes_per_byte(self) -> int:
         return 8 // self.bits

@@ -186,7 +186,7 @@ class FileSource(Source):
 
     def _fill(self, file: BinaryIO, position: int, out: NDArray[Any]) -> None:
         file.seek(position)
-        waiting = memoryview(out.reshape(-1).view(np.uint8))
+        waiting = out.reshape(-1).view(np.uint8).data
         while len(waiting):
             count = file.readinto(waiting)  # type: ignore[attr-defined]
             if not count:
@@ -232,8 +232,8 @@ class IterableSource(Source):
         self._taken = 0
         self._rest = iter(blocks)
         # Its dim must be known, and its rows come once.
-        first = next(self._rest, None)
-        if first is None:
+        first = next(self._rest, self)
+        if first is self:
             raise ValueError("source must give at least one block of rows, got an iterable of none")
         self._first: NDArray[Any] | None = self._checked(first, None)
         dim = self._first.shape[1]
@@ -379,29 +379,30 @@ def _stored_floats(path: Path) -> dict[str, Stored]:
     if name.endswith(".npy"):
         return {path.stem: _npy(path)}
     if name.endswith(".safetensors"):
-        return _of_safetensors(path)
+        return _tables({tensor: (entry, path) for tensor, entry in _tensors(path).items()})
     if name.endswith(".index.json"):
         index = read_index(path)
-        shards = {shard: _of_safetensors(shard) for shard in sorted(set(index.values()))}
-        return {tensor: shards[shard][tensor] for tensor, shard in index.items() if tensor in shards[shard]}
+        shards = {shard: _tensors(shard) for shard in sorted(set(index.values()))}
+        for tensor, shard in index.items():
+            if tensor not in shards[shard]:
+                raise ValueError(f"{path}: names tensor {tensor!r} of {shard.name}, which has none")
+        return _tables({tensor: (shards[shard][tensor], shard) for tensor, shard in index.items()})
     raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path}")
 
 
-def _of_safetensors(path: Path) -> dict[str, Stored]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file:
-        tensors = read_header(file, path).tensors
-    return {tensor.name: _stored(tensor, path) for tensor in tensors.values() if _is_table(tensor)}
+        return read_header(file, path).tensors
 
 
-def _is_table(tensor: Tensor) -> bool:
-    return tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0
-
-
-def _stored(tensor: Tensor, path: Path) -> Stored:
-    kind = FLOATS[tensor.dtype]
-    rows, dim = tensor.shape
-    dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
-    return Stored(path, tensor.start, dtype, (rows, dim))
+def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
+    found = {}
+    for name, (tensor, path) in tensors.items():
+        if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0:
+            kind = FLOATS[tensor.dtype]
+            dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
+            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]))
+    return found
 
 
 def _npy(path: Path) -> Stored:
