@@ -26,8 +26,8 @@ __all__ = [
     "open_tables",
     "ops",
     "quantize",
-    "save_tables",
     "quantize_to_file",
+    "save_tables",
     "set_num_threads",
     "show_config",
 ]
