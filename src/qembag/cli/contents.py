@@ -51,7 +51,10 @@ def contents_of(path: Path) -> Contents:
         If a file cannot be read, or is not in its format.
     """
     if path.suffix == ".npy":
-        return Contents({name: open_source(path) for name in float_tensors(path)}, [], {})
+        array = load_array(path)
+        if array.dtype.kind == "f" and array.ndim == 2:
+            return Contents({path.stem: open_source(path)}, [], {})
+        return Contents({}, [Tensor(path.stem, str(array.dtype), array.shape, 0, array.nbytes)], {})
     tensors, headers = tensors_of(path)
     described = any("qembag.tables" in metadata for metadata in headers)
     tables: dict[str, AnyTable | Source] = {}

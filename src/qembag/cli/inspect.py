@@ -33,11 +33,11 @@ NAMED = 5
 # A median is of all scales up to about so many, and of evenly spaced ones beyond.
 MOST_SCALES = 1 << 22
 REASONS = {
-    "not_finite": "have a NaN or an infinity",
-    "scale_zero": "have a scale of 0",
-    "zero": "are all zeros",
-    "constant": "are constant, not zeros",
-    "wide": f"have a range over {FAR_OUT} times the median",
+    "not_finite": "with a NaN or an infinity",
+    "scale_zero": "with a scale of 0",
+    "zero": "of zeros",
+    "constant": "of one value other than 0",
+    "wide": f"with a range over {FAR_OUT} times the median",
 }
 
 
@@ -205,6 +205,8 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
     ]
     if suspicious:
         parts.append("\n".join(["suspicious rows", *suspicious]))
+    elif any("suspicious" in entry for entry in entries.values()):
+        parts.append("no suspicious rows")
     if contents.tensors:
         lines = [["other tensor", "type", "shape", "bytes"]]
         for tensor in contents.tensors:
@@ -238,19 +240,18 @@ def tables(entries: dict[str, dict[str, Any]]) -> str:
 
 
 def ranges(entries: dict[str, dict[str, Any]]) -> str:
-    lines = [["table", "median range", "largest", "least scale", "median", "greatest", "zero", "negative"]]
-    for name, entry in entries.items():
-        if "range" in entry:
+    scanned = {name: entry for name, entry in entries.items() if "range" in entry}
+    has_scales = any("scales" in entry for entry in scanned.values())
+    heads = ["least scale", "median scale", "greatest scale", "zero scales", "negative"] if has_scales else []
+    lines = [["table", "median range", "largest range", *heads]]
+    for name, entry in scanned.items():
+        line = [printable(name), *(number(entry["range"][key]) for key in ("median", "max"))]
+        if has_scales:
             scales = entry.get("scales", {})
-            lines.append(
-                [
-                    printable(name),
-                    *(number(entry["range"][key]) for key in ("median", "max")),
-                    *(number(scales.get(key)) for key in ("min", "median", "max")),
-                    *(number(scales.get(key), ".2%") for key in ("zero", "negative")),
-                ]
-            )
-    return aligned(lines) if len(lines) > 1 else ""
+            line += [number(scales.get(key)) for key in ("min", "median", "max")]
+            line += [number(scales.get(key), ".2%") for key in ("zero", "negative")]
+        lines.append(line)
+    return aligned(lines) if scanned else ""
 
 
 def number(value: float | None, form: str = ".3g") -> str:

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     refuse_existing(options.target, options.force)
     if options.importance is not None and options.method != "lsq":
         wrong("--importance must come with --method lsq")
-    importance = None if options.importance is None else load_array(options.importance)
+    weighted = {} if options.importance is None else {"importance": load_array(options.importance)}
     with about(options.source, writes=options.target), progress(quiet=options.quiet) as report:
         try:
             quantize_to_file(
@@ -64,13 +64,13 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 scale_first=options.scale_first,
                 group_size=options.group_size,
                 row_alignment=options.row_alignment,
-                importance=importance,
                 tensors=["*"] if options.all else options.tensor,
                 name=options.name,
                 metadata=dict(options.metadata),
                 num_threads=options.threads,
                 progress=report or False,
                 resume=options.resume,
+                **weighted,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume goes on from here") from None
