@@ -4,9 +4,12 @@ from . import _cython as _cython  # first: the other compiled modules look for i
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .compare import compare
 from .float_table import FloatTable
 from .formats.tables import open_table, open_tables, save_tables
+from .formats.to_file import quantize_to_file
 from .lookup import embedding, embedding_bag
+from .pruning import choose_rows
 from .quantize import quantize
 from .table import QuantizedTable
 
@@ -14,6 +17,8 @@ __all__ = [
     "FloatTable",
     "QuantizedTable",
     "__version__",
+    "choose_rows",
+    "compare",
     "embedding",
     "embedding_bag",
     "get_num_threads",
@@ -21,6 +26,7 @@ __all__ = [
     "open_tables",
     "ops",
     "quantize",
+    "quantize_to_file",
     "save_tables",
     "set_num_threads",
     "show_config",

@@ -151,6 +151,14 @@ class RowLayout(LayoutFields):
             found["row_bytes"] = self.row_bytes
         return found
 
+    def bytes_of(self, num_rows: int) -> int:
+        """The bytes of so many rows."""
+        return num_rows * self.row_bytes
+
+    def rows_in(self, num_bytes: int) -> int:
+        """The whole rows in so many bytes."""
+        return num_bytes // self.row_bytes
+
     @property
     def codes_per_byte(self) -> int:
         return 8 // self.bits
@@ -327,6 +335,20 @@ def aligned(
     if tight.row_bytes % multiple == 0:
         return tight
     return RowLayout(bits, dim, **options, row_bytes=-(-tight.row_bytes // multiple) * multiple)
+
+
+# ---- Of whole tables -------------------------------------------------------------------------------------------------
+
+
+def table_bytes(layout: LayoutFields, num_rows: int, num_embeddings: int | None = None) -> int:
+    """Bytes of so many rows, and of a mapping (int32) of so many entries where the table is pruned."""
+    mapping = 0 if num_embeddings is None else np.dtype(np.int32).itemsize * num_embeddings
+    return layout.row_bytes * num_rows + mapping
+
+
+def rows_within(layout: LayoutFields, num_bytes: int, num_embeddings: int) -> int:
+    """The most rows of a pruned table of so many bytes; below 0 where the mapping alone takes more."""
+    return (num_bytes - table_bytes(layout, 0, num_embeddings)) // layout.row_bytes
 
 
 # ---- Of rows that are there ------------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""What the commands print: results on stdout, in ASCII where the terminal has no more; faults and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from .._text import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# What a file or a value can be at fault for. Other exceptions are ours, and keep their traceback.
+FAULTS = (ImportError, MemoryError, OSError, ValueError, TypeError, LookupError)
+
+
+class Failure(Exception):
+    """Why a job cannot be done, in one line."""
+
+
+@contextlib.contextmanager
+def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
+    """Faults within are those of this file; a system's error without a name, of the file that is written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except FAULTS as error:
+        named = writes if writes is not None and isinstance(error, OSError) else path
+        raise Failure(attributed(reason_of(error), named, path, writes)) from None
+
+
+def attributed(reason: str, named: Path | str, *paths: Path | str | None) -> str:
+    """The reason after the name of a file, as the user gave it, unless it names one already."""
+    for path in paths:
+        for known in [] if path is None else (os.path.abspath(path), str(path)):
+            if reason.startswith(f"{known}: "):
+                return f"{path}{reason[len(known) :]}"
+            if reason.startswith(known):  # another file beside it
+                return reason
+    return f"{named}: {reason}"
+
+
+def reason_of(error: BaseException) -> str:
+    if isinstance(error, MemoryError) and not str(error):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        named = isinstance(error.filename, (str, bytes, os.PathLike))
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])  # str() would add quotes
+    return str(error) or type(error).__name__
+
+
+def complain(prog: str, message: str) -> None:
+    """One line on stderr, if there is one."""
+    with contextlib.suppress(AttributeError, OSError):
+        sys.stderr.write(f"{prog}: {printable(' '.join(message.split()))}\n")
+
+
+def let_go_of_output() -> None:
+    """Python flushes stdout at exit, and would report there what has been reported already."""
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError):
+        with contextlib.suppress(AttributeError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """With escapes for what moves a terminal's cursor: names in a file are anybody's."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def show(text: str) -> None:
+    """Print, with escapes for the characters that the output's encoding does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# ---- Progress --------------------------------------------------------------------------------------------------------
+
+# Seconds before a line of progress appears, and between two.
+PATIENCE, PAUSE = 1.0, 0.2
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Callable[[int, int | None, int], None] | None]:
+    """What to call with the rows done, all rows if known, and the bytes done. None where nobody watches stderr.
+
+    The line is our own, without colours or a package: it is there in every installation, and gone at the end.
+    """
+    stream = sys.stderr
+    if quiet or stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    start = shown = time.monotonic()
+    width = 0
+
+    def report(rows: int, total: int | None, nbytes: int) -> None:
+        nonlocal shown, width
+        now = time.monotonic()
+        if now - start < PATIENCE or (width and now - shown < PAUSE):
+            return
+        line = progress_line(rows, total, nbytes, now - start)
+        write(stream, f"\r{line.ljust(width)}")
+        shown, width = now, len(line)
+
+    try:
+        yield report
+    finally:
+        if width:
+            write(stream, f"\r{' ' * width}\r")
+
+
+def write(stream: TextIO, text: str) -> None:
+    # A terminal that is gone is no reason to stop.
+    with contextlib.suppress(OSError):
+        stream.write(text)
+        stream.flush()
+
+
+def progress_line(rows: int, total: int | None, nbytes: int, seconds: float) -> str:
+    parts = [f"{rows:,} rows" if total is None else f"{rows:,} of {total:,} rows"]
+    if total:
+        parts[0] += f" ({rows / total:.0%})"
+    parts.append(f"{human_bytes(nbytes / seconds)}/s")
+    if total and 0 < rows <= total:
+        left = round(seconds * (total - rows) / rows)
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+    return ", ".join(parts)

@@ -1,0 +1,443 @@
+"""A verdict before a table is deployed: what each way to quantize it costs, on its own rows and bags."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import _arguments, _errors
+from ._measures import Distance, distance, lowest, summary
+from ._runtime import show_config
+from ._traffic import traffic
+from .float_table import FloatTable
+from .formats.progress import reporting
+from .layout import FloatLayout, RowLayout, table_bytes
+from .lookup import embedding_bag
+from .quantize import quantize
+from .report import Report, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from .formats.progress import Progress
+    from .table import QuantizedTable
+
+    Blocks = Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+# Rows that are quantized unless `sample` says otherwise: so many, and so many elements, which are 256 MiB of floats.
+MAX_ROWS, MAX_ELEMENTS = 200_000, 1 << 26
+# Bags where none are given, and rows of one on average.
+NUM_BAGS, BAG_LENGTH = 2000, 50
+# Rows and bags are judged about so many elements at a time, which stay in the cache as float64.
+ELEMENTS_AT_ONCE = 1 << 17
+NUM_WORST = 10
+# Medians are stable within 30 rounds. Where these take longer, there are fewer.
+MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
+
+
+class Source(NamedTuple):
+    """A table of floats: what it is, and how to read rows by their sorted numbers."""
+
+    name: str
+    num_rows: int
+    dim: int
+    dtype: str
+    nbytes: int
+    mapping: NDArray[np.int32] | None
+    read: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+
+class Judged(NamedTuple):
+    """A variant, and how far its rows and its bags are from those of float32."""
+
+    method: str
+    layout: RowLayout
+    rows: Distance
+    bags: Distance
+
+
+class Bags(NamedTuple):
+    """As `embedding_bag` takes them."""
+
+    indices: NDArray[Any]
+    offsets: NDArray[Any]
+    per_sample_weights: NDArray[Any] | None = None
+
+
+def compare(
+    weights: ArrayLike | FloatTable | str | os.PathLike[str],
+    *,
+    bits: int | Sequence[int] = (8, 4, 2),
+    methods: str | Sequence[str] = ("minmax", "lsq"),
+    group_sizes: int | Sequence[int | None] | None = (None, 32),
+    bags: Any = None,
+    sample: int | None = None,
+    tensor: str | None = None,
+    name: str | None = None,
+    num_threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = False,
+) -> Report:
+    """Quantize a table in several ways, and judge each by its bytes, errors, cosines and speed.
+
+    Parameters
+    ----------
+    weights : array_like of floats, shape (num_rows, dim); FloatTable; or path of a file
+        As for `quantize`; or a file as for `quantize_to_file`, of which only a sample is read. Of a pruned table the
+        rows that are there are judged.
+    bits, methods, group_sizes : sequence, or one of its items
+        Each combination is a variant. Those that are the same (groups as long as rows) count once; "greedy" is left out
+        at 8 bits, where it is not defined.
+    bags : tuple of (indices, offsets) or (indices, offsets, per_sample_weights), or 2-D array of indices, optional
+        Rows that are looked up together in practice, as for `embedding_bag`. If not given, 2,000 bags of 1 to 99 rows,
+        50 on average, whose rows are as skewed as words and clicks: the row of rank r has a probability of
+        ``log(1 + 1 / r) / log(num_rows + 1)`` (Zipf's law), and which rows are popular is random.
+    sample : int, optional
+        How many rows to quantize, without replacement. If not given, at most 200,000, and 256 MiB of float32. Rows that
+        the given `bags` use are always added to them.
+    tensor : str, optional
+        Of a file with several.
+    name : str, optional
+        What the report calls the table.
+    num_threads : int, optional
+        Of quantizing, and of the lookups that are not timed; see `set_num_threads`.
+    seed : int
+        Of sample, bags and order of the timed lookups.
+    progress : bool or callable
+        True shows a bar (tqdm); a callable is called as ``progress(rows_done, rows_total, bytes_done)``, where each
+        variant's rows count.
+
+    Returns
+    -------
+    Report
+        ``print(report)`` shows it; it has ``variants``, ``recommendation()``, ``to_dict()``, ``plot(path)`` and
+        ``to_html(path)``. Numbers of rows are those of `weights`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        If an argument is wrong; as `quantize` for `weights`, and as `embedding_bag` for `bags`.
+    OSError
+        If a file cannot be read.
+
+    Notes
+    -----
+    With x a float32 vector and y what the quantized table gives for it, the relative squared error is
+    ``sum((y - x)**2) / sum(x**2)`` over all elements of all rows, and a cosine ``x @ y / (norm(x) * norm(y))``; sums
+    are in float64. Vectors x of zeros (empty bags too) have no direction and no cosine; where y alone is zero, the
+    cosine is 0. Pooled vectors are sums, x being that of the float32 rows, as `embedding_bag` has it; the cosines of
+    means are the same.
+
+    Examples
+    --------
+    >>> import numpy as np, qembag
+    >>> rows = np.random.default_rng(0).standard_normal((1000, 64), dtype=np.float32)
+    >>> report = qembag.compare(rows, bits=(8, 4), methods="minmax")
+    >>> [variant.label for variant in report.variants][1:]
+    ['8 bits in groups of 32, minmax', '4 bits, minmax', '4 bits in groups of 32, minmax']
+    >>> report.recommendation(min_cosine=0.99)
+    '4 bits (minmax): 7.1 times smaller, worst cosine .991'
+    """
+    threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
+    rng = np.random.default_rng(_at_least(seed, 0, "seed"))
+    source = source_of(weights, tensor, name)
+    wanted = variants_of(source.dim, bits, methods, group_sizes)
+    given = None if bags is None else own_bags(bags, source.num_rows)
+    numbers = sampled(source, sample, given, rng)
+    rows = source.read(numbers)
+    check_finite(rows, numbers)
+    draw = drawing(given, numbers, rng)
+    batch = draw()
+    judged: list[Judged] = []
+    # One table a layout: those of other methods differ in their values, not in their speed.
+    tables: dict[RowLayout, QuantizedTable] = {}
+    with reporting(progress, len(rows) * len(wanted), rows.nbytes * len(wanted)) as report:
+        for number, (method, layout) in enumerate(wanted, 1):
+            table = quantized(rows, numbers, method, layout, threads)
+            by_rows, by_bags = rows_in_blocks(rows, table), bags_in_blocks(rows, table, batch, threads)
+            judged.append(Judged(method, layout, distance(by_rows), distance(by_bags)))
+            tables.setdefault(layout, table)
+            report(len(rows) * number, rows.nbytes * number)
+    rounds = time_rounds([rows, *tables.values()], draw, rng)
+    floats_ns, *medians = np.median(rounds, axis=0).tolist()
+    times = dict(zip(tables, medians, strict=True))
+    return Report(
+        name=source.name,
+        num_embeddings=source.num_rows,
+        dim=source.dim,
+        dtype=source.dtype,
+        nbytes=source.nbytes,
+        nbytes_float32=_bytes_as_float32(source),
+        num_rows_quantized=len(numbers),
+        num_bags=len(batch.offsets),
+        num_indices=len(batch.indices),
+        own_bags=given is not None,
+        seed=int(seed),
+        ns_per_row_float32=floats_ns,
+        num_rounds=len(rounds),
+        machine="qembag {version}, {level}".format(**show_config()),
+        variants=tuple(_variant(source, numbers, variant, times[variant.layout]) for variant in judged),
+    )
+
+
+def _variant(source: Source, numbers: NDArray[np.int64], judged: Judged, ns_per_row: float) -> Variant:
+    layout, rows, bags = judged.layout, judged.rows, judged.bags
+    nbytes = _bytes_of(layout, source)
+    return Variant(
+        bits=layout.bits,
+        method=judged.method,
+        group_size=_group_size_of(layout),
+        row_bytes=layout.row_bytes,
+        nbytes=nbytes,
+        times_smaller=source.nbytes / nbytes,
+        times_smaller_than_float32=_bytes_as_float32(source) / nbytes,
+        relative_squared_error=rows.relative_squared_error,
+        relative_error=float(np.sqrt(rows.relative_squared_error)),
+        rows=summary(rows.cosines),
+        bags=summary(bags.cosines),
+        worst_rows=lowest(rows.cosines, numbers, NUM_WORST),
+        ns_per_row=ns_per_row,
+    )
+
+
+def _bytes_as_float32(source: Source) -> int:
+    return _bytes_of(FloatLayout("float32", source.dim, np.dtype(np.float32)), source)
+
+
+def _bytes_of(layout: RowLayout | FloatLayout, source: Source) -> int:
+    """Those of the whole table, pruned as the source is."""
+    if source.mapping is None:
+        return table_bytes(layout, source.num_rows)
+    return table_bytes(layout, int((source.mapping >= 0).sum()), source.num_rows)
+
+
+def _group_size_of(layout: RowLayout) -> int | None:
+    return layout.group_size if layout.num_groups > 1 else None
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def source_of(weights: Any, tensor: object, name: object) -> Source:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {_errors.kind_of(name)}")
+    if tensor is not None and not isinstance(tensor, str):
+        raise TypeError(f"tensor must be a string, got {_errors.kind_of(tensor)}")
+    is_file = isinstance(weights, (str, os.PathLike))
+    if tensor is not None and not is_file:
+        raise ValueError(f"tensor must be None for what is no file, got {_errors.shown(tensor)}")
+    if is_file:
+        source = _of_file(weights, tensor)
+    elif isinstance(weights, FloatTable):
+        source = _of_table(weights)
+    else:
+        source = _of_array(_arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True))
+    if not source.num_rows:
+        raise ValueError("weights must have a row at least, got none")
+    return source if name is None else source._replace(name=str.__str__(name))
+
+
+def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
+    from .formats.sources import open_source, read_rows  # not for each `import qembag`
+
+    try:
+        source = open_source(path, tensor)
+    except ValueError as error:
+        raise ValueError(re.sub("^source must", "weights must", str(error))) from None
+    num_rows = source.num_rows or 0
+    name = os.path.basename(os.fsdecode(path)) + ("" if source.name == "table" else f", {source.name}")
+    nbytes = source.row_nbytes * num_rows
+    return Source(name, num_rows, source.dim, source.dtype, nbytes, None, lambda numbers: read_rows(source, numbers))
+
+
+def _of_table(table: FloatTable) -> Source:
+    mapping = table.compressed_indices_mapping
+    if mapping is None and table.dtype == "float32":
+        return _of_array(table.data)  # all of whose rows need no copy
+    num_rows, dim = table.shape
+    return Source("table", num_rows, dim, table.dtype, table.nbytes, mapping, table.dequantize)
+
+
+def _of_array(array: NDArray[Any]) -> Source:
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(
+            f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
+        )
+
+    def read(numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        # All of them: of float32 rows in one piece no copy is made.
+        return _arguments.as_float32(array if len(numbers) == len(array) else array[numbers])
+
+    num_rows, dim = array.shape
+    return Source("table", num_rows, dim, array.dtype.name, array.nbytes, None, read)
+
+
+def variants_of(dim: int, bits: object, methods: object, group_sizes: object) -> list[tuple[str, RowLayout]]:
+    """Each combination once."""
+    widths = [_arguments.bits(width) for width in _several(bits, "bits")]
+    names = [_known(method) for method in _several(methods, "methods")]
+    sizes = [_group_size(size) for size in _several(group_sizes, "group_sizes")]
+    found = {
+        (method, RowLayout(width, dim, group_size=size)): None
+        for width in widths
+        for size in sizes
+        for method in names
+        if method != "greedy" or width != 8
+    }
+    if not found:
+        raise ValueError("methods must hold another one than 'greedy', which is for 4 and 2 bits, got bits of 8 alone")
+    return list(found)
+
+
+def _several(value: object, name: str) -> list[object]:
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items:
+        raise ValueError(f"{name} must hold one at least, got none")
+    return items
+
+
+def _known(method: Any) -> str:
+    """A method that `quantize` takes, at 4 bits all."""
+    try:
+        quantize(np.zeros((1, 1), np.float32), 4, method=method)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"methods: {error}") from None
+    return _arguments.exact_text(method)
+
+
+def _group_size(value: object) -> int | None:
+    try:
+        return _arguments.group_size(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group_sizes: {error}") from None
+
+
+def _at_least(value: object, least: int, name: str) -> int:
+    number = _arguments.whole_number(value, name)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {_errors.shown(number)}")
+    return number
+
+
+def own_bags(bags: Any, num_rows: int) -> Bags:
+    """The caller's, of indices of rows in the source, with offsets from 0."""
+    if isinstance(bags, tuple) and len(bags) not in (2, 3):
+        raise ValueError(
+            f"bags must be (indices, offsets), (indices, offsets, per_sample_weights) or a 2-D array of indices, got a "
+            f"tuple of {len(bags)}"
+        )
+    given, starts, *more = bags if isinstance(bags, tuple) else (bags, None)
+    try:
+        indices = _arguments.bag_indices(given)
+        offsets = _arguments.offsets(starts, indices, False)
+        weights = _arguments.weights(more[0] if more else None, indices, 0, allow_double=True)
+        # Has everything checked, by the words of a lookup: so many rows, all at one place.
+        anything = FloatTable(np.broadcast_to(np.float32(0), (num_rows, 1)))
+        embedding_bag(anything, indices, offsets, per_sample_weights=weights)
+    except (TypeError, ValueError, IndexError) as error:
+        raise type(error)(f"bags: {error}") from None
+    if offsets is None:
+        offsets = np.arange(len(indices), dtype=np.int64) * indices.shape[1]
+        indices, weights = indices.ravel(), None if weights is None else weights.ravel()
+    start = int(offsets[0]) if len(offsets) else len(indices)  # no bag holds what is before
+    if start == len(indices):
+        raise ValueError("bags must hold an index at least, got none")
+    used = None if weights is None else _arguments.plain_weights(weights[start:])
+    return Bags(_arguments.plain_integers(indices[start:]), _arguments.plain_integers(offsets) - start, used)
+
+
+# ---- Rows --------------------------------------------------------------------------------------------------------------
+
+
+def sampled(source: Source, sample: object, bags: Bags | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted numbers of rows, those of bags among them."""
+    there = None if source.mapping is None else np.flatnonzero(source.mapping >= 0)
+    count = source.num_rows if there is None else len(there)
+    if not count:
+        raise ValueError("weights must have a row at least, got none that is not pruned")
+    most = min(MAX_ROWS, max(MAX_ELEMENTS // source.dim, 1))
+    few = min(count, most if sample is None else _at_least(sample, 1, "sample"))
+    chosen = np.arange(count) if few == count else np.sort(rng.choice(count, few, replace=False, shuffle=False))
+    numbers = chosen if there is None else there[chosen]
+    if bags is not None and len(numbers) < source.num_rows:
+        numbers = np.union1d(numbers, bags.indices)
+    return numbers.astype(np.int64, copy=False)
+
+
+def check_finite(rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> None:
+    for part in _parts(len(rows), rows.shape[1]):
+        wrong = np.flatnonzero(~np.isfinite(rows[part]).all(axis=1))
+        if len(wrong):
+            row = numbers[part.start + wrong[0]]
+            raise ValueError(f"weights[{row}] must be finite to be quantized, got a NaN or an infinity")
+
+
+def quantized(
+    rows: NDArray[np.float32], numbers: NDArray[np.int64], method: Any, layout: RowLayout, threads: int | None
+) -> QuantizedTable:
+    """The table of some rows. An error names the row by its number in the source."""
+    try:
+        return quantize(rows, layout.bits, method=method, group_size=_group_size_of(layout), num_threads=threads)
+    except ValueError as error:
+        row = re.match(r"weights\[(\d+)\]", str(error))
+        if row is None:
+            raise
+        raise ValueError(f"weights[{numbers[int(row[1])]}]{str(error)[row.end() :]}") from None
+
+
+def drawing(given: Bags | None, numbers: NDArray[np.int64], rng: np.random.Generator) -> Callable[[], Bags]:
+    """A function that gives a batch of bags of places in the sample: the given ones, or others each time."""
+    if given is not None:
+        placed = given._replace(indices=np.searchsorted(numbers, given.indices))
+        return lambda: placed
+    draw = traffic(rng, len(numbers), NUM_BAGS, BAG_LENGTH)
+    return lambda: Bags(*draw())
+
+
+def _parts(count: int, dim: int) -> Iterator[slice]:
+    step = max(ELEMENTS_AT_ONCE // dim, 1)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def rows_in_blocks(rows: NDArray[np.float32], table: QuantizedTable) -> Blocks:
+    for part in _parts(len(rows), rows.shape[1]):
+        yield rows[part], table[part]
+
+
+def bags_in_blocks(rows: NDArray[np.float32], table: QuantizedTable, bags: Bags, threads: int | None) -> Blocks:
+    ends = np.append(bags.offsets[1:], len(bags.indices))
+    for part in _parts(len(bags.offsets), rows.shape[1]):
+        start, end = bags.offsets[part.start], ends[part.stop - 1]
+        weights = None if bags.per_sample_weights is None else bags.per_sample_weights[start:end]
+        some = Bags(bags.indices[start:end], bags.offsets[part] - start, weights)
+        yield _summed(rows, some, threads), _summed(table, some, threads)
+
+
+def _summed(table: NDArray[np.float32] | QuantizedTable, bags: Bags, threads: int | None) -> NDArray[np.float32]:
+    return embedding_bag(
+        table, bags.indices, bags.offsets, per_sample_weights=bags.per_sample_weights, num_threads=threads
+    )
+
+
+def time_rounds(
+    tables: list[NDArray[np.float32] | QuantizedTable], draw: Callable[[], Bags], rng: np.random.Generator
+) -> list[list[float]]:
+    """For each round, the nanoseconds a row of each table, with one thread, on the same bags."""
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + MAX_SECONDS
+    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
+        batch = draw()
+        times = [0.0] * len(tables)
+        # In random order: otherwise each table would always run with the caches that the same other one left.
+        for number in rng.permutation(len(tables)):
+            start = time.perf_counter_ns()
+            _summed(tables[number], batch, 1)
+            times[number] = (time.perf_counter_ns() - start) / len(batch.indices)
+        rounds.append(times)
+    return rounds

@@ -1,0 +1,429 @@
+"""Where float rows come from: files, arrays, tables and iterables, read block by block in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from .. import _arguments, _errors
+from ..base import Table
+from .safetensors_file import Tensor, read_header, read_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+# A block of rows that are read takes about this many bytes: large enough for a disk's full speed, and two of them and
+# their codes are little memory.
+BLOCK_BYTES = 16 << 20
+# The elements of rows of floats, as safetensors and as NumPy name them.
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Source:
+    """Rows of floats that are read in order.
+
+    Attributes
+    ----------
+    name : str
+        What errors and files call it: of a tensor its own name, else "table".
+    num_rows : int or None
+        None where only the end of an iterable tells.
+    dim : int
+    dtype : str
+        Of an element as it is stored: "float32", "float16", "float64" or "bfloat16"; of an iterable that of its first
+        block.
+    row_nbytes : int
+        Bytes of a row as it is stored.
+    refused : bool
+        Whether an error came from what was read, not from reading it.
+    """
+
+    def __init__(self, name: str, num_rows: int | None, dim: int, dtype: str, row_nbytes: int) -> None:
+        self.name, self.num_rows, self.dim, self.dtype, self.row_nbytes = name, num_rows, dim, dtype, row_nbytes
+        self.refused = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from another: plain values by name."""
+        return {"rows": self.num_rows, "dim": self.dim}
+
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+        """The rows from `start_row` on, at most `max_rows` at a time (else some megabytes): 2-D arrays of float16,
+        float32 or float64 in any order of bytes; bfloat16 comes as float32. A block holds until the next is asked for:
+        its memory is used again."""
+        raise NotImplementedError
+
+    def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows, whose numbers ascend, as float32. See the function of this name."""
+        raise NotImplementedError
+
+    def _at_once(self, max_rows: int | None) -> int:
+        return max(BLOCK_BYTES // self.row_nbytes, 1) if max_rows is None else max_rows
+
+
+# ---- Rows in memory --------------------------------------------------------------------------------------------------
+
+
+class ArraySource(Source):
+    """Of an array, or of a table, whose pruned rows are zeros."""
+
+    def __init__(self, rows: NDArray[Any] | Table, name: str, dtype: str) -> None:
+        size = 4 if isinstance(rows, Table) else rows.itemsize
+        super().__init__(name, len(rows), rows.shape[1], dtype, rows.shape[1] * size)
+        self._rows = rows
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | {"dtype": self.dtype}
+
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+        at_once = self._at_once(max_rows)
+        for start in range(start_row, len(self._rows), at_once):
+            yield self._rows[start : start + at_once]
+
+    def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        return _arguments.as_float32(self._rows[numbers])
+
+
+# ---- Rows in files ---------------------------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """Where rows of floats lie in a file."""
+
+    path: Path
+    start: int
+    dtype: str  # NumPy's, with the order of bytes; or "bfloat16", which is little-endian
+    shape: tuple[int, int]
+    by_columns: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.dtype if self.dtype == "bfloat16" else np.dtype(self.dtype).name
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """As it is read: of bfloat16 the bits."""
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
+
+class FileSource(Source):
+    """Of a file, which is read, not mapped: mapped pages would count as this process's memory."""
+
+    def __init__(self, stored: Stored, name: str) -> None:
+        num_rows, dim = stored.shape
+        super().__init__(name, num_rows, dim, stored.kind, dim * stored.element.itemsize)
+        self._stored = stored
+        self._stamp = _stamp(os.stat(stored.path))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        size, changed = self._stamp
+        return super().identity | {"dtype": self._stored.dtype, "file's size": size, "file's time": changed}
+
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+        at_once = self._at_once(max_rows)
+        num_rows, dim = self._stored.shape
+        starts = range(start_row, num_rows, at_once)
+        buffers = [np.empty(min(at_once, num_rows - start_row) * dim, self._stored.element) for _ in starts[:2]]
+        with self._opened() as file:
+
+            def read(number: int) -> NDArray[Any]:
+                start = starts[number]
+                return self._read(file, start, min(at_once, num_rows - start), buffers[number % 2])
+
+            for rows in read_ahead(read, len(starts)):
+                yield _as_floats(rows)
+
+    def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.empty((len(numbers), self.dim), np.float32)
+        if self._stored.by_columns:  # where a row is not in one piece: as fast as all of them
+            position = 0
+            for block in self.blocks():
+                low, high = np.searchsorted(numbers, [position, position + len(block)])
+                found[low:high] = _arguments.as_float32(block[numbers[low:high] - position])
+                position += len(block)
+            return found
+        at_once = self._at_once(None)
+        # Neighbours are read in one piece.
+        ends = [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+        begin = 0
+        with self._opened() as file:
+            for end in ends:
+                for low in range(begin, end, at_once):
+                    part = slice(low, min(low + at_once, end))
+                    buffer = np.empty((part.stop - low) * self.dim, self._stored.element)
+                    rows = self._read(file, int(numbers[low]), part.stop - low, buffer)
+                    found[part] = _arguments.as_float32(_as_floats(rows))
+                begin = end
+        return found
+
+    def _opened(self) -> BinaryIO:
+        """The file, if it is still the one that was looked at first."""
+        file = open(self._stored.path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
+        if _stamp(os.fstat(file.fileno())) != self._stamp:
+            file.close()
+            raise OSError(f"{self._stored.path}: was changed while it was being read")
+        return file
+
+    def _read(self, file: BinaryIO, start_row: int, count: int, buffer: NDArray[Any]) -> NDArray[Any]:
+        """Some rows of the file, in the buffer."""
+        begin, (num_rows, dim) = self._stored.start, self._stored.shape
+        if not self._stored.by_columns:
+            rows = buffer[: count * dim].reshape(count, dim)
+            self._fill(file, begin + start_row * self.row_nbytes, rows)
+            return rows
+        columns = buffer[: count * dim].reshape(dim, count)
+        for number, column in enumerate(columns):
+            self._fill(file, begin + (number * num_rows + start_row) * buffer.itemsize, column)
+        return columns.T
+
+    def _fill(self, file: BinaryIO, position: int, out: NDArray[Any]) -> None:
+        file.seek(position)
+        waiting = out.reshape(-1).view(np.uint8).data
+        while len(waiting):
+            count = file.readinto(waiting)  # type: ignore[attr-defined]
+            if not count:
+                raise OSError(f"{self._stored.path}: was cut short while it was being read")
+            waiting = waiting[count:]
+
+
+def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
+    """What `read` gives for 0 to `count` - 1, the next in a thread while the caller works on the one before."""
+    from concurrent.futures import ThreadPoolExecutor  # imports logging: not for each `import qembag`
+
+    if count == 0:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="qembag reads ahead") as reader:
+        waiting = reader.submit(read, 0)
+        for number in range(1, count + 1):
+            rows = waiting.result()
+            if number < count:
+                waiting = reader.submit(read, number)
+            yield rows
+
+
+def _as_floats(rows: NDArray[Any]) -> NDArray[Any]:
+    """Of bits of bfloat16, exactly: they are the upper half of a float32."""
+    if rows.dtype.kind != "u":
+        return rows
+    wide = rows.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+# ---- Rows from the caller's code -------------------------------------------------------------------------------------
+
+
+class IterableSource(Source):
+    """Of an iterable of blocks, which is run through once."""
+
+    def __init__(self, blocks: Iterable[object], name: str) -> None:
+        self._taken = 0
+        self._rest = iter(blocks)
+        # Its dim must be known, and its rows come once.
+        first = next(self._rest, self)
+        if first is self:
+            raise ValueError("source must give at least one block of rows, got an iterable of none")
+        self._first: NDArray[Any] | None = self._checked(first, None)
+        dim = self._first.shape[1]
+        super().__init__(name, None, dim, self._first.dtype.name, dim * self._first.itemsize)
+
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+        if self._first is None:
+            raise ValueError("source must be an iterable that was not run through yet")
+        at_once = self._at_once(max_rows)
+        skipped = 0
+        block, self._first = self._first, None
+        while True:
+            begin = min(start_row - skipped, len(block))
+            skipped += begin
+            for start in range(begin, len(block), at_once):
+                yield block[start : start + at_once]
+            following = next(self._rest, self)
+            if following is self:
+                return
+            try:
+                block = self._checked(following, self.dim)
+            except (TypeError, ValueError):
+                self.refused = True
+                raise
+
+    def _checked(self, block: object, dim: int | None) -> NDArray[Any]:
+        name = f"source's block {self._taken}"
+        self._taken += 1
+        return _float_array(block, name, dim)
+
+
+def _float_array(value: object, name: str, dim: int | None = None) -> NDArray[Any]:
+    array = _arguments.floats(value, name, allow_double=True, allow_bfloat16=True)
+    if array.ndim != 2 or array.shape[1] == 0 or dim not in (None, array.shape[1]):
+        wanted = "1 or more" if dim is None else str(dim)
+        raise ValueError(
+            f"{name} must have 2 dimensions (rows, dim) and a dim of {wanted}, got {_errors.kind_of(array)}"
+        )
+    return array
+
+
+# ---- Which source it is ----------------------------------------------------------------------------------------------
+
+
+def is_path(source: object) -> bool:
+    return isinstance(source, (str, os.PathLike))
+
+
+def open_source(source: object, tensor: str | None = None) -> Source:
+    """A source of rows.
+
+    Parameters
+    ----------
+    source : path, 2-D array of floats, table, or iterable of 2-D arrays of floats
+        The path of a ``.npy`` file, a ``.safetensors`` file or an ``.index.json`` of several.
+    tensor : str, optional
+        Which tensor of a file; the only 2-D one of floats if not given.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        If it is none of these, if a file cannot be read, or has no such tensor.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qembag.formats.sources import open_source
+    >>> source = open_source(np.ones((5, 3), np.float32))
+    >>> source.num_rows, source.dim, [len(block) for block in source.blocks(start_row=1, max_rows=3)]
+    (5, 3, [3, 1])
+    """
+    if is_path(source):
+        path = Path(source)  # type: ignore[arg-type]
+        found = _stored_floats(path)
+        name = only(found, path) if tensor is None else tensor
+        if name not in found:
+            raise ValueError(f"{path}: there is no 2-D tensor of floats {name!r}; {_listed(found)}")
+        stored = found[name]
+        return FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+    if tensor is not None:
+        raise ValueError(f"tensor must be None for a source that is no file, got {_errors.shown(tensor)}")
+    if isinstance(source, Table):
+        return ArraySource(source, "table", getattr(source, "dtype", "float32"))
+    # Lists are iterables of blocks. Tensors of other libraries can be run through too, but are arrays.
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        array = _float_array(source, "source")
+        return ArraySource(array, "table", array.dtype.name)
+    if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, memoryview, dict)):
+        return IterableSource(source, "table")
+    raise TypeError(
+        f"source must be a path, a 2-D array of floats or an iterable of such arrays, got {_errors.kind_of(source)}"
+    )
+
+
+def float_tensors(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, int]]]:
+    """The 2-D tensors of floats in a file: dtype and shape by name. A ``.npy`` file has one, with the file's stem."""
+    return {name: (stored.kind, stored.shape) for name, stored in _stored_floats(Path(path)).items()}
+
+
+def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some rows of an array or a file, which is not read whole.
+
+    Parameters
+    ----------
+    source : Source
+        No iterable.
+    numbers : ndarray of int64, shape (count,)
+        Their numbers, ascending.
+
+    Returns
+    -------
+    ndarray of float32, shape (count, dim)
+        float64 rounded; what is beyond float32 is an infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qembag.formats.sources import open_source, read_rows
+    >>> read_rows(open_source(np.eye(4)), np.array([1, 3]))
+    array([[0., 1., 0., 0.],
+           [0., 0., 0., 1.]], dtype=float32)
+    """
+    if isinstance(source, IterableSource):
+        raise TypeError("source must be an array or a file for a sample of its rows, got an iterable of blocks")
+    return source.read_rows(numbers)
+
+
+def only(found: dict[str, Stored], path: Path) -> str:
+    """The name of the only tensor."""
+    if len(found) != 1:
+        raise ValueError(f"{path}: must hold one 2-D tensor of floats where none is named; {_listed(found)}")
+    return next(iter(found))
+
+
+def _listed(found: dict[str, Stored]) -> str:
+    names = sorted(found)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"there are: {', '.join(map(repr, names[:20]))}{more}" if names else "there is none"
+
+
+def _stored_floats(path: Path) -> dict[str, Stored]:
+    name = path.name.lower()
+    if name.endswith(".npy"):
+        return {path.stem: _npy(path)}
+    if name.endswith(".safetensors"):
+        return _tables({tensor: (entry, path) for tensor, entry in _tensors(path).items()})
+    if name.endswith(".index.json"):
+        index = read_index(path)
+        shards = {shard: _tensors(shard) for shard in sorted(set(index.values()))}
+        for tensor, shard in index.items():
+            if tensor not in shards[shard]:
+                raise ValueError(f"{path}: names tensor {tensor!r} of {shard.name}, which has none")
+        return _tables({tensor: (shards[shard][tensor], shard) for tensor, shard in index.items()})
+    raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path}")
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as file:
+        return read_header(file, path).tensors
+
+
+def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
+    found = {}
+    for name, (tensor, path) in tensors.items():
+        if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0:
+            kind = FLOATS[tensor.dtype]
+            dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
+            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]))
+    return found
+
+
+def _npy(path: Path) -> Stored:
+    """Never reads a pickle."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0), (3, 0)):
+                raise ValueError(f"its version is {version}")
+            # A header of version 3 differs in names of fields alone, which no floats have.
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (for example from Python's parser, which reads the header)
+            raise ValueError(f"{path}: not a readable .npy file: {type(error).__name__}: {error}") from None
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+    if dtype.kind != "f" or dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{path}: must hold float16, float32 or float64, got {dtype}")
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        raise ValueError(f"{path}: must have 2 dimensions (rows, dim) and a dim of 1 or more, got shape {shape}")
+    if size - start < shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"{path}: is too short for its {dtype} array of shape {shape}: {size} bytes")
+    return Stored(path, start, dtype.str, shape, by_columns)

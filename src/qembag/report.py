@@ -1,0 +1,275 @@
+"""What a comparison found: numbers a variant, a recommendation in words, a plot and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._measures import EDGES, Cosines
+from ._text import aligned, human_bytes
+
+if TYPE_CHECKING:
+    import os
+
+# The least pooled cosine that a recommendation asks for.
+MIN_COSINE = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to quantize a table, and what becomes of it.
+
+    Attributes
+    ----------
+    bits : int
+        Of a code: 8, 4 or 2.
+    method : str
+        As for `quantize`.
+    group_size : int or None
+        Elements that share a scale and a bias; None where a whole row does.
+    row_bytes : int
+        Bytes of a row.
+    nbytes : int
+        Bytes of the whole table, with the mapping of one that is pruned.
+    times_smaller, times_smaller_than_float32 : float
+        The bytes of the source as it is stored, and as float32, over `nbytes`.
+    relative_squared_error : float
+        The sum of the squared errors of all elements over the sum of their squares, of the rows that were quantized.
+    relative_error : float
+        Its root.
+    rows, bags : Cosines
+        Those of rows, and of sums of rows, with what they are in float32: `mean`, `first_percentile`, `worst`,
+        `num_vectors` and `histogram`.
+    worst_rows : tuple of (int, float)
+        Number, in the source, and cosine of the rows with the lowest cosines; the worst one first.
+    ns_per_row : float
+        Nanoseconds a row of a lookup took here, with one thread; the same for all methods of a layout, whose rows
+        differ in their values only.
+    """
+
+    bits: int
+    method: str
+    group_size: int | None
+    row_bytes: int
+    nbytes: int
+    times_smaller: float
+    times_smaller_than_float32: float
+    relative_squared_error: float
+    relative_error: float
+    rows: Cosines
+    bags: Cosines
+    worst_rows: tuple[tuple[int, float], ...]
+    ns_per_row: float
+
+    @property
+    def layout_label(self) -> str:
+        """As in "4 bits in groups of 32"."""
+        return f"{self.bits} bits" + ("" if self.group_size is None else f" in groups of {self.group_size}")
+
+    @property
+    def label(self) -> str:
+        """As in "4 bits in groups of 32, lsq"."""
+        return f"{self.layout_label}, {self.method}"
+
+    def cells(self) -> list[str]:
+        """Bytes, times smaller, cosines of bags, relative error, cosines of rows, time: as tables show them."""
+        return [
+            human_bytes(self.nbytes),
+            f"{self.times_smaller:.2f}",
+            *map(cosine_text, (self.bags.worst, self.bags.first_percentile, self.bags.mean)),
+            f"{self.relative_error:.5f}",
+            *map(cosine_text, (self.rows.worst, self.rows.first_percentile, self.rows.mean)),
+            f"{self.ns_per_row:.1f}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report:
+    """What `compare` found: print it, or ask for a part.
+
+    Attributes
+    ----------
+    name : str
+        Of the table.
+    num_embeddings, dim : int
+        Its shape.
+    dtype : str
+        The type of its elements.
+    nbytes, nbytes_float32 : int
+        Its bytes as it is stored, and as float32.
+    num_rows_quantized : int
+        The rows that were quantized and judged: all, or a sample.
+    num_bags, num_indices : int
+        The bags that were summed, and the rows in all of them.
+    own_bags : bool
+        Whether they were given, not made.
+    seed : int
+        Of the sample, of the bags and of the order in which lookups were timed.
+    ns_per_row_float32 : float
+        Nanoseconds a row of a lookup of float32 rows took here.
+    num_rounds : int
+        The rounds of which the times are medians.
+    machine : str
+        What the times were measured on: version, instruction-set level.
+    variants : tuple of Variant
+        In the order of `bits`, `group_sizes` and `methods`.
+    """
+
+    name: str
+    num_embeddings: int
+    dim: int
+    dtype: str
+    nbytes: int
+    nbytes_float32: int
+    num_rows_quantized: int
+    num_bags: int
+    num_indices: int
+    own_bags: bool
+    seed: int
+    ns_per_row_float32: float
+    num_rounds: int
+    machine: str
+    variants: tuple[Variant, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Report(name={self.name!r}, num_embeddings={self.num_embeddings}, dim={self.dim}, "
+            f"variants={len(self.variants)})"
+        )
+
+    def __str__(self) -> str:
+        heads = ["", "", "times", "cosine", "of", "bags", "relative", "cosine", "of", "rows", "ns"]
+        names = ["variant", "bytes", "smaller", "worst", "1st %", "mean", "error", "worst", "1st %", "mean", "a row"]
+        lines = [heads, names]
+        lines += [[variant.label, *variant.cells()] for variant in self.variants]
+        return "\n\n".join([aligned(lines), f"{self.recommendation()}\n\n{self.caption()}"])
+
+    def caption(self) -> str:
+        """What was measured, and how, in words."""
+        few = self.num_rows_quantized < self.num_embeddings
+        judged = f"{self.num_rows_quantized:,} of them, a random sample," if few else "all of them"
+        bags = "the given bags" if self.own_bags else "bags with Zipf-like traffic"
+        if few:
+            bags += " of the sampled rows" if not self.own_bags else ", whose rows are all in the sample"
+        return (
+            f"{self.name}: {self.num_embeddings:,} x {self.dim}, {self.dtype}, {human_bytes(self.nbytes)}; "
+            f"{judged} were quantized and compared with their float32 values.\n"
+            f"Pooled: {self.num_bags:,} sums of {self.num_indices / self.num_bags:,.1f} rows on average, {bags}.\n"
+            f"Time: one thread, among the quantized rows, median of {self.num_rounds} rounds; float32 rows take "
+            f"{self.ns_per_row_float32:.1f} ns. {self.machine}. Seed {self.seed}."
+        )
+
+    def smallest(self, min_cosine: float = MIN_COSINE) -> Variant | None:
+        """The variant of the fewest bytes whose worst pooled cosine is at least `min_cosine`; None where none is.
+
+        Of those with the same bytes, the one with the highest worst pooled cosine.
+        """
+        good = [variant for variant in self.variants if variant.bags.worst >= min_cosine]
+        return min(good, key=lambda variant: (variant.nbytes, -variant.bags.worst), default=None)
+
+    def closest(self) -> Variant:
+        """The variant with the highest worst pooled cosine."""
+        return max(self.variants, key=lambda variant: np.nan_to_num(variant.bags.worst, nan=-2))
+
+    def recommendation(self, min_cosine: float = MIN_COSINE) -> str:
+        """In words: the smallest variant whose worst pooled cosine is at least `min_cosine`, or that none is.
+
+        It asks for the worst one, not for a percentile: each bag is someone's request. Among more bags the worst one is
+        worse; give bags as many and as long as those that must not fail.
+
+        Parameters
+        ----------
+        min_cosine : float
+            What the worst pooled cosine must be.
+        """
+        chosen = self.smallest(min_cosine)
+        if chosen is not None:
+            return f"{chosen.layout_label} ({chosen.method}): {_smaller(chosen)}, worst cosine {_short(chosen)}"
+        best = self.closest()
+        return (
+            f"None of these keeps the cosine of each pooled bag at {min_cosine:.9g} or more. The closest, "
+            f"{best.label}, is {_smaller(best)}, worst cosine {_short(best)}. Keep the floats, or try smaller groups"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As dicts, lists, texts and numbers, which JSON can hold; None in the place of a nan.
+
+        ``histogram_edges`` are those of ``1 - cosine`` in each histogram.
+        """
+        found: dict[str, Any] = _plain(dataclasses.asdict(self))
+        for variant, plain in zip(self.variants, found["variants"], strict=True):
+            for part in ("rows", "bags"):
+                plain[part] = _plain(getattr(variant, part)._asdict())
+            plain["worst_rows"] = [{"row": row, "cosine": cosine} for row, cosine in variant.worst_rows]
+        return found | {"histogram_edges": EDGES.tolist(), "recommendation": self.recommendation()}
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw error against bytes, and histograms of cosines, to a file: .svg, .png or .pdf.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed: ``pip install 'qembag[plot]'``.
+        OSError, ValueError
+            If the file cannot be written, or its name ends otherwise.
+        """
+        from . import _report_plots
+
+        _report_plots.save(self, path)
+
+    def to_html(self, path: str | os.PathLike[str], *, min_cosine: float = MIN_COSINE) -> None:
+        """Write one page that needs no other file and no network: recommendation, table, plots.
+
+        Parameters
+        ----------
+        path : str or path
+            Replaced in one step: it holds the old file or the whole page.
+        min_cosine : float
+            Of the recommendation.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed: ``pip install 'qembag[plot]'``.
+        OSError
+            If the file cannot be written.
+        """
+        from . import _report_page
+
+        _report_page.save(self, path, min_cosine)
+
+
+def cosine_text(cosine: float, decimals: int = 5) -> str:
+    """Rounded down, so that none looks better than it is: ".99612", "-.12346", "1.00000"."""
+    if math.isnan(cosine):
+        return "-"
+    units = math.floor(cosine * 10**decimals)
+    # A product may be rounded up, or down from the number that was meant: .29 * 100 is 28.999999999999996.
+    units += (units + 1) / 10**decimals <= cosine
+    units -= units / 10**decimals > cosine
+    whole, part = divmod(abs(units), 10**decimals)
+    return f"{'-' if units < 0 else ''}{whole or ''}.{part:0{decimals}d}"
+
+
+def _short(variant: Variant) -> str:
+    """The worst pooled cosine with three decimals, or so many that it differs from 1 in two of them."""
+    worst = variant.bags.worst
+    if math.isnan(worst):
+        return "unknown"
+    return cosine_text(worst, 3 if worst < 0.999 else min(1 - math.floor(math.log10(max(1 - worst, 1e-9))), 9))
+
+
+def _smaller(variant: Variant) -> str:
+    return f"{variant.times_smaller:.1f} times smaller"
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples and None for nan."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
