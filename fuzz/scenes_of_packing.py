@@ -40,7 +40,13 @@ def pack(make: Maker, family: str, bits: int) -> None:
         if dim <= 24 and source.rarely(24):
             call.method = "greedy"
         elif source.rarely(32):
-            call.method = source.pick(["Greedy", "", None, 1, b"minmax", ["minmax"]])
+            call.method = source.pick(["Greedy", "LSQ", "", None, 1, b"minmax", ["minmax"]])
+        elif dim <= 64 and source.rarely(12):
+            call.method = "lsq"
+            if not source.below(2):
+                call.importance = make.floats(
+                    (dim,) if not source.rarely(8) else source.shape(), ["f4", "f8"], [np.abs(FLOATS)]
+                )
         call.num_threads, call.layout = make.threads(), make.row_arguments(bits)
     elif bits != 8:
         # The oracle searches for seconds where rows are wide.

@@ -286,7 +286,8 @@ def quantize(
     bits: int,
     *,
     bounds: np.ndarray | None = None,
-    greedy: bool = False,
+    method: str = "minmax",
+    importance: np.ndarray | None = None,
     nbins: int = 200,
     ratio: float = 0.16,
     pair: str | None = None,
@@ -295,22 +296,28 @@ def quantize(
     row_alignment: int = 1,
 ) -> np.ndarray:
     """Rows of bytes. With a `group_size` each so many elements are quantized by themselves; with `bounds`, which are a
-    row's, none is given."""
+    row's, none is given. `importance` is for "lsq"."""
     kind, dim = np.dtype(pair or PAIRS[bits]), weights.shape[1]
     size = dim if group_size is None else group_size
     num_groups = -(-dim // size)
+    counts = np.ones(dim) if importance is None else np.asarray(importance, np.float64)
+    counts = (counts / counts.max()).astype(np.float32)
     packed = []
     with np.errstate(all="ignore"):
         for number, row in enumerate(weights.astype(np.float32)):
             codes: list[int] = []
             pairs: list[np.float32] = []
-            for group in (row[place * size : (place + 1) * size] for place in range(num_groups)):
+            for elements in (slice(place * size, (place + 1) * size) for place in range(num_groups)):
+                group = row[elements]
                 low, high = group.min(), group.max()
-                if greedy:
+                if method == "greedy":
                     low, high = _greedy_bounds(group, low, high, 2**bits - 1, kind, nbins, ratio)
                 elif bounds is not None:
                     low, high = np.float32(bounds[number, 0]), np.float32(bounds[number, 1])
-                scale, bias, group_codes = _quantize_group(group, low, high, bits, kind)
+                scale, bias, inverse = _pair(low, high, bits, kind)
+                if method == "lsq":
+                    scale, bias, inverse = _least_squares(group, counts[elements], bits, kind, (scale, bias, inverse))
+                group_codes = _codes(group, bias, inverse, bits).astype(int).tolist()
                 codes += group_codes
                 pairs += [scale, bias]
             packed.append(_pack(codes, bits, pairs, kind, first, row_alignment))
@@ -319,24 +326,80 @@ def quantize(
     return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(weights), row_bytes)
 
 
-def _quantize_group(
-    values: np.ndarray, low: np.float32, high: np.float32, bits: int, kind: np.dtype[Any]
-) -> tuple[np.float32, np.float32, list[int]]:
-    """Scale, bias and codes. Only 8 bits with a float32 of each have a formula of their own."""
+def _pair(
+    low: np.float32, high: np.float32, bits: int, kind: np.dtype[Any]
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Scale, bias, and what differences from the bias are multiplied by. Only 8 bits with a float32 of each have a
+    formula of their own."""
     top = 2**bits - 1
     if bits == 8 and kind.itemsize == 4:
         width = high - low
-        bias, scale = low, width / np.float32(255)
-        inverse = np.float32(255) / (width + np.float32(1e-8))
-    else:
-        bias, scale = _parameters(low, high, top, kind)
-        if scale == 0:
-            scale = np.float32(1)
-        inverse = np.float32(1) / scale
-        if np.isinf(inverse):
-            scale = inverse = np.float32(1)
-    codes = np.clip(np.nan_to_num(np.rint((values - bias) * inverse), nan=0.0), 0, top)
-    return scale, bias, codes.astype(int).tolist()
+        return width / np.float32(255), low, np.float32(255) / (width + np.float32(1e-8))
+    bias, scale = _parameters(low, high, top, kind)
+    if scale == 0:
+        scale = np.float32(1)
+    inverse = np.float32(1) / scale
+    if np.isinf(inverse):
+        scale = inverse = np.float32(1)
+    return scale, bias, inverse
+
+
+def _codes(values: np.ndarray, bias: np.float32, inverse: np.float32, bits: int) -> np.ndarray:
+    codes: np.ndarray = np.clip(np.nan_to_num(np.rint((values - bias) * inverse), nan=0.0), 0, np.float32(2**bits - 1))
+    return codes
+
+
+# Shares of the range to start from; then scales, and shifts in codes, from which to go on from the best pair.
+WIDTHS = np.float32([1, 0.85, 0.7, 0.55, 0.4, 0.25])
+NUDGES = [(scale, shift) for scale in np.float32([0.96, 1.04]) for shift in np.float32([-0.4, -0.2, 0.2, 0.4])]
+
+
+def _least_squares(
+    values: np.ndarray, counts: np.ndarray, bits: int, kind: np.dtype[Any], given: tuple[np.float32, ...]
+) -> tuple[np.float32, ...]:
+    """The best pair that the search meets, and its inverse; `given` unless the squared error is less."""
+    top, half, one = np.float32(2**bits - 1), np.float32(0.5), np.float32(1)
+    low, high, total = values.min(), values.max(), _in_order(counts)
+    width, middle = high - low, half * low + half * high
+    best = (np.float32(np.inf), given[0], given[1])
+
+    def step(scale: np.float32, bias: np.float32) -> tuple[np.float32, np.float32]:
+        nonlocal best
+        scale, bias = _stored(scale, kind) or one, _stored(bias, kind)
+        x, codes = values - bias, _codes(values, bias, one / scale, bits)
+        error = x - scale * codes
+        loss = _in_order(counts * error * error)
+        if loss < best[0]:
+            best = (loss, scale, bias)
+        sum_c, sum_x = _in_order(counts * codes), _in_order(counts * x)
+        products, squares = _in_order(counts * x * codes), _in_order(counts * codes * codes)
+        found = (total * products - sum_c * sum_x) / ((total * squares - sum_c * sum_c) or one)
+        return found, bias + (sum_x - found * sum_c) / (total or one)
+
+    for part in WIDTHS:
+        step(part * width / top, middle - half * (part * width))
+    for factor, shift in [(one, np.float32(0)), *NUDGES]:
+        _, kept, start = best
+        scale = kept * factor
+        bias = start + (kept - scale) * (half * top) + shift * kept
+        for _ in range(4):
+            scale, bias = step(scale, bias)
+    _, scale, bias = best
+    found = (scale, bias, one / scale)
+    is_less = _squared_error(values, counts, bits, found) < _squared_error(values, counts, bits, given) * (1 - 1e-9)
+    return found if is_less else given
+
+
+def _in_order(numbers: np.ndarray) -> Any:
+    """Their sum from left to right, each addition rounded."""
+    return np.cumsum(np.concatenate([[0], numbers]), dtype=numbers.dtype)[-1]
+
+
+def _squared_error(values: np.ndarray, counts: np.ndarray, bits: int, pair: tuple[np.float32, ...]) -> np.float64:
+    scale, bias, inverse = pair
+    codes = _codes(values, bias, inverse, bits).astype(np.float64)
+    read = (codes * np.float64(scale) + np.float64(bias)).astype(np.float32)
+    return _in_order(counts * (values.astype(np.float64) - read) ** 2)
 
 
 def _greedy_bounds(

@@ -226,6 +226,7 @@ KERNELS = [
     "lookup_gathered.pxi",
     "lookup_passes.pxi",
     "lookup_threads.pxi",
+    "quantize_fit.pxi",
     "quantize_loops.pxi",
 ]
 COMPILED = sources("*.py", "*.pyx", "*.pxi", "*.pxd", "*.h")

@@ -161,7 +161,7 @@ def test_every_row_is_quantized_to_the_oracles_bytes(data, bits):
 @settings(modestly, max_examples=150)
 def test_every_greedy_search_gives_the_oracles_bytes(data, bits):
     weights = data.draw(float_rows(2e4))
-    expected = reference.quantize(weights, bits, greedy=True)
+    expected = reference.quantize(weights, bits, method="greedy")
     for level in levels.levels():
         with levels.use(level):
             same_rows(qembag.quantize(weights, bits, method="greedy").data, expected, bits)

@@ -36,7 +36,7 @@ def float_rows(rng: np.random.Generator, dim: int) -> np.ndarray:
 def case_of_dim(bits: int, dim: int, method: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([5, bits, dim])
     weights = float_rows(rng, dim)
-    return weights, reference.quantize(weights, bits, greedy=method == "greedy")
+    return weights, reference.quantize(weights, bits, method=method)
 
 
 @pytest.mark.parametrize("dim", DIMS)
@@ -74,7 +74,7 @@ def test_the_greedy_search_is_closer_than_the_minimum_and_maximum(rng):
 )
 def test_every_type_of_float_gives_the_bytes_of_its_float32(rng, bits, dtype, method):
     weights = rng.normal(size=(5, 19)).astype(dtype)
-    expected = reference.quantize(weights.astype(np.float32), bits, greedy=method == "greedy")
+    expected = reference.quantize(weights.astype(np.float32), bits, method=method)
     same_rows(qembag.quantize(weights, bits, method=method).data, expected, bits)
 
 
@@ -174,7 +174,7 @@ def test_rows_of_the_widest_and_the_narrowest_ranges(level):
     narrow = np.clip(weights, -60000, 60000)
     for bits in (4, 2):
         same_rows(qembag.quantize(narrow, bits).data, reference.quantize(narrow, bits), bits)
-        greedy = reference.quantize(narrow[:5], bits, greedy=True)
+        greedy = reference.quantize(narrow[:5], bits, method="greedy")
         same_rows(qembag.quantize(narrow[:5], bits, method="greedy").data, greedy, bits)
 
 
@@ -217,7 +217,7 @@ for level in levels.levels():
             plain = qembag.quantize(wide, bits)
             # Where the step is lost at once, the bounds stay the row's own.
             assert greedy.data[0].tobytes() == plain.data[0].tobytes(), (level, bits)
-            assert np.array_equal(greedy.data, reference.quantize(wide, bits, greedy=True)), (level, bits)
+            assert np.array_equal(greedy.data, reference.quantize(wide, bits, method="greedy")), (level, bits)
 """
     command = [sys.executable, "-c", script, str(pathlib.Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -278,7 +278,7 @@ def greedy_sample() -> np.ndarray:
 
 @functools.cache
 def greedy_sample_expected() -> np.ndarray:
-    return reference.quantize(big_weights()[greedy_sample()], 4, greedy=True)
+    return reference.quantize(big_weights()[greedy_sample()], 4, method="greedy")
 
 
 @functools.cache
@@ -415,9 +415,9 @@ def test_other_bits_are_an_error(bits, error, message):
 def test_other_methods_are_an_error():
     weights = np.ones((2, 3), np.float32)
     for method in ("best", "", None, 1, ["minmax"]):
-        with pytest.raises(ValueError, match=r"^method must be 'minmax' or 'greedy', got "):
+        with pytest.raises(ValueError, match=r"^method must be 'minmax', 'greedy' or 'lsq', got "):
             qembag.quantize(weights, 4, method=method)
-    with pytest.raises(ValueError, match=r"^method must be 'minmax' at 8 bits, got 'greedy'"):
+    with pytest.raises(ValueError, match=r"^method must be 'minmax' or 'lsq' at 8 bits, got 'greedy'"):
         qembag.quantize(weights, 8, method="greedy")
 
 

@@ -362,7 +362,7 @@ def test_wrong_options_are_refused(bits: int, name: str, value: Any, error: type
 
 @pytest.mark.parametrize("scale_dtype", ["float32", "float16"])
 def test_the_greedy_search_is_for_4_and_2_bits(scale_dtype: str) -> None:
-    message = r"^method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits$"
+    message = r"^method must be 'minmax' or 'lsq' at 8 bits, got 'greedy', which is for 4 and 2 bits$"
     with pytest.raises(ValueError, match=message):
         qembag.quantize(np.ones((2, 3), F32), 8, method="greedy", scale_dtype=scale_dtype)
 

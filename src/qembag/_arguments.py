@@ -31,6 +31,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BITS = (8, 4, 2)
 MODES = {"sum": 0, "mean": 1, "max": 2, "average": 3, "sqrtn": 4}
+# As loops.pxd numbers them.
+METHODS = {"minmax": 0, "greedy": 1, "lsq": 2}
 # As PyTorch's operators number them.
 OPERATOR_MODES = (0, 1, 2)
 UINT8 = np.dtype(np.uint8)
@@ -182,13 +184,32 @@ def operator_mode(value: object) -> int:
     return number
 
 
-def is_greedy(method: object, bits: int) -> bool:
-    text = exact_text(method)
-    if text not in ("minmax", "greedy"):
-        raise ValueError(f"method must be 'minmax' or 'greedy', got {shown(method)}")
+def method(value: object, bits: int) -> str:
+    text = exact_text(value)
+    if text not in METHODS:
+        raise ValueError(f"method must be 'minmax', 'greedy' or 'lsq', got {shown(value)}")
     if text == "greedy" and bits == 8:
-        raise ValueError("method must be 'minmax' at 8 bits, got 'greedy', which is for 4 and 2 bits")
-    return text == "greedy"
+        raise ValueError("method must be 'minmax' or 'lsq' at 8 bits, got 'greedy', which is for 4 and 2 bits")
+    return text
+
+
+def importance(value: object, dim: int, chosen: str) -> NDArray[np.float32] | None:
+    """What each element counts, the largest as 1."""
+    if value is None:
+        return None
+    if chosen != "lsq":
+        raise ValueError(f"importance must come with method='lsq', got method={chosen!r}")
+    array = floats(value, "importance", allow_double=True, allow_bfloat16=True)
+    if array.shape != (dim,):
+        raise ValueError(f"importance must have shape ({dim},), a number for each column, got {kind_of(array)}")
+    numbers = as_float32(array) if is_bfloat16(array.dtype) else np.ascontiguousarray(array, dtype=np.float64)
+    wrong = np.flatnonzero(~(numbers >= 0) | (numbers == np.inf))
+    if len(wrong):
+        raise ValueError(f"importance[{wrong[0]}] must be finite and not negative, got {numbers[wrong[0]]:g}")
+    if not numbers.any():
+        raise ValueError("importance must have a number above 0, got zeros only")
+    shares: NDArray[np.float32] = (numbers / numbers.max()).astype(np.float32)
+    return shares
 
 
 def skips_invalid(value: object) -> bool:

@@ -20,8 +20,8 @@ from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
 
 from loops cimport (
     AVERAGE, BFLOAT16_OUT, BFLOAT16_ROWS, FINE, FLOAT16_OUT, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout,
-    Lookup, Loops, MAX, MEAN, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, read_index, read_offset, RowFault,
-    Signals, SQRTN, SUM, work_of,
+    Lookup, Loops, MAX, MEAN, Method, MINMAX, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, quantizing_work,
+    read_index, read_offset, RowFault, Signals, SQRTN, SUM, work_of,
 )
 
 cnp.import_array()
@@ -256,9 +256,10 @@ NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
 
 
 def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
-             const float[:, ::1] bounds, bint greedy, int64_t num_bins, double ratio, int num_threads):
-    """Rows of floats into `out`; `bounds` has the minimum and maximum of each, where a row is one group. None, or
-    (what is wrong, row, group)."""
+             const float[:, ::1] bounds, Method method, const float[::1] importance, int64_t num_bins, double ratio,
+             int num_threads):
+    """Rows of floats into `out`; `bounds` has the minimum and maximum of each, where a row is one group; `importance`
+    a number for each element of a row. None, or (what is wrong, row, group)."""
     cdef const float[:, ::1] own_bounds = NO_BOUNDS if bounds is None else bounds
     cdef Quantize job
     cdef Py_ssize_t unit = 0, first = 0, end, num_rows = weights.shape[0], num_groups = layout.fields.num_groups
@@ -267,16 +268,16 @@ def quantize(const float[:, ::1] weights not None, LayoutFields layout not None,
     cdef bint in_pieces
     if (weights.shape[1] != layout.fields.dim or out.shape[1] != layout.fields.row_bytes or out.shape[0] != num_rows
             or own_bounds.shape[1] != 2
-            or (bounds is not None and (own_bounds.shape[0] != num_rows or num_groups != 1))):
+            or (bounds is not None and (own_bounds.shape[0] != num_rows or num_groups != 1))
+            or (importance is not None and importance.shape[0] != layout.fields.dim)):
         raise ValueError("internal error: rows of another shape than the layout's")
     job.layout = layout.fields
-    job.greedy = greedy
+    job.method = method
+    job.importance = NULL if importance is None else &importance[0]
     job.num_bins = <float> num_bins
     # Not cut to a whole number, and with the ratio in double: so torch 2.13.0 has it.
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))
-    # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
-    # lookup's row from memory.
-    row_work = (job.layout.dim + 64.0 * num_groups) * (2.0 * num_bins if greedy else 0.25)
+    row_work = quantizing_work(&job, 1) * (0.25 if method == MINMAX else 1)
     in_pieces = num_rows * row_work > FIRST_PIECE and is_main_thread()
     if in_pieces:
         started = loops.clock()

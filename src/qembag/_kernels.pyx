@@ -15,14 +15,15 @@ and `is_max` as constants: accumulators stay in registers only where their numbe
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
-from libc.math cimport isfinite, sqrtf
+from libc.math cimport INFINITY, isfinite, sqrtf
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from loops cimport (
-    AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout, Lookup, Loops, MAX, MEAN,
-    NOT_FINITE, NO_MEMORY, Quantize, RowFault, SQRTN, TOO_WIDE, read_offset, rows_of, work_of,
+    AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GREEDY, GROUPED, LEAST_SQUARES, Layout,
+    Lookup, Loops, MAX, MEAN, MINMAX, NOT_FINITE, NO_MEMORY, Quantize, RowFault, SQRTN, TOO_WIDE, quantizing_work,
+    read_offset, rows_of, work_of,
 )
 
 cdef extern from "parallel.h" nogil:
@@ -171,6 +172,7 @@ include "lookup_widths.pxi"
 include "lookup_forms.pxi"
 include "lookup_passes.pxi"
 include "lookup_threads.pxi"
+include "quantize_fit.pxi"
 include "quantize_loops.pxi"
 
 

@@ -32,6 +32,7 @@
  *   lanes_max(a, b), lanes_min(a, b)     a > b ? a : b and a < b ? a : b, also for NaN and zeros of either sign
  *   lanes_round(x)                       to integers, ties to even; for values from 0 to 255
  *   lanes_nonzero(x)                     x, but 1 where x is zero
+ *   lanes_where_less(a, b, x, y)         a < b ? x : y; y where a or b is a NaN
  *   lanes_through_half(x)                rounded to half floats and back
  *   lanes_all_finite(x)
  *

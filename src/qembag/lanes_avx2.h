@@ -136,6 +136,12 @@ static inline lanes lanes_nonzero(lanes x)
     return lanes_join(nonzero_x8(x.low), nonzero_x8(x.high));
 }
 
+static inline lanes lanes_where_less(lanes a, lanes b, lanes x, lanes y)
+{
+    return lanes_join(_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+                    _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ)));
+}
+
 static inline lanes lanes_through_half(lanes x)
 {
     return lanes_join(_mm256_cvtph_ps(_mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT)),

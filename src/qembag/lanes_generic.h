@@ -35,6 +35,18 @@ static inline lanes lanes_nonzero(lanes x)
     return lanes_load(values);
 }
 
+static inline lanes lanes_where_less(lanes a, lanes b, lanes x, lanes y)
+{
+    float left[16], right[16], values[16], others[16];
+    lanes_store(left, a);
+    lanes_store(right, b);
+    lanes_store(values, x);
+    lanes_store(others, y);
+    for (int i = 0; i < 16; i++)
+        values[i] = left[i] < right[i] ? values[i] : others[i];
+    return lanes_load(values);
+}
+
 static inline lanes lanes_through_half(lanes x)
 {
     float values[16];

@@ -109,7 +109,7 @@ def _pack(
         RowLayout(bits, rows.shape[1]),
         "weight",
         bounds=bounds,
-        greedy=_arguments.flag(optimized_qparams, "optimized_qparams"),
+        method="greedy" if _arguments.flag(optimized_qparams, "optimized_qparams") else "minmax",
         num_bins=num_bins,
         ratio=_arguments.share(ratio, "ratio"),
     )

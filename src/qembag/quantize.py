@@ -26,7 +26,8 @@ def quantize(
     weights: ArrayLike,
     bits: int = 8,
     *,
-    method: Literal["minmax", "greedy"] = "minmax",
+    method: Literal["minmax", "greedy", "lsq"] = "minmax",
+    importance: ArrayLike | None = None,
     scale_dtype: DTypeLike | None = None,
     scale_first: bool = False,
     group_size: int | None = None,
@@ -42,9 +43,13 @@ def quantize(
     bits : {8, 4, 2}
         Bits of a code. By default a row takes ``dim + 8`` bytes at 8 bits, ``ceil(dim / 2) + 4`` at 4,
         ``ceil(dim / 4) + 4`` at 2.
-    method : {"minmax", "greedy"}
+    method : {"minmax", "greedy", "lsq"}
         "minmax" spreads the codes from the minimum to the maximum. "greedy" (4 and 2 bits) narrows that range
-        step by step while the squared error falls; slower, and closer at 4 bits.
+        step by step while the squared error falls, as PyTorch does it. "lsq" searches for the scale and bias with the
+        least squared error, which is never above that of "minmax" in any row: at 2 bits it is about half of
+        PyTorch's, in the same bytes. The result is the same on each processor.
+    importance : array_like of floats, shape (dim,), optional
+        With "lsq": what the squared error of each column counts, 0 or more; only ratios matter. All alike if not given.
     scale_dtype : {float32, float16}, optional
         The stored type of scales and biases; float32 at 8 bits and float16 at 4 and 2 if not given.
     scale_first : bool
@@ -67,13 +72,18 @@ def quantize(
         If `weights` is not an array of floats, or an option has a wrong type.
     ValueError
         If `weights` is not 2-D or a row is empty; if a row holds a NaN or an infinity, or values that its scale and
-        bias cannot hold as `scale_dtype`; if an option is unknown or out of range.
+        bias cannot hold as `scale_dtype`; if an option is unknown or out of range; if `importance` has another shape,
+        a number that is negative or not finite, or comes with another method.
 
     Notes
     -----
     By default the bytes are those of PyTorch's ``quantized::embedding_bag_{byte,4bit,2bit}_prepack``, for "greedy" with
     ``optimized_qparams=True``. At 8 bits with float16 scales the formula is that of 4 bits with 256 codes, as in
     TorchRec; at 4 and 2 bits with float32 scales it is their own without the roundings to float16.
+
+    "lsq" alternates between the nearest codes for a scale and bias, and the scale and bias of the linear regression of
+    the values on those codes (Lloyd's method), from several widths. Its scales are positive or negative; a group whose
+    error "minmax" has as low keeps the bytes of "minmax".
 
     Examples
     --------
@@ -82,16 +92,22 @@ def quantize(
     >>> table.codes()
     array([[0, 1, 2, 3],
            [0, 1, 2, 3]], dtype=uint8)
+    >>> rows = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
+    >>> closer = qembag.quantize(rows, bits=2, method="lsq")
+    >>> error = np.square(closer.dequantize() - rows).sum() / np.square(rows).sum()
+    >>> print(f"{error:.2f}")
+    0.10
     """
     bits = _arguments.bits(bits)
-    greedy = _arguments.is_greedy(method, bits)
+    chosen = _arguments.method(method, bits)
     array = _arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
             f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
         )
     layout = aligned(bits, array.shape[1], scale_dtype, scale_first, group_size, row_alignment)
-    packed = pack_rows(array, layout, "weights", greedy=greedy, num_threads=num_threads)
+    counted = _arguments.importance(importance, layout.dim, chosen)
+    packed = pack_rows(array, layout, "weights", method=chosen, importance=counted, num_threads=num_threads)
     return table_of(QuantizedTable, packed, layout, None)
 
 
@@ -101,7 +117,8 @@ def pack_rows(
     name: str,
     *,
     bounds: NDArray[np.float32] | None = None,
-    greedy: bool = False,
+    method: str = "minmax",
+    importance: NDArray[np.float32] | None = None,
     num_bins: int = GREEDY_BINS,
     ratio: float = GREEDY_RATIO,
     num_threads: int | None = None,
@@ -117,9 +134,11 @@ def pack_rows(
         part = slice(start, start + at_once)
         rows = _arguments.as_float32(weights[part])
         part_bounds = None if bounds is None else np.require(bounds[part], np.float32, ["C", "A"])
-        fault = _handle.quantize(rows, layout, packed[part], part_bounds, greedy, num_bins, ratio, threads)
+        fault = _handle.quantize(
+            rows, layout, packed[part], part_bounds, _arguments.METHODS[method], importance, num_bins, ratio, threads
+        )
         if fault is not None:
             what, row, group = fault
-            used = rows[row, layout.elements(group)] if part_bounds is None or greedy else part_bounds[row]
+            used = rows[row, layout.elements(group)] if part_bounds is None or method == "greedy" else part_bounds[row]
             raise _errors.of_row(what, start + row, group, layout, (float(used.min()), float(used.max())), name)
     return packed

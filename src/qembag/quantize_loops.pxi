@@ -236,7 +236,7 @@ cdef void choose_bounds(const Quantize *job, Tile *tile, const float[:, ::1] wei
     lanes_store(lows, tile.low)
     lanes_store(highs, tile.high)
     for number in range(tile.num_units):
-        if job.greedy:
+        if job.method == GREEDY:
             unit = unit_of(&job.layout, tile, weights, out, number, is_plain)
             search(job, unit.values, unit.dim, scratch, &lows[number], &highs[number])
         else:
@@ -278,6 +278,69 @@ cdef inline bint find_pairs(Tile *tile, bint is_half, const int bits) noexcept n
             if not isfinite(tile.inverses[number]):
                 tile.scales[number] = tile.inverses[number] = 1
     return lanes_all_finite(scale) and lanes_all_finite(bias)
+
+
+cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
+                       float *scratch, Fit *fit, bint is_plain) noexcept nogil:
+    """The units side by side, for a fit: of the shorter ones the last elements have no weight."""
+    cdef Py_ssize_t dim = job.layout.group_size, group, number, i
+    cdef const float *values[TILE_UNITS]
+    cdef const float *importance[TILE_UNITS]
+    cdef Py_ssize_t dims[TILE_UNITS]
+    cdef float *side_by_side = scratch
+    cdef float *counted = scratch + TILE_UNITS * dim
+    cdef bint is_uneven = weights.shape[1] % dim != 0
+    cdef Unit unit
+    for number in range(TILE_UNITS):
+        # Lanes without a unit have the last one: their results are not used.
+        unit = unit_of(&job.layout, tile, weights, out, min(number, tile.num_units - 1), is_plain)
+        values[number], dims[number] = unit.values, unit.dim
+        group = (tile.first + min(number, tile.num_units - 1)) % job.layout.num_groups
+        importance[number] = NULL if job.importance == NULL else job.importance + group * dim
+    for i in range(dim):
+        for number in range(TILE_UNITS):
+            side_by_side[TILE_UNITS * i + number] = values[number][i] if i < dims[number] else 0
+    if is_uneven or job.importance != NULL:
+        for i in range(dim):
+            for number in range(TILE_UNITS):
+                counted[TILE_UNITS * i + number] = (
+                    0 if i >= dims[number] else 1 if job.importance == NULL else importance[number][i])
+    fit.values = side_by_side
+    fit.weights = counted if is_uneven or job.importance != NULL else NULL
+    fit.dim = dim
+    fit.is_half = job.layout.pair_size == 2
+    fit.top = lanes_broadcast(<float> ((1 << job.layout.bits) - 1))
+
+
+cdef void improve_pairs(const Quantize *job, Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
+                        float *scratch, bint is_plain, int bits) noexcept nogil:
+    """Least squares in the place of minimum and maximum, for the units whose squared error is less by it."""
+    cdef lanes scale = lanes_load(tile.scales), bias = lanes_load(tile.biases), inverse = lanes_load(tile.inverses)
+    cdef double losses[TILE_UNITS]
+    cdef double fitted_losses[TILE_UNITS]
+    cdef float scales[TILE_UNITS]
+    cdef float biases[TILE_UNITS]
+    cdef float inverses[TILE_UNITS]
+    cdef int number
+    cdef Fit fit
+    gather_units(job, tile, weights, out, scratch, &fit, is_plain)
+    fit.scale, fit.bias, fit.loss = scale, bias, lanes_broadcast(INFINITY)
+    fit_pairs(&fit, &tile.low, &tile.high)
+    find_losses(&fit, &scale, &bias, &inverse, losses)
+    inverse = lanes_div(lanes_broadcast(1), fit.scale)
+    find_losses(&fit, &fit.scale, &fit.bias, &inverse, fitted_losses)
+    lanes_store(scales, fit.scale)
+    lanes_store(biases, fit.bias)
+    lanes_store(inverses, inverse)
+    for number in range(TILE_UNITS):
+        # Not less by rounding alone: whoever adds up the errors in another order must find it less too.
+        if fitted_losses[number] < losses[number] * (1 - 1e-9):
+            tile.scales[number] = scales[number]
+            tile.biases[number] = biases[number]
+            tile.inverses[number] = inverses[number]
+    if fit.is_half:
+        lanes_store_half(tile.half_scales, lanes_load(tile.scales))
+        lanes_store_half(tile.half_biases, lanes_load(tile.biases))
 
 
 cdef inline lanes code_of(lanes x, lanes bias, lanes inverse, lanes top) noexcept nogil:
@@ -345,7 +408,7 @@ cdef inline RowFault quantize_tile(const Quantize *job, Tile *tile, const float[
                 bad_unit[0] = tile.first + number
                 tile.num_units = number     # what is wrong with a unit before this one comes first
                 break
-    if job.greedy or bounds.shape[0] > 0:
+    if job.method == GREEDY or bounds.shape[0] > 0:
         choose_bounds(job, tile, weights, bounds, out, scratch, is_plain)
     if not find_pairs(tile, has_half_pairs(&job.layout, is_plain, bits), bits):
         for number in range(tile.num_units):
@@ -353,6 +416,8 @@ cdef inline RowFault quantize_tile(const Quantize *job, Tile *tile, const float[
                 bad_unit[0] = tile.first + number
                 return TOO_WIDE
     if fault == FINE:
+        if job.method == LEAST_SQUARES:
+            improve_pairs(job, tile, weights, out, scratch, is_plain, bits)
         write_units(&job.layout, tile, weights, out, is_plain, bits)
     return fault
 
@@ -364,11 +429,17 @@ cdef void write_padding(const Layout *layout, uint8_t[:, ::1] out, Py_ssize_t fi
             memset(&out[row, 0] + layout.used_bytes, 0, size)
 
 
+cdef inline Py_ssize_t tile_units(const Quantize *job) noexcept nogil:
+    if job.method == LEAST_SQUARES:
+        return TILE_UNITS       # fitted side by side, a lane each
+    return max(min(TILE_ELEMENTS // job.layout.group_size, <Py_ssize_t> TILE_UNITS), 1)
+
+
 cdef inline RowFault quantize_plain(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                                     uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
                                     Py_ssize_t *bad_unit, const int bits) noexcept nogil:
     """Rows of one group, with pairs of the width that PyTorch has."""
-    cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.dim, <Py_ssize_t> TILE_UNITS), 1)
+    cdef Py_ssize_t at_once = tile_units(job)
     cdef RowFault fault = FINE
     cdef Tile tile
     while first < end and fault == FINE:
@@ -383,7 +454,7 @@ cdef inline RowFault quantize_plain(const Quantize *job, const float[:, ::1] wei
 cdef inline RowFault quantize_groups(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                                      uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, float *scratch,
                                      Py_ssize_t *bad_unit, const int bits) noexcept nogil:
-    cdef Py_ssize_t at_once = max(min(TILE_ELEMENTS // job.layout.group_size, <Py_ssize_t> TILE_UNITS), 1)
+    cdef Py_ssize_t at_once = tile_units(job)
     cdef Py_ssize_t row = first, group = 0
     cdef RowFault fault = FINE
     cdef Unit units[TILE_UNITS]
@@ -419,20 +490,26 @@ cdef RowFault quantize_chunk(const Quantize *job, const float[:, ::1] weights, c
                              uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end,
                              Py_ssize_t *bad_unit) noexcept nogil:
     cdef RowFault fault
+    cdef uint8_t *room = NULL
     cdef float *scratch = NULL
     bad_unit[0] = first * job.layout.num_groups
-    if job.greedy:
+    if job.method != MINMAX:
         # calloc sees to it that the product fits an address of 32 bits.
-        scratch = <float *> calloc(2 * ((job.layout.group_size + 15) // 16), 16 * sizeof(float))
-        if scratch == NULL:
+        if job.method == GREEDY:
+            room = <uint8_t *> calloc(2 * ((job.layout.group_size + 15) // 16) + 1, 16 * sizeof(float))
+        else:
+            room = <uint8_t *> calloc(job.layout.group_size + 1, 2 * TILE_UNITS * sizeof(float))
+        if room == NULL:
             return NO_MEMORY
+        # From the next cache line on: a vector that spans two takes twice as long.
+        scratch = <float *> (room + (64 - <size_t> room % 64) % 64)
     if job.layout.bits == 8:
         fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 8)
     elif job.layout.bits == 4:
         fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 4)
     else:
         fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 2)
-    free(scratch)
+    free(room)
     return fault
 
 
@@ -462,10 +539,8 @@ cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, 
     cdef Py_ssize_t bad_units[MAX_CHUNKS]
     cdef Py_ssize_t chunk, num_chunks
     cdef bint is_forked = parallel_is_forked()
-    # By the measure of lookups: the greedy search goes over a row twice for each bin; min-max takes less than a
-    # lookup's row from memory, and its region pays earlier.
-    cdef double work = (<double> (end - first) * (job.layout.dim + 64.0 * job.layout.num_groups)
-                        * (2 * job.num_bins if job.greedy else 1))
+    # The region of min-max pays earlier than its work says.
+    cdef double work = quantizing_work(job, <double> (end - first))
     if work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
         return quantize_chunk(job, weights, bounds, out, first, end, unit)
     if num_threads == 0:

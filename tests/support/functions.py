@@ -60,7 +60,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     bags = of_public_bags()
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
-    method = "minmax" if bits == 8 else "greedy"
+    method = {"method": "lsq", "importance": np.linspace(0, 1, DIM)}
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
         "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
@@ -68,7 +68,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
             qembag.embedding,
             {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
-        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **to, **one}),
+        "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, **method, **to, **one}),
         "QuantizedTable": (
             qembag.QuantizedTable,
             {

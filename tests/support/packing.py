@@ -27,6 +27,7 @@ class Packing:
     weights: Any
     bits: Any
     method: Any = "minmax"
+    importance: Any = None
     num_threads: Any = None
     bounds: Any = None
     optimized: Any = False
@@ -37,19 +38,20 @@ class Packing:
     def __call__(self, _: Any = None) -> np.ndarray:
         """The rows, with +0 for each scale or bias of -0."""
         if self.family == "public":
+            given = {} if self.importance is None else {"importance": self.importance}
             table = qembag.quantize(
-                self.weights, self.bits, method=self.method, num_threads=self.num_threads, **self.layout
+                self.weights, self.bits, method=self.method, num_threads=self.num_threads, **given, **self.layout
             )
             layout, faults = rules.layout(self.bits, **self.layout)
             if faults:
                 return table.data  # which is more than should have come
             assert layout.is_of(table, table.dim), f"asked for {layout}, got {table.layout}"
             return layout.unsigned(table.data, table.dim)
-        given = [self.weights, *([self.bounds] if self.family == "bounds" else [])]
+        passed = [self.weights, *([self.bounds] if self.family == "bounds" else [])]
         if self.bits != 8:
-            given += [self.optimized, self.nbins, self.ratio]
+            passed += [self.optimized, self.nbins, self.ratio]
         suffix = "_with_rowwise_min_max" if self.family == "bounds" else ""
-        rows = getattr(ops, f"embedding_bag_{NAMES[self.bits]}_prepack{suffix}")(*given)
+        rows = getattr(ops, f"embedding_bag_{NAMES[self.bits]}_prepack{suffix}")(*passed)
         return LAYOUTS[self.bits].unsigned(rows)
 
     @property
@@ -61,8 +63,8 @@ class Packing:
         if faults:
             return Verdict(faults)
         weights, faults = self.judge_weights(bits)
-        greedy, more = self.judge_search(bits)
-        faults |= more | rules.num_threads(self.num_threads)[1]
+        method, more = self.judge_search(bits)
+        faults |= more | self.judge_importance(weights, method) | rules.num_threads(self.num_threads)[1]
         layout, more = rules.layout(bits, **self.layout)
         faults |= more
         bounds = None
@@ -72,7 +74,7 @@ class Packing:
             if weights is not None and bounds is not None:
                 num_rows = int(np.prod(weights.shape[:-1]))
                 faults |= set() if bounds.shape == (num_rows, 2) else {(ValueError, "rowwise_min_max")}
-        return Verdict(faults) if faults else self.packed(weights, layout, bounds, greedy)
+        return Verdict(faults) if faults else self.packed(weights, layout, bounds, method)
 
     def judge_weights(self, bits: int) -> rules.Judged:
         is_public = self.family == "public"
@@ -85,31 +87,44 @@ class Packing:
                 faults = faults | {(ValueError, self.name)}
         return weights, faults
 
-    def judge_search(self, bits: int) -> tuple[bool, rules.Faults]:
-        """Whether a greedy search is asked for."""
+    def judge_search(self, bits: int) -> tuple[str, rules.Faults]:
+        """The method that is asked for."""
         if self.family == "public":
-            if not isinstance(self.method, str) or self.method not in ("minmax", "greedy"):
-                return False, rules.either("method")
-            is_greedy = self.method == "greedy"
-            return is_greedy, {(ValueError, "method")} if is_greedy and bits == 8 else set()
+            if not isinstance(self.method, str) or self.method not in ("minmax", "greedy", "lsq"):
+                return "minmax", rules.either("method")
+            return self.method, {(ValueError, "method")} if self.method == "greedy" and bits == 8 else set()
         if bits == 8:
-            return False, set()
+            return "minmax", set()
         is_greedy, faults = rules.flag("optimized_qparams", self.optimized)
         faults |= rules.whole_number("nbins", self.nbins, 1, MOST_BINS)[1] | rules.share("ratio", self.ratio)[1]
-        return is_greedy, faults
+        return "greedy" if is_greedy else "minmax", faults
 
-    def packed(self, weights: np.ndarray, layout: Layout, bounds: np.ndarray | None, greedy: bool) -> Verdict:
+    def judge_importance(self, weights: np.ndarray | None, method: str) -> rules.Faults:
+        if self.importance is None:
+            return set()
+        counts, faults = rules.floats("importance", self.importance, doubles=True)
+        if counts is None or weights is None or method != "lsq":
+            return faults | rules.either("importance")
+        is_good = counts.shape == weights.shape[1:] and (np.isfinite(counts) & (counts >= 0)).all() and counts.any()
+        return faults if is_good else faults | {(ValueError, "importance")}
+
+    def packed(self, weights: np.ndarray, layout: Layout, bounds: np.ndarray | None, method: str) -> Verdict:
         """The oracle's rows, if all that goes into them is finite."""
         shape, dim = weights.shape, weights.shape[-1]
         laid_out = {**layout.reading(), "row_alignment": layout.alignment}
         with np.errstate(all="ignore"):
             plain = weights.astype(np.float32).reshape(int(np.prod(shape[:-1])), dim)
-            limits = None if bounds is None or greedy else bounds.astype(np.float32)
+            limits = None if bounds is None or method == "greedy" else bounds.astype(np.float32)
             by_range = reference.quantize(plain, layout.bits, bounds=limits, **laid_out)
             expected = by_range
-            if greedy:
+            if method == "greedy":
                 search = {"nbins": int(self.nbins), "ratio": float(self.ratio)}
-                expected = reference.quantize(plain, layout.bits, greedy=True, **search, **laid_out)
+                expected = reference.quantize(plain, layout.bits, method="greedy", **search, **laid_out)
+            elif method == "lsq":
+                counts = (
+                    None if self.importance is None else rules.floats("importance", self.importance, doubles=True)[0]
+                )
+                expected = reference.quantize(plain, layout.bits, method="lsq", importance=counts, **laid_out)
         faults = self.not_packed(plain, layout, [by_range, expected])
         if limits is not None and (faults or not np.isfinite(limits).all()):
             faults = {(ValueError, self.name), (ValueError, "rowwise_min_max")}
