@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Of histograms: edges of ``1 - cosine``, eight bins a decade. What is below the first or above the last counts there.
-EDGES = np.logspace(-8, np.log10(2), 67)
+# Of histograms: edges of ``1 - cosine``, some 24 bins a decade. What is below the first or above the last counts there.
+EDGES = np.logspace(-8, np.log10(2), 201)
 
 
 class Cosines(NamedTuple):

@@ -36,7 +36,7 @@ p { margin: .35rem 0; }
   border-radius: .25rem; }
 .verdict.good { background: var(--good); border-color: var(--mark); }
 .verdict h2 { margin: 0; font-size: .85rem; color: var(--quiet); }
-.words { font-size: 1.2rem; font-weight: 600; line-height: 1.35; }
+.words { max-width: none; font-size: 1.2rem; font-weight: 600; line-height: 1.35; }
 code { font: .85rem/1.4 ui-monospace, monospace; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .25rem; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums;
@@ -46,9 +46,9 @@ th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; font-wei
 thead th { color: var(--quiet); vertical-align: bottom; }
 thead [scope=colgroup] { text-align: center; border-bottom: 1px solid var(--line); }
 tbody tr { border-top: 1px solid var(--line); }
-tbody th, thead th:first-child { position: sticky; left: 0; text-align: left; background: var(--paper);
+.scroll tbody th, thead [rowspan] { position: sticky; left: 0; text-align: left; background: var(--paper);
   border-right: 1px solid var(--line); }
-.chosen td, .chosen th { background: var(--good); font-weight: 600; }
+.scroll .chosen td, .scroll .chosen th { background: var(--good); font-weight: 600; }
 .chosen small { display: block; color: var(--mark); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
@@ -57,6 +57,7 @@ svg { display: block; width: 100%; height: auto; max-width: 30rem; stroke-linejo
 svg text { font-family: inherit !important; }
 dt { font-weight: 600; margin-top: .6rem; }
 dd { margin: 0; }
+dd, .verdict p, main > p { max-width: 46rem; }
 @media (max-width: 40rem) { tbody th { white-space: normal; min-width: 6.5rem; } th, td { padding: .4rem; } }
 """
 FIGURES = {
@@ -69,7 +70,7 @@ FIGURES = {
 }
 MEANINGS = {
     "Times smaller": "Bytes of the table as it was given, over the bytes of the quantized one.",
-    "Cosine of pooled bags": "Between the sum of a bagbag’s#8217;s rows in float32 and the sum that a lookup in the quantized "
+    "Cosine of pooled bags": "Between the sum of the rows of a bag in float32, and the sum that a lookup in the quantized "
     "table gives. 1 is the same direction. This is what a model sees that sums or averages rows.",
     "Cosine of rows": "The same of single rows: what a search by nearest rows sees.",
     "Worst, 1st percentile": "The lowest cosine; and the one below which 1 of 100 lies.",
@@ -104,7 +105,7 @@ def page(report: Report, min_cosine: float) -> str:
 </header>
 {verdict(report, min_cosine)}
 {table(report, min_cosine)}
-<h2>Pictures</h2>
+<h2>Plots</h2>
 <div class="grid">
 {"".join(figure(name, picture) for name, picture in pictures.items())}</div>
 {worst_rows(report, min_cosine)}
@@ -131,7 +132,9 @@ def verdict(report: Report, min_cosine: float) -> str:
         call = f'qembag.quantize(weights, {chosen.bits}, method="{chosen.method}"{groups})'
         details = (
             f"<p>The smallest whose worst pooled cosine is {min_cosine:.9g} or more: "
-            f"{human_bytes(report.nbytes)} become {human_bytes(chosen.nbytes)}.</p>\n<p><code>{shown(call)}</code></p>\n"
+            f"{human_bytes(report.nbytes)} become {human_bytes(chosen.nbytes)}. A row of a lookup takes "
+            f"{chosen.ns_per_row:.1f} ns here, one of float32 {report.ns_per_row_float32:.1f} ns.</p>\n"
+            f"<p><code>{shown(call)}</code></p>\n"
         )
     return (
         f'<section class="verdict{"" if chosen is None else " good"}" aria-labelledby="recommendation">\n'
@@ -143,7 +146,7 @@ def verdict(report: Report, min_cosine: float) -> str:
 def table(report: Report, min_cosine: float) -> str:
     """In a box that scrolls by itself, its first column fixed."""
     chosen = report.smallest(min_cosine)
-    cosines = ("worst", "1st&nbsp;%", "mean")
+    cosines = ("worst", "1st<br>percentile", "mean")
     names = ["bytes", "times<br>smaller", *cosines, "relative<br>error", *cosines, "ns<br>a row"]
     rows = []
     for variant in report.variants:

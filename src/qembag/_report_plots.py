@@ -16,6 +16,7 @@ from .formats.replace import replacing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ._measures import Cosines
     from .report import Report, Variant
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -23,7 +24,7 @@ FORMATS = (".svg", ".png", ".pdf")
 COLORS = ("#3b82c4", "#d9762b", "#2f9e6e")
 MARKERS = ("o", "s", "D", "^", "v")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 2)))
-FONT_SIZE, LABEL_SIZE = 9, 8
+FONT_SIZE, LABEL_SIZE = 10, 9
 # Where a label may stand beside its point, in points, and which of its sides is there; the first ones are better.
 PLACES = [
     (x * far, y * far, side)
@@ -62,7 +63,7 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
     if kind not in FORMATS:
         raise ValueError(f"path must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {os.fspath(path)!r}")
     with our_style():
-        figure = new_figure(11, 4.6)
+        figure = new_figure(12, 5)
         errors, rows, bags = figure.subfigures(1, 3, width_ratios=[1.25, 1, 1])
         draw_errors(report, errors)
         draw_histograms(report, "rows", rows)
@@ -82,8 +83,8 @@ def svgs(report: Report, color: str) -> dict[str, str]:
     """Three pictures as text, with lines and letters of this colour on no background, no wider than a telephone."""
     found = {}
     with our_style(color):
-        for name, height in (("errors", 3.6), ("bags", 3.9), ("rows", 3.9)):
-            figure = new_figure(4.3, height)
+        for name, height in (("errors", 3.9), ("bags", 4.5), ("rows", 4.5)):
+            figure = new_figure(4, height)
             if name == "errors":
                 draw_errors(report, figure)
             else:
@@ -118,7 +119,7 @@ class Looks:
             form = {"marker": self.markers[size], "linestyle": ""} if marks else {"linestyle": dash}
             label = "whole rows" if size is None else f"groups of {size}"
             entries.append(lines.Line2D([], [], color=color, label=label, markersize=5, fillstyle="none", **form))
-        axes.legend(handles=entries, loc="outside upper center", ncols=2, handlelength=1.8)
+        axes.legend(handles=entries, loc="outside lower center", ncols=2, handlelength=1.8)
 
 
 # ---- Error against bytes ---------------------------------------------------------------------------------------------
@@ -185,39 +186,40 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def draw_histograms(report: Report, part: str, figure: Any) -> None:
-    """One panel a width, over the same cosines, whose distance from 1 is on a log scale."""
+    """One panel a width of codes, over 1 - cosine on a log scale. Those of two widths share few cosines."""
+    ticker = importlib.import_module("matplotlib.ticker")
     looks = Looks(report)
     widths = list(dict.fromkeys(variant.bits for variant in report.variants))
-    panels = figure.subplots(len(widths), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(widths), 1, squeeze=False)[:, 0]
     for bits, axes in zip(widths, panels, strict=True):
-        for variant in report.variants:
-            cosines = getattr(variant, part)
-            if variant.bits != bits or not cosines.num_vectors:
-                continue
-            shares = [100 * number / cosines.num_vectors for number in cosines.histogram]
+        there = [variant for variant in report.variants if variant.bits == bits]
+        for variant in there:
+            cosines: Cosines = getattr(variant, part)
+            shares = [100 * number / max(cosines.num_vectors, 1) for number in cosines.histogram]
             color, dash = looks.colors[variant.method], looks.dashes[variant.group_size]
             axes.stairs(shares, EDGES, color=color, linestyle=dash, linewidth=1.3)
             axes.stairs(shares, EDGES, color=color, fill=True, alpha=0.08)
         axes.set_title(f"{bits} bits", loc="left")
         axes.set_ylim(bottom=0)
         axes.set_xscale("log")
+        axes.set_xlim(*reversed(used_edges([getattr(variant, part) for variant in there])))  # better to the right
+        axes.xaxis.set_major_locator(ticker.LogLocator(10, subs=(1, 2, 5), numticks=6))
+        axes.xaxis.set_major_formatter(lambda value, _: cosine_of(value))
         axes.minorticks_off()
         axes.grid(axis="x", alpha=0.2, linewidth=0.6)
-    panels[0].set_xlim(*reversed(used_edges(report, part)))  # better ones to the right
-    panels[0].xaxis.set_major_formatter(lambda value, _: cosine_of(value))
     panels[len(panels) // 2].set_ylabel("% of rows" if part == "rows" else "% of bags")
     panels[-1].set_xlabel("cosine")
     looks.legend(figure, panels[0].xaxis.label.get_color(), marks=False)
 
 
-def used_edges(report: Report, part: str) -> tuple[float, float]:
-    """Those around all that the histograms hold, and at least a decade."""
-    used = [number for variant in report.variants for number, n in enumerate(getattr(variant, part).histogram) if n]
+def used_edges(found: list[Cosines]) -> tuple[float, float]:
+    """Those around all that the histograms hold, and a third of a decade at least."""
+    used = [number for cosines in found for number, count in enumerate(cosines.histogram) if count]
     first, last = (min(used), max(used) + 1) if used else (0, len(EDGES) - 1)
     low, high = EDGES[max(first - 1, 0)], EDGES[min(last + 1, len(EDGES) - 1)]
-    return float(min(low, high / 10)), float(high)
+    return float(min(low, high / 2)), float(high)
 
 
 def cosine_of(distance: float) -> str:
-    """Of a power of ten: ".99" of 0.01."""
+    """Its text: ".99" of 0.01."""
     return f"{1 - distance:.9f}".rstrip("0").rstrip(".").removeprefix("0") or "0"

@@ -142,7 +142,19 @@ class Report:
 
     def __str__(self) -> str:
         heads = ["", "", "times", "cosine", "of", "bags", "relative", "cosine", "of", "rows", "ns"]
-        names = ["variant", "bytes", "smaller", "worst", "1st %", "mean", "error", "worst", "1st %", "mean", "a row"]
+        names = [
+            "variant",
+            "bytes",
+            "smaller",
+            "worst",
+            "1st pct",
+            "mean",
+            "error",
+            "worst",
+            "1st pct",
+            "mean",
+            "a row",
+        ]
         lines = [heads, names]
         lines += [[variant.label, *variant.cells()] for variant in self.variants]
         return "\n\n".join([aligned(lines), f"{self.recommendation()}\n\n{self.caption()}"])
