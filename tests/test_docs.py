@@ -33,7 +33,7 @@ def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatc
     for code, shown in blocks(page.read_text()):
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            exec(compile(code, str(page), "exec"), names)
+            exec(compile(code, str(page), "exec"), names)  # noqa: S102 (our own documents)
         assert is_as_shown(output.getvalue(), shown), f"{page.name}:\n{code}\nprinted\n{output.getvalue()}"
 
 

@@ -120,18 +120,18 @@ def test_what_is_wrong_is_named_and_the_table_is_as_it_was(bits, rows, weights, 
 
 def test_options_are_those_of_quantize():
     table = qembag.quantize(floats(1), 8)
-    with pytest.raises(ValueError, match="^method must be 'minmax', 'greedy' or 'lsq', got 'best'"):
+    with pytest.raises(ValueError, match=r"^method must be 'minmax', 'greedy' or 'lsq', got 'best'"):
         table.update([0], floats(2, 1), method="best")
-    with pytest.raises(ValueError, match="^method must be 'minmax' or 'lsq' at 8 bits"):
+    with pytest.raises(ValueError, match=r"^method must be 'minmax' or 'lsq' at 8 bits"):
         table.update([0], floats(2, 1), method="greedy")
-    with pytest.raises(ValueError, match="^importance must come with method='lsq'"):
+    with pytest.raises(ValueError, match=r"^importance must come with method='lsq'"):
         table.update([0], floats(2, 1), importance=np.ones(DIM))
 
 
 def test_read_only_rows_are_refused(bits):
     data = qembag.quantize(floats(1), bits).data
     data.flags.writeable = False
-    with pytest.raises(ValueError, match="^table must have rows that can be written to, got read-only ones$"):
+    with pytest.raises(ValueError, match=r"^table must have rows that can be written to, got read-only ones$"):
         qembag.QuantizedTable(data, bits).update([0], floats(2, 1))
 
 
