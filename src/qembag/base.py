@@ -9,17 +9,25 @@ import numpy as np
 from . import _arguments, _errors, _handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import os
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
+
+    from .formats.progress import Progress
+    from .formats.table_file import TableFile
 
 
 class Table(_handle.HandleOwner):
     """A thin object over a compiled handle. What its two kinds share; not made by itself."""
 
-    __slots__ = ("_owners",)
+    __slots__ = ("_owners", "_source")
+
+    _source: tuple[TableFile, str] | None
 
     def _set(self, handle: _handle.TableHandle) -> None:
+        # The mapped file that it is a table of, and its name there.
+        self._source = None
         self._handle = handle
         # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of
         # `table.data.base.resize` it would count no more than two, a view's and the call's own, and take that for
@@ -157,6 +165,79 @@ class Table(_handle.HandleOwner):
             raise ValueError(f"a {type(self).__name__} cannot become an array without a copy")
         values = self.dequantize()
         return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            return self._reduced()
+        file, name = self._source
+        return file.reduced(self, name)
+
+    def _reduced(self) -> tuple[Any, ...]:
+        """How it pickles with its rows."""
+        raise NotImplementedError
+
+    def save(
+        self, path: str | os.PathLike[str], *, name: str = "table", metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Save it to a file of its own; see `save_tables`, which saves several.
+
+        Parameters
+        ----------
+        path : str or path
+            Where to, as for `save_tables`.
+        name : str
+            Its name in the file.
+        metadata : dict of str, optional
+            Texts to save with it. Keys must not begin with ``qembag.``.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, OSError
+            As for `save_tables`.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> qembag.quantize(np.eye(3, dtype=np.float32)).save(f"{folder.name}/table.safetensors")
+        >>> qembag.open_table(f"{folder.name}/table.safetensors")
+        QuantizedTable(num_embeddings=3, dim=3, bits=8, nbytes=33)
+        >>> folder.cleanup()
+        """
+        from .formats.saving import save_tables
+
+        if type(name) is not str:
+            raise TypeError(f"name must be a str, got {_errors.kind_of(name)}")
+        save_tables(path, {name: self}, metadata=metadata)
+
+    def prefault(self, *, progress: Progress = False) -> None:
+        """Read rows and mapping through once, so that lookups in a mapped file do not wait for the disk.
+
+        The system may drop them again where memory is short. Of a table in memory this takes little time and does
+        nothing.
+
+        Parameters
+        ----------
+        progress : bool or callable
+            True shows a bar on standard error (tqdm, ``pip install 'qembag[progress]'``). A callable is called as
+            ``progress(rows_done, num_rows, bytes_done)``; what it raises ends the reading.
+
+        Raises
+        ------
+        TypeError
+            If `progress` is neither.
+        ImportError
+            If tqdm is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> qembag.quantize(np.eye(3, dtype=np.float32)).prefault(progress=print)
+        3 3 33
+        """
+        from .formats.prefault import prefault
+
+        prefault([self], progress)
 
     def prune(self, keep: ArrayLike) -> Self:
         """A table without some of the rows; logical numbers stay as they are.

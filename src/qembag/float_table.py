@@ -88,7 +88,7 @@ class FloatTable(Table):
     def __repr__(self) -> str:
         return self._repr(f"dtype={self.dtype}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _reduced(self) -> tuple[Any, ...]:
         # As floats: NumPy notes their byte order.
         return (_restore, (type(self), self.data, self.compressed_indices_mapping))
 

@@ -163,7 +163,7 @@ class QuantizedTable(Table):
     def _taken(self, numbers: Any) -> NDArray[np.uint8]:
         return self.layout.taken(self._handle.rows, numbers)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _reduced(self) -> tuple[Any, ...]:
         parts = (self._taken(slice(None)), self.layout, self.compressed_indices_mapping)
         return (table_of, (type(self), *parts, self._per_channel))
 

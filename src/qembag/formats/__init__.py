@@ -1,1 +1,1 @@
-"""Files of tables, and of floats to make tables from."""
+"""Files of tables: reading, writing, and what they are made from."""

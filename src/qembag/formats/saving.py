@@ -1,0 +1,328 @@
+"""Saving tables to files. `docs/format.md` has the format."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .. import _arguments
+from .._errors import kind_of, shown
+from ..base import Table
+from ..float_table import FloatTable
+from ..layout import FloatLayout, RowLayout
+from .replace import replacing
+from .safetensors_file import brief, header_bytes, read_index
+from .table_file import MAPPING, RESERVED, ROWS, TABLES_KEY, VERSION, VERSION_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from .._handle import TableHandle
+
+    AnyTable: TypeAlias = Table | NDArray[Any]
+
+INDEX_SUFFIX = ".index.json"
+FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Rows are copied, where they must be, and written this many bytes at a time.
+WRITTEN_AT_ONCE = 1 << 23
+
+
+def save_tables(
+    path: str | os.PathLike[str],
+    tables: AnyTable | Mapping[str, AnyTable],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Save tables to a safetensors file, which `open_tables` opens.
+
+    Parameters
+    ----------
+    path : str or path
+        Where to. If its name ends in ``.index.json``, the tables go to one or several files beside it, and it says which
+        is where, as Hugging Face has it: ``model.safetensors.index.json`` and, for example,
+        ``model-1f3a9c04-00001-of-00002.safetensors``.
+    tables : QuantizedTable, FloatTable, array of floats, or dict of them by name
+        A single one gets the name "table". An array has 2 dimensions, of float32, float16 or bfloat16.
+    metadata : dict of str, optional
+        Texts to save with them. Keys must not begin with ``qembag.``.
+    max_shard_bytes : int, optional
+        For an index: begin another file where the present one would hold more than so many bytes of tables. A table
+        stays in one file, even if it is larger.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a wrong type.
+    ValueError
+        If a name is empty, or two tables would take the same name in the file; if `metadata` has a key that is not
+        allowed; if `max_shard_bytes` is given and `path` is no index.
+    IndexError
+        If a mapping was changed and names a row that is not there.
+    OSError
+        That names `path`, if the file cannot be written.
+
+    Notes
+    -----
+    The file takes its name when all is written and flushed to disk: after an error or a crash, the old file is there or
+    the new one. Tables may be saved to the file that they are mapped from: they keep the old one, which lives on without
+    a name. (Not on Windows, which refuses to replace a mapped file.) Of an index, the files have new names for each save;
+    those of the old index are removed at last. A crash may leave files behind that no index names.
+
+    Bytes of rows that are padding are saved as zeros. The scales and zero points that `ops.embedding_bag_prepack` was
+    given, for its unpack, are not saved.
+
+    Examples
+    --------
+    >>> import numpy as np, qembag, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/tables.safetensors"
+    >>> table = qembag.quantize(np.eye(4, dtype=np.float32), bits=2)
+    >>> qembag.save_tables(path, {"a": table, "b": table.prune([0, 3])}, metadata={"made by": "an example"})
+    >>> list(qembag.open_tables(path))
+    ['a', 'b']
+    >>> folder.cleanup()
+    """
+    target = as_path(path)
+    handles = _handles(tables)
+    limit = None if max_shard_bytes is None else _arguments.whole_number(max_shard_bytes, "max_shard_bytes")
+    if limit is not None and limit < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {shown(limit)}")
+    kept = _metadata(metadata)
+    if target.name.endswith(INDEX_SUFFIX):
+        _save_shards(target, handles, kept, limit)
+    elif limit is not None:
+        raise ValueError(f"max_shard_bytes must come with a path that ends in {INDEX_SUFFIX}, got {brief(str(target))}")
+    else:
+        with replacing(target) as file:
+            _write(file, handles, kept)
+
+
+def as_path(path: object) -> Path:
+    """The argument of that name."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, got {kind_of(path)}")
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a str or a path of str, got one of {kind_of(name)}")
+    if not name or "\0" in name:
+        raise ValueError(f"path must name a file, got {shown(name)}")
+    return Path(name)
+
+
+# ---- What is saved ---------------------------------------------------------------------------------------------------
+
+
+def _handles(tables: object) -> dict[str, TableHandle]:
+    """The tables by name, each as it is at this moment."""
+    if isinstance(tables, (Table, np.ndarray)):
+        return {"table": _handle_of(tables, "tables")}
+    if not isinstance(tables, Mapping):
+        raise TypeError(f"tables must be a table or a dict of tables by name, got {kind_of(tables)}")
+    found: dict[str, TableHandle] = {}
+    for name, table in tables.items():
+        _check_text(name, "tables must be a dict by name; its keys")
+        if name in ("", "__metadata__"):
+            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(name)}")
+        found[name] = _handle_of(table, f"tables[{shown(name)}]")
+    if not found:
+        raise ValueError("tables must have at least one table, got none")
+    _check_apart(found)
+    return found
+
+
+def _handle_of(table: object, name: str) -> TableHandle:
+    if isinstance(table, Table):
+        return table._handle
+    if not isinstance(table, np.ndarray):
+        raise TypeError(f"{name} must be a QuantizedTable, a FloatTable or an array of floats, got {kind_of(table)}")
+    return FloatTable(_arguments.float_rows(table, name, None))._handle
+
+
+def _check_apart(handles: dict[str, TableHandle]) -> None:
+    """A reader finds mappings by name, and so also where there is none."""
+    owners: dict[str, str] = {}
+    for name, handle in handles.items():
+        rows = name + ROWS if isinstance(handle.layout, RowLayout) else name
+        for tensor in (rows, name + MAPPING):
+            other = owners.setdefault(tensor, name)
+            if other != name:
+                raise ValueError(
+                    f"tables must not have names that collide: {shown(other)} and {shown(name)} would both need "
+                    f"{shown(tensor)}"
+                )
+
+
+def _check_text(text: object, what: str) -> None:
+    if type(text) is not str:
+        raise TypeError(f"{what} must be str, got {kind_of(text)}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be text without lone surrogates, got {shown(text)}") from None
+
+
+def _metadata(metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a dict of str, got {kind_of(metadata)}")
+    kept = dict(metadata)
+    for key, value in kept.items():
+        _check_text(key, "metadata must be a dict of str; its keys")
+        _check_text(value, f"metadata[{shown(key)}]")
+        if key.startswith(RESERVED):
+            raise ValueError(f"metadata must not have keys that begin with {RESERVED}, got {shown(key)}")
+    return kept
+
+
+def describe(layouts: Mapping[str, RowLayout], metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The `__metadata__` of a file with tables of codes in these layouts, by name, and with the user's `metadata`."""
+    described = {
+        name: {
+            "bits": layout.bits,
+            "dim": layout.dim,
+            "scale_dtype": layout.scale_dtype.name,
+            "scale_first": layout.scale_first,
+            "group_size": layout.group_size if layout.num_groups > 1 else None,
+        }
+        for name, layout in sorted(layouts.items())
+    }
+    own = {VERSION_KEY: str(VERSION), TABLES_KEY: json.dumps(described, ensure_ascii=False, separators=(",", ":"))}
+    return own | dict(sorted(_metadata(metadata).items()))
+
+
+# ---- One file --------------------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """A tensor of a table."""
+
+    itemsize: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    handle: TableHandle
+
+
+def _parts(handles: dict[str, TableHandle]) -> list[_Part]:
+    """In the order of the file: larger elements first, so that each tensor is aligned."""
+    parts = []
+    for name, handle in handles.items():
+        layout = handle.layout
+        if isinstance(layout, FloatLayout):
+            shape = (len(handle.rows), layout.dim)
+            parts.append(_Part(layout.stored.itemsize, name, FLOAT_NAMES[layout.name], shape, handle))
+        else:
+            parts.append(_Part(1, name + ROWS, "U8", handle.rows.shape, handle))
+        if handle.mapping is not None:
+            parts.append(_Part(4, name + MAPPING, "I32", handle.mapping.shape, handle))
+    return sorted(parts, key=lambda part: (-part.itemsize, part.name))
+
+
+def _write(file: IO[bytes], handles: dict[str, TableHandle], metadata: dict[str, str]) -> None:
+    """Header, then tensors."""
+    parts = _parts(handles)
+    layouts = {name: handle.layout for name, handle in handles.items() if isinstance(handle.layout, RowLayout)}
+    file.write(header_bytes([(part.name, part.dtype, part.shape) for part in parts], describe(layouts, metadata)))
+    for part in parts:
+        for block in _mapping_of(part.handle) if part.dtype == "I32" else _rows_of(part.handle):
+            if block.size:
+                # Of float tables, the mapping's too: the file is little-endian.
+                swapped = sys.byteorder == "big" and part.itemsize > 1
+                file.write(block.view(f"u{part.itemsize}").byteswap().data if swapped else block.data)
+
+
+def _mapping_of(handle: TableHandle) -> Iterator[NDArray[Any]]:
+    # Checked once more, in a copy: the caller may have written to it since the table was made.
+    yield _arguments.checked_mapping(np.array(handle.mapping), len(handle.rows))
+
+
+def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
+    """The rows, some at a time; what is padding in them as zeros."""
+    rows, layout = handle.rows, handle.layout
+    at_once = max(WRITTEN_AT_ONCE // max(layout.row_bytes, 1), 1)
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
+        block = layout.taken(rows, part) if isinstance(layout, RowLayout) else rows[part]
+        yield np.ascontiguousarray(block)
+
+
+# ---- Several files ---------------------------------------------------------------------------------------------------
+
+
+def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str, str], limit: int | None) -> None:
+    if "total_size" in metadata:
+        raise ValueError("metadata must not have the key total_size, which an index has of its own")
+    stem = path.name.removesuffix(INDEX_SUFFIX).removesuffix(".safetensors")
+    shards = _shards(handles, limit)
+    # New names, so that a crash leaves the old index with its files, or the new one with its own.
+    token = os.urandom(4).hex()
+    names = [f"{stem}-{token}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    placed = {part.name: name for name, shard in zip(names, shards, strict=True) for part in _parts(shard)}
+    size = sum(_size_of(handle) for handle in handles.values())
+    index = {"metadata": metadata | {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
+    text = json.dumps(index, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"
+    old = _old_shards(path, stem)
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            with replacing(path.with_name(name)) as file:
+                _write(file, shard, {})
+        with replacing(path) as file:
+            file.write(text)
+    except BaseException:
+        if not _holds(path, text):
+            _remove(path.with_name(name) for name in names)
+        raise
+    _remove(old)
+
+
+def _shards(handles: dict[str, TableHandle], limit: int | None) -> list[dict[str, TableHandle]]:
+    """The tables of each file, in their order."""
+    shards: list[dict[str, TableHandle]] = [{}]
+    size = 0
+    for name, handle in handles.items():
+        own = _size_of(handle)
+        if limit is not None and shards[-1] and size + own > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = handle
+        size += own
+    return shards
+
+
+def _size_of(handle: TableHandle) -> int:
+    return handle.rows.nbytes + (0 if handle.mapping is None else handle.mapping.nbytes)
+
+
+def _old_shards(path: Path, stem: str) -> list[Path]:
+    """The files of the index that is there, of those that this module names so."""
+    named = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{8}}-\d{{5,}}-of-\d{{5,}}\.safetensors")
+    try:
+        files = set(read_index(path).values())
+    except (OSError, ValueError):
+        return []
+    return [file for file in files if file.parent == path.parent and named.fullmatch(file.name)]
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    try:
+        return path.read_bytes() == text
+    except OSError:
+        return False
+
+
+def _remove(paths: Any) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()

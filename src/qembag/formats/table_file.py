@@ -1,0 +1,253 @@
+"""A file of tables: which tensors make which table, and the tables of a mapped file, which pickle by its path."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from .. import float_table
+from .. import layout as layouts
+from .. import table as code_table
+from ..float_table import FloatTable
+from ..table import QuantizedTable
+from .safetensors_file import Header, Tensor, brief, read_header, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ..base import Table
+
+VERSION = 1
+RESERVED = "qembag."
+VERSION_KEY, TABLES_KEY = "qembag.version", "qembag.tables"
+ROWS, MAPPING = ".rows", ".compressed_indices_mapping"
+DESCRIPTION = {"bits", "dim", "scale_dtype", "scale_first", "group_size"}
+FLOATS = {"F32", "F16", "BF16"}
+# As they lie in a file. Of bfloat16 NumPy knows the bits.
+_KINDS = {"U8": "u1", "I32": "<i4", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+STORED = {name: np.dtype(kind) for name, kind in _KINDS.items()}
+READ_AT_ONCE = 1 << 26
+# What tells whether a file is still the one that a table was pickled from: so many places, of so many bytes.
+NUM_SAMPLES, SAMPLE_BYTES = 16, 4096
+
+
+class Plan(NamedTuple):
+    """The tensors of a table, and how rows of codes are laid out, as the file says."""
+
+    rows: Tensor
+    mapping: Tensor | None
+    description: Any
+
+
+def plans_of(header: Header) -> dict[str, Plan]:
+    """The tables of a file, by name."""
+    tensors = header.tensors
+    plans: dict[str, Plan] = {}
+    for name, description in _descriptions(header.metadata).items():
+        rows = tensors.get(name + ROWS)
+        if rows is None:
+            raise ValueError(f"table {brief(name)} has no tensor {brief(name + ROWS)}")
+        plans[name] = Plan(rows, tensors.get(name + MAPPING), description)
+    parts = {tensor.name for plan in plans.values() for tensor in plan[:2] if tensor is not None}
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0 and name not in parts:
+            if name in plans:
+                raise ValueError(f"has two tables {brief(name)}, one of codes and one of floats")
+            plans[name] = Plan(tensor, tensors.get(name + MAPPING), None)
+    return dict(sorted(plans.items()))
+
+
+def _descriptions(metadata: Mapping[str, str]) -> dict[str, Any]:
+    version, described = metadata.get(VERSION_KEY), metadata.get(TABLES_KEY)
+    if version is None and described is None:
+        return {}
+    if version is None or described is None:
+        raise ValueError(f"__metadata__ must have both {VERSION_KEY} and {TABLES_KEY}, or none of them")
+    if version != str(VERSION):
+        hint = ", a newer one: update qembag" if version.isdecimal() and version[0] != "0" else ""
+        raise ValueError(f"{VERSION_KEY} must be '{VERSION}', got {brief(version)}{hint}")
+    try:
+        tables = read_json(described)
+    except ValueError as error:
+        raise ValueError(f"{TABLES_KEY} {error}") from None
+    if type(tables) is not dict:
+        raise ValueError(f"{TABLES_KEY} must be an object, got {brief(tables)}")
+    return tables
+
+
+def _layout_of(plan: Plan) -> layouts.RowLayout:
+    rows, given = plan.rows, plan.description
+    if rows.dtype != "U8" or len(rows.shape) != 2:
+        raise ValueError(f"{brief(rows.name)} must be U8 of 2 dimensions, got {rows.dtype} of {brief(rows.shape)}")
+    if type(given) is not dict or given.keys() != DESCRIPTION:
+        raise ValueError(f"its description must have {', '.join(sorted(DESCRIPTION))}, got {brief(given)}")
+    for key, kinds in (("bits", int), ("dim", int), ("scale_first", bool), ("group_size", (int, type(None)))):
+        # True is a number for Python.
+        if not isinstance(given[key], kinds) or (kinds is not bool and isinstance(given[key], bool)):
+            raise ValueError(
+                f"{key} must be {'true or false' if kinds is bool else 'a whole number'}, got {brief(given[key])}"
+            )
+    if given["scale_dtype"] not in ("float32", "float16"):
+        raise ValueError(f"scale_dtype must be float32 or float16, got {brief(given['scale_dtype'])}")
+    bits = given["bits"]
+    if bits not in (8, 4, 2):
+        raise ValueError(f"bits must be 8, 4 or 2, got {bits}")
+    others = {key: value for key, value in given.items() if key != "bits"}
+    return layouts.of_rows(rows.shape[1], bits, brief(rows.name), **others)
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+class TableFile:
+    """A file of tables, mapped, or open to be read.
+
+    Mapped tables hold it, and pickle as their name and this file; it pickles as its path and a check. A pickle of many
+    tables thus names, and opens, the file once.
+    """
+
+    __slots__ = ("_memory", "_stream", "header", "path", "plans")
+
+    def __init__(self, path: Path, *, mapped: bool) -> None:
+        self.path = path
+        self._memory: mmap.mmap | None = None
+        self._stream = path.open("rb")
+        try:
+            self.header = read_header(self._stream, path)
+            try:
+                self.plans = plans_of(self.header)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            if mapped:
+                self._memory = _map(self._stream.fileno())
+                if len(self._memory) != self.size:
+                    raise ValueError(f"{path}: changed while it was opened")
+        except BaseException:
+            self.close()
+            raise
+        if mapped:
+            self.close()
+
+    def close(self) -> None:
+        """Close what it reads from; memory stays mapped while anything uses it."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Of the file; its tensors end with it."""
+        return max(
+            (tensor.start + tensor.nbytes for tensor in self.header.tensors.values()), default=self.header.data_start
+        )
+
+    def table(self, name: str, kind: Any = None) -> QuantizedTable | FloatTable:
+        """The table of that name; its class may be a subclass."""
+        plan = self.plans[name]
+        table: QuantizedTable | FloatTable
+        try:
+            mapping = None
+            if plan.mapping is not None:
+                if plan.mapping.dtype != "I32" or len(plan.mapping.shape) != 1:
+                    found = f"{plan.mapping.dtype} of {brief(plan.mapping.shape)}"
+                    raise ValueError(f"{brief(plan.mapping.name)} must be I32 of 1 dimension, got {found}")
+                mapping = self._array(plan.mapping)
+            if plan.description is None:
+                table = float_table._restore(kind or FloatTable, self._array(plan.rows), mapping)
+            else:
+                layout = _layout_of(plan)
+                table = code_table.table_of(kind or QuantizedTable, self._array(plan.rows), layout, mapping)
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{self.path}: table {brief(name)}: {error}") from None
+        if self._memory is not None:
+            table._source = (self, name)
+        return table
+
+    def _array(self, tensor: Tensor) -> NDArray[Any]:
+        """A tensor in the host's byte order: in the mapped memory, if it has that there, or a copy."""
+        dtype = STORED[tensor.dtype]
+        array: NDArray[Any]
+        if tensor.nbytes == 0:
+            array = np.empty(tensor.shape, dtype)
+        elif self._memory is not None:
+            array = np.ndarray(tensor.shape, dtype, buffer=self._memory, offset=tensor.start)
+        else:
+            array = self._read(tensor).view(dtype).reshape(tensor.shape)
+        return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+    def _read(self, tensor: Tensor) -> NDArray[np.uint8]:
+        array = np.empty(tensor.nbytes, np.uint8)
+        left = array.data
+        self._stream.seek(tensor.start)
+        while left:
+            count = self._stream.readinto(left[:READ_AT_ONCE])
+            if not count:
+                raise ValueError("the file was cut short while it was read")
+            left = left[count:]
+        return array
+
+    # ---- Pickling ----------------------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: object) -> TableFile:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopened, (str(self.path), self.size, self._hash_of([(0, self.header.data_start)])))
+
+    def reduced(self, table: Table, name: str) -> tuple[Any, ...]:
+        """How a table of it pickles."""
+        return (_table_of_file, (type(table), self, name, self.check(name)))
+
+    def check(self, name: str) -> bytes:
+        """What tells whether the table's bytes are the same, read in a few places."""
+        plan = self.plans[name]
+        pieces: list[tuple[int, int]] = []
+        for tensor in plan[:2]:
+            if tensor is not None and tensor.nbytes <= NUM_SAMPLES * SAMPLE_BYTES:
+                pieces.append((tensor.start, tensor.nbytes))
+            elif tensor is not None:
+                last = tensor.nbytes - SAMPLE_BYTES
+                starts = (tensor.start + last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES))
+                pieces += [(start, SAMPLE_BYTES) for start in starts]
+        return self._hash_of(pieces)
+
+    def _hash_of(self, pieces: list[tuple[int, int]]) -> bytes:
+        import hashlib  # takes a millisecond, which `import qembag` need not
+
+        found = hashlib.blake2b(digest_size=16)
+        for start, length in pieces:
+            found.update(self._memory[start : start + length])  # type: ignore[index]
+        return found.digest()
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13) and os.name != "nt":
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
+    # Python keeps a descriptor of its own.
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+
+
+def _reopened(path: str, size: int, header_hash: bytes) -> TableFile:
+    from pathlib import Path
+
+    file = TableFile(Path(path), mapped=True)
+    if file.size != size or file._hash_of([(0, file.header.data_start)]) != header_hash:
+        raise ValueError(f"{path}: changed since its tables were pickled")
+    return file
+
+
+def _table_of_file(kind: type[Table], file: TableFile, name: str, check: bytes) -> QuantizedTable | FloatTable:
+    if file.check(name) != check:
+        raise ValueError(f"{file.path}: table {brief(name)} changed since it was pickled")
+    return file.table(name, kind)
