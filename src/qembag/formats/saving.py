@@ -131,9 +131,9 @@ def _handles(tables: object) -> dict[str, TableHandle]:
         raise TypeError(f"tables must be a table or a dict of tables by name, got {kind_of(tables)}")
     found: dict[str, TableHandle] = {}
     for name, table in tables.items():
-        _check_text(name, "the names of tables")
+        _check_text(name, "tables must be a dict by name; its keys")
         if name in ("", "__metadata__"):
-            raise ValueError(f"the names of tables must not be empty or __metadata__, got {shown(name)}")
+            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(name)}")
         found[name] = _handle_of(table, f"tables[{shown(name)}]")
     if not found:
         raise ValueError("tables must have at least one table, got none")
@@ -157,7 +157,10 @@ def _check_apart(handles: dict[str, TableHandle]) -> None:
         for tensor in (rows, name + MAPPING):
             other = owners.setdefault(tensor, name)
             if other != name:
-                raise ValueError(f"the names of tables must not collide, got {shown(other)} and {shown(name)}")
+                raise ValueError(
+                    f"tables must not have names that collide: {shown(other)} and {shown(name)} would both need "
+                    f"{shown(tensor)}"
+                )
 
 
 def _check_text(text: object, what: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,8 +12,9 @@ from .. import _arguments, _errors
 from ..quantize import quantize_part
 from .progress import check, reporting
 from .safetensors_file import header_bytes
+from .saving import INDEX_SUFFIX, as_path, describe
 from .sources import Source, float_tensors, is_path, open_source
-from .tables import describe
+from .table_file import ROWS
 from .unfinished import Unfinished, journal_size
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def quantize_to_file(
     scale_first: bool = False,
     group_size: int | None = None,
     row_alignment: int = 1,
+    importance: ArrayLike | None = None,
     tensors: str | Sequence[str] | None = None,
     name: str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -64,7 +65,7 @@ def quantize_to_file(
         of rows; its block must fit in memory. Of a table all logical rows are taken, pruned ones as zeros.
     path : path
         The file to write. A file that is there is replaced when the new one is whole.
-    bits, method, scale_dtype, scale_first, group_size, row_alignment, num_threads
+    bits, method, scale_dtype, scale_first, group_size, row_alignment, importance, num_threads
         As for `quantize`.
     tensors : str or sequence of str, optional
         Names or patterns (``"*.embed_tokens.weight"``) of tensors of a file: each becomes a table of its name, all of
@@ -104,7 +105,7 @@ def quantize_to_file(
     QuantizedTable(num_embeddings=15, dim=4, bits=4, nbytes=90)
     >>> folder.cleanup()
     """
-    options = {
+    options: dict[str, Any] = {
         "bits": bits,
         "method": method,
         "scale_dtype": scale_dtype,
@@ -113,9 +114,13 @@ def quantize_to_file(
         "row_alignment": row_alignment,
         "num_threads": num_threads,
     }
+    if importance is not None:
+        options["importance"] = importance
     check(progress)
     goes_on = _arguments.flag(resume, "resume")
-    target = _target(path)
+    target = as_path(path)
+    if target.name.endswith(INDEX_SUFFIX):
+        raise ValueError(f"path must be the name of one file, got that of an index, {_errors.shown(str(target))}")
     sources = _sources(source, tensors, name)
     job = Job(_tables(sources, options), options, metadata)
     part = Unfinished(target)
@@ -144,7 +149,7 @@ class Table(NamedTuple):
 
     @property
     def rows_name(self) -> str:
-        return f"{self.name}.rows"
+        return self.name + ROWS
 
     @property
     def name_in_errors(self) -> str:
@@ -155,16 +160,9 @@ class Table(NamedTuple):
 # ---- What is asked for -----------------------------------------------------------------------------------------------
 
 
-def _target(path: object) -> Path:
-    if not is_path(path):
-        raise TypeError(f"path must be a path, got {_errors.kind_of(path)}")
-    return Path(path)  # type: ignore[arg-type]
-
-
 def _sources(source: object, tensors: object, name: object) -> dict[str, Source]:
     """By the names of the tables to be."""
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {_errors.kind_of(name)}")
+    table_name = None if name is None else _table_name(name)
     names: list[str | None] = [None]
     if tensors is not None:
         patterns = [tensors] if isinstance(tensors, str) else tensors
@@ -174,11 +172,21 @@ def _sources(source: object, tensors: object, name: object) -> dict[str, Source]
             raise ValueError(f"tensors must be None for a source that is no file, got {_errors.shown(tensors)}")
         names = [*_matches(source, patterns)]
     found = [open_source(source, tensor) for tensor in names]
-    if name is None:
+    if table_name is None:
         return {one.name: one for one in found}
     if len(found) != 1:
-        raise ValueError(f"name must be None for several tables, got {_errors.shown(name)} for {len(found)}")
-    return {name: found[0]}
+        raise ValueError(f"name must be None for several tables, got {_errors.shown(table_name)} for {len(found)}")
+    return {table_name: found[0]}
+
+
+def _table_name(name: object) -> str:
+    """The argument of that name."""
+    if type(name) is not str:
+        raise TypeError(f"name must be a str or None, got {_errors.kind_of(name)}")
+    is_text = name.isascii() or name == name.encode("utf-8", "ignore").decode()  # without lone surrogates
+    if name in ("", "__metadata__") or not is_text:
+        raise ValueError(f"name must be a text other than '' and '__metadata__', got {_errors.shown(name)}")
+    return name
 
 
 def _matches(source: Any, patterns: Sequence[str]) -> dict[str, None]:
