@@ -179,12 +179,8 @@ def main() -> None:
     results = [measured for real in reals for measured in measure(real)]
     lines = as_table(results)
     shapes = "; ".join(f"{r.name} {r.weights.shape[0]:,} x {r.weights.shape[1]}" for r in reals)
-    lines += [
-        "",
-        f"*{shapes}; sums of {len(reals[0].bags[1]) - 1:,} sentences, against sums of floats. Spearman's correlation with "
-        f"WordSim-353: {floats_spearman(reals[0]):.4f} from floats. qembag {qembag.__version__}; the numbers are the same "
-        "on each processor.*",
-    ]
+    num_sentences, from_floats = len(reals[0].bags[1]) - 1, floats_spearman(reals[0])
+    lines += ["", f"*{shapes}; {num_sentences:,} sentences. Spearman's correlation from floats: {from_floats:.4f}.*"]
     print("\n".join(lines))
     if options.write:
         page = ROOT / "docs" / "quality.md"

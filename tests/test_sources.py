@@ -171,7 +171,11 @@ def test_an_iterable_gives_rows_at_any_borders(weights):
 @pytest.mark.parametrize(
     ("block", "error", "text"),
     [
-        (np.ones((2, 5), "f4"), ValueError, r"source's block 1 must have 2 dimensions \(rows, dim\) and a dim of 6, got"),
+        (
+            np.ones((2, 5), "f4"),
+            ValueError,
+            r"source's block 1 must have 2 dimensions \(rows, dim\) and a dim of 6, got",
+        ),
         (np.ones((0, 5), "f4"), ValueError, "source's block 1 must have 2 dimensions"),
         (np.ones(6, "f4"), ValueError, "source's block 1 must have 2 dimensions"),
         (np.ones((2, 6), int), TypeError, "source's block 1 must be an array of float32, float16, float64 or bfloat16"),
