@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -102,7 +103,7 @@ def test_a_sample_of_rows_is_read(made, weights, numbers, monkeypatch):
 
 
 def test_an_iterable_has_no_sample(weights):
-    with pytest.raises(TypeError, match="^source must be an array or a file for a sample of its rows"):
+    with pytest.raises(TypeError, match=r"^source must be an array or a file for a sample of its rows"):
         read_rows(open_source([weights]), np.array([0]))
 
 
@@ -160,7 +161,7 @@ def test_bfloat16_of_another_package_is_taken(weights, same_bits):
 
 def test_an_iterable_gives_rows_at_any_borders(weights):
     borders = [0, 0, 1, 1, 20, 36, 37, 37]
-    pieces = [weights[a:b] for a, b in zip(borders, borders[1:])]
+    pieces = [weights[a:b] for a, b in itertools.pairwise(borders)]
     for start in (0, 1, 2, 30, 37, 50):
         for max_rows in (1, 7, 1000):
             source = open_source(iter(pieces))
@@ -205,7 +206,7 @@ def test_an_error_of_an_iterable_passes_through(weights):
 def test_an_iterable_is_run_through_once(weights):
     source = open_source([weights])
     rows_of(source)
-    with pytest.raises(ValueError, match="^source must be an iterable that was not run through yet"):
+    with pytest.raises(ValueError, match=r"^source must be an iterable that was not run through yet"):
         rows_of(source)
 
 
@@ -239,7 +240,7 @@ def test_a_file_that_is_not_there_is_an_oserror(tmp_path):
 
 
 def test_an_array_has_no_tensors(weights):
-    with pytest.raises(ValueError, match="^tensor must be None for a source that is no file"):
+    with pytest.raises(ValueError, match=r"^tensor must be None for a source that is no file"):
         open_source(weights, "a")
 
 
@@ -292,7 +293,7 @@ def test_which_tensor_must_be_said(weights, tmp_path):
 
 def test_an_index_that_names_what_its_shard_has_not_is_refused(made, tmp_path):
     (tmp_path / "b.index.json").write_text(json.dumps({"weight_map": {"other": "BF16.safetensors"}}))
-    with pytest.raises(ValueError, match="names tensor 'other' of BF16.safetensors, which has none"):
+    with pytest.raises(ValueError, match=r"names tensor 'other' of BF16.safetensors, which has none"):
         open_source(tmp_path / "b.index.json")
 
 

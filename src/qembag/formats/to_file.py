@@ -276,7 +276,7 @@ class Job:
                 part.rows_done = rows
                 return
             if part.resume(self._text):
-                if part.size < self._data_start + self._bytes_of(part.rows_done):
+                if part.rows_done and part.size < self._data_start + self._bytes_of(part.rows_done):
                     raise ValueError(f"resume must be False where {part.path} lost rows at its end")
                 return
         part.begin(self._text, self._journal_at)

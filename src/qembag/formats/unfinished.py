@@ -85,7 +85,7 @@ class Unfinished:
         """Make an empty file with a journal, of a text that is a JSON object."""
         with self._writing():
             self._file.truncate(0)
-            self._slots_at, self._check = journal_at + TEXT.size, zlib.crc32(text)
+            self._slots_at, self._check = journal_at + TEXT.size, _check_of(text)
             slots = b"".join(self._slot(0) for _ in range(SLOTS))
             self._put(journal_at, TEXT.pack(len(text), self._check) + slots + text)
             self._sync()
@@ -110,14 +110,14 @@ class Unfinished:
         if not any(front):
             return False
         magic, journal_at = FRONT.unpack(front.ljust(FRONT.size))
-        if magic != MAGIC:
+        if magic != MAGIC or journal_at > self.size:
             raise self._no_journal()
         head = self._get(journal_at, journal_size(b""))
         if len(head) < journal_size(b""):
             raise self._no_journal()
         length, check = TEXT.unpack_from(head)
-        text = self._get(journal_at + len(head), min(length, os.fstat(self._file.fileno()).st_size))
-        if len(text) != length or zlib.crc32(text) != check:
+        text = self._get(journal_at + len(head), min(length, self.size))
+        if len(text) != length or _check_of(text) != check:
             raise self._no_journal()
         begun, now = json.loads(text), json.loads(expected)
         for key in now | begun:
@@ -255,6 +255,11 @@ class Unfinished:
         # What is still in buffers is in no slot; on a full disk it cannot be written.
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _check_of(text: bytes) -> int:
+    """Not 0 for an empty text: bytes of a hole in the file are no journal."""
+    return zlib.crc32(MAGIC + text)
 
 
 def journal_size(text: bytes) -> int:
