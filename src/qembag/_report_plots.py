@@ -141,7 +141,7 @@ def draw_errors(report: Report, figure: Any) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(10, subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
-    axes.margins(0.2, 0.12)
+    axes.margins(0.25, 0.12)
     axes.set_xlabel("bytes of the table")
     axes.set_ylabel("relative error")
     axes.grid(alpha=0.2, linewidth=0.6)
@@ -166,7 +166,7 @@ def label_points(axes: Any, variants: tuple[Variant, ...]) -> None:
         width = 0.6 * LABEL_SIZE * len(text)
         for dx, dy, side in PLACES:
             left = x + dx - {"left": 0, "right": width, "center": width / 2}[side]
-            box = (left, y + dy - LABEL_SIZE / 2, left + width, y + dy + LABEL_SIZE / 2)
+            box = (left, y + dy - 0.7 * LABEL_SIZE, left + width, y + dy + 0.7 * LABEL_SIZE)
             inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
             if inside and not any(overlap(box, other) for other in taken):
                 break
@@ -175,6 +175,8 @@ def label_points(axes: Any, variants: tuple[Variant, ...]) -> None:
         taken.append(box)
         at = (variant.nbytes, variant.relative_error)
         form = {"ha": side, "va": "center_baseline", "fontsize": LABEL_SIZE, "textcoords": "offset points"}
+        if abs(dx) + abs(dy) > 17:  # where another point may be as near
+            form["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "color": axes.xaxis.label.get_color()}
         axes.annotate(text, at, (dx, dy), **form)
 
 

@@ -138,11 +138,11 @@ def compare(
     --------
     >>> import numpy as np, qembag
     >>> rows = np.random.default_rng(0).standard_normal((1000, 64), dtype=np.float32)
-    >>> report = qembag.compare(rows, bits=(8, 4), methods="minmax")
+    >>> report = qembag.compare(rows, bits=(8, 4), methods="lsq")
     >>> [variant.label for variant in report.variants][1:]
-    ['8 bits in groups of 32, minmax', '4 bits, minmax', '4 bits in groups of 32, minmax']
+    ['8 bits in groups of 32, lsq', '4 bits, lsq', '4 bits in groups of 32, lsq']
     >>> report.recommendation(min_cosine=0.99)
-    '4 bits (minmax): 7.1 times smaller, worst cosine .991'
+    '4 bits (lsq): 7.1 times smaller, worst cosine .993'
     """
     threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
     rng = np.random.default_rng(_at_least(seed, 0, "seed"))

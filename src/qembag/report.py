@@ -141,21 +141,8 @@ class Report:
         )
 
     def __str__(self) -> str:
-        heads = ["", "", "times", "cosine", "of", "bags", "relative", "cosine", "of", "rows", "ns"]
-        names = [
-            "variant",
-            "bytes",
-            "smaller",
-            "worst",
-            "1st pct",
-            "mean",
-            "error",
-            "worst",
-            "1st pct",
-            "mean",
-            "a row",
-        ]
-        lines = [heads, names]
+        bags, rows = (["bags: worst", "1st pct", "mean"], ["rows: worst", "1st pct", "mean"])
+        lines = [["variant", "bytes", "smaller", *bags, "error", *rows, "ns a row"]]
         lines += [[variant.label, *variant.cells()] for variant in self.variants]
         return "\n\n".join([aligned(lines), f"{self.recommendation()}\n\n{self.caption()}"])
 
@@ -209,14 +196,15 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """As dicts, lists, texts and numbers, which JSON can hold; None in the place of a nan.
 
-        ``histogram_edges`` are those of ``1 - cosine`` in each histogram.
+        A histogram's ``edges``, of 1 - cosine, are those around its `counts` that are not zero.
         """
         found: dict[str, Any] = _plain(dataclasses.asdict(self))
         for variant, plain in zip(self.variants, found["variants"], strict=True):
             for part in ("rows", "bags"):
-                plain[part] = _plain(getattr(variant, part)._asdict())
+                cosines: Cosines = getattr(variant, part)
+                plain[part] = _plain(cosines._asdict()) | {"histogram": _histogram(cosines.histogram)}
             plain["worst_rows"] = [{"row": row, "cosine": cosine} for row, cosine in variant.worst_rows]
-        return found | {"histogram_edges": EDGES.tolist(), "recommendation": self.recommendation()}
+        return found | {"recommendation": self.recommendation()}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw error against bytes, and histograms of cosines, to a file: .svg, .png or .pdf.
@@ -271,11 +259,19 @@ def _short(variant: Variant) -> str:
     worst = variant.bags.worst
     if math.isnan(worst):
         return "unknown"
-    return cosine_text(worst, 3 if worst < 0.999 else min(1 - math.floor(math.log10(max(1 - worst, 1e-9))), 9))
+    return cosine_text(worst, 3 if worst < 0.999 or worst == 1 else min(1 - math.floor(math.log10(1 - worst)), 9))
 
 
 def _smaller(variant: Variant) -> str:
     return f"{variant.times_smaller:.1f} times smaller"
+
+
+def _histogram(counts: tuple[int, ...]) -> dict[str, Any]:
+    used = np.flatnonzero(counts)
+    if not len(used):
+        return {"edges": [], "counts": []}
+    first, end = int(used[0]), int(used[-1]) + 1
+    return {"edges": EDGES[first : end + 1].tolist(), "counts": list(counts[first:end])}
 
 
 def _plain(value: Any) -> Any:
