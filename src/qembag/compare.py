@@ -145,7 +145,8 @@ def compare(
     '4 bits (lsq): 7.1 times smaller, worst cosine .993'
     """
     threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
-    rng = np.random.default_rng(_at_least(seed, 0, "seed"))
+    number_of_seed = _at_least(seed, 0, "seed")
+    rng = np.random.default_rng(number_of_seed)
     source = source_of(weights, tensor, name)
     wanted = variants_of(source.dim, bits, methods, group_sizes)
     given = None if bags is None else own_bags(bags, source.num_rows)
@@ -178,7 +179,7 @@ def compare(
         num_bags=len(batch.offsets),
         num_indices=len(batch.indices),
         own_bags=given is not None,
-        seed=int(seed),
+        seed=number_of_seed,
         ns_per_row_float32=floats_ns,
         num_rounds=len(rounds),
         machine="qembag {version}, {level}".format(**show_config()),
@@ -352,7 +353,7 @@ def own_bags(bags: Any, num_rows: int) -> Bags:
     return Bags(_arguments.plain_integers(indices[start:]), _arguments.plain_integers(offsets) - start, used)
 
 
-# ---- Rows --------------------------------------------------------------------------------------------------------------
+# ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
 def sampled(source: Source, sample: object, bags: Bags | None, rng: np.random.Generator) -> NDArray[np.int64]:
