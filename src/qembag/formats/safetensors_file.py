@@ -262,9 +262,12 @@ def read_index(path: Path) -> dict[str, Path]:
 def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """`read_index`, and the texts of its metadata."""
     with path.open("rb") as file:
-        text = file.read(MAX_HEADER + 1)
+        size = file.seek(0, 2)
+        file.seek(0)
+        # Of what is asked for, not of what is there, Python makes room at once.
+        text = file.read(min(size, MAX_HEADER))
     try:
-        if len(text) > MAX_HEADER:
+        if size > MAX_HEADER:
             raise ValueError(f"is longer than {MAX_HEADER} bytes")
         index = read_json(text, only_whole_numbers=False)
         if type(index) is not dict or "weight_map" not in index:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .. import _arguments
+from .. import _arguments, float_table
 from .._errors import kind_of, shown
 from ..base import Table
 from ..float_table import FloatTable
@@ -146,7 +146,8 @@ def _handle_of(table: object, name: str) -> TableHandle:
         return table._handle
     if not isinstance(table, np.ndarray):
         raise TypeError(f"{name} must be a QuantizedTable, a FloatTable or an array of floats, got {kind_of(table)}")
-    return FloatTable(_arguments.float_rows(table, name, None))._handle
+    floats = _arguments.float_rows(table, name, None)
+    return FloatTable._of(*float_table._rows_of(floats, name), None)._handle
 
 
 def _check_apart(handles: dict[str, TableHandle]) -> None:
