@@ -143,7 +143,9 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         (name == "None" and may_be_none(function, argument))
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
         or (argument in (*WITHOUT_END, "num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
-        or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
+        or (
+            argument in ("group_size", "group_sizes") and name in ("2**100", "10**5000", "index 2**100")
+        )  # a row is one group
         or (argument in (*WITHOUT_END, "num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
         or (argument, name) in TAKEN
         or (argument, name) == ("item", "ellipsis")
@@ -167,7 +169,7 @@ def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
             continue
         by_name = name in REFUSED or (name == "None" and not may_be_none(function, argument))
         # The words of the first two are NumPy's own; of the third the function's, which is called.
-        is_called = argument == "progress" and name in ("function", "class")
+        is_called = argument == "progress" and callable(value)
         is_foreign = argument == "item" or ".__array__" in function or is_called
         if by_name and not is_foreign:
             assert rules.allows(rules.either(EITHER.get(argument, argument)), error), (name, error)

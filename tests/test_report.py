@@ -196,18 +196,21 @@ def test_degenerate_tables_are_drawn(rows, tmp_path):
 
 
 GUEST = """
-import sys
+import sys, threading
 import numpy as np, matplotlib, qembag
 matplotlib.rcParams.update({"font.size": 31, "axes.facecolor": "red", "svg.fonttype": "path"})
 before = matplotlib.rcParams.copy()
 report = qembag.compare(np.eye(16, dtype=np.float32))
 report.plot(sys.argv[1] + "/a.svg")
-report.to_html(sys.argv[1] + "/a.html")
+threads = [threading.Thread(target=report.to_html, args=[f"{sys.argv[1]}/a{n}.html"]) for n in range(3)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert len({open(f"{sys.argv[1]}/a{n}.html", "rb").read() for n in range(3)}) == 1
 assert matplotlib.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_callers_matplotlib_stays_as_it_was(tmp_path):
     pytest.importorskip("matplotlib")
     environment = child_environment()
