@@ -307,6 +307,14 @@ def test_bfloat16_is_judged_too(rows):
     assert (report.dtype, report.nbytes) == ("bfloat16", NUM_ROWS * DIM * 2)
 
 
+def test_a_quantized_table_is_quantized_again(rows):
+    table = qembag.quantize(rows)
+    report = qembag.compare(table, **ONE)
+    assert judged(report) == judged(qembag.compare(table.dequantize(), **ONE))
+    assert (report.dtype, report.nbytes, report.nbytes_float32) == ("8-bit codes", table.nbytes, rows.nbytes)
+    assert report.variants[0].times_smaller == table.nbytes / qembag.quantize(rows, 4).nbytes
+
+
 def test_of_a_pruned_table_the_rows_that_are_there_are_judged(rows):
     keep = np.arange(NUM_ROWS) % 3 > 0
     pruned = qembag.FloatTable(rows).prune(keep)

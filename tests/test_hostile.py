@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import inspect
 import itertools
@@ -24,6 +25,8 @@ import pytest
 
 import qembag
 from qembag import ops
+from qembag.pruning import RowChoice
+from qembag.report import Report
 from support import rules
 from support.arrays import WAYS, Boom, place, same_bits
 from support.functions import (
@@ -91,6 +94,10 @@ def parts(answer: Any) -> list[np.ndarray]:
         return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.bits))
     if isinstance(answer, qembag.FloatTable):
         return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.dtype))
+    if isinstance(answer, Report):  # but for its times
+        return parts(tuple((one.label, one.nbytes, one.rows, one.bags, one.worst_rows) for one in answer.variants))
+    if isinstance(answer, RowChoice):
+        return parts(dataclasses.astuple(answer))
     if isinstance(answer, tuple):
         return [part for item in answer for part in parts(item)]
     return [np.asarray(answer) if isinstance(answer, np.ndarray) else np.frombuffer(repr(answer).encode(), np.uint8)]
@@ -114,14 +121,33 @@ def may_be_none(function: str, argument: str) -> bool:
 EITHER = {"offsets": "(offsets|lengths)", "lengths": "(offsets|lengths)", "dtype": "(dtype|data)"}
 
 
+# Numbers of any size.
+WITHOUT_END = ("sample", "seed", "min_count", "max_rows", "max_bytes")
+TAKEN = {
+    ("group_sizes", "None"),
+    ("group_sizes", "list of nothing"),
+    ("group_sizes", "list of huge numbers"),
+    ("min_norm", "float"),
+    ("min_norm", "2**100"),
+    ("min_norm", "int that lies"),
+    ("min_norm", "float that is another"),
+    *(("name", text) for text in ("text", "text that lies", "text of many hashes")),
+    ("name", "dtype that is no Python"),
+    ("name", "dtype of surrogates"),
+}
+
+
 def is_taken(function: str, argument: str, name: str) -> bool:
     """What some arguments take: a default, a number for a flag, as many threads as there are, all rows."""
     return (
         (name == "None" and may_be_none(function, argument))
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
-        or (argument in ("num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
-        or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
-        or (argument in ("num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
+        or (argument in (*WITHOUT_END, "num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
+        or (
+            argument in ("group_size", "group_sizes") and name in ("2**100", "10**5000", "index 2**100")
+        )  # a row is one group
+        or (argument in (*WITHOUT_END, "num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
+        or (argument, name) in TAKEN
         or (argument, name) == ("item", "ellipsis")
         or (name == "buffer of floats" and argument == "per_sample_weights" and "table" in CALLS[function][1])
         or ".__array__" in function
@@ -142,8 +168,10 @@ def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
             assert is_taken(function, argument, name), (name, value)
             continue
         by_name = name in REFUSED or (name == "None" and not may_be_none(function, argument))
-        # The words of these two are NumPy's own.
-        if by_name and argument != "item" and ".__array__" not in function:
+        # The words of the first two are NumPy's own; of the third the function's, which is called.
+        is_called = argument == "progress" and callable(value)
+        is_foreign = argument == "item" or ".__array__" in function or is_called
+        if by_name and not is_foreign:
             assert rules.allows(rules.either(EITHER.get(argument, argument)), error), (name, error)
         assert not isinstance(error, SyntaxError) or ".__array__" in function
         assert argument == "out" or out is None or not out.any(), name

@@ -70,8 +70,8 @@ FIGURES = {
 }
 MEANINGS = {
     "Times smaller": "Bytes of the table as it was given, over the bytes of the quantized one.",
-    "Cosine of pooled bags": "Between the sum of the rows of a bag in float32, and the sum that a lookup in the quantized "
-    "table gives. 1 is the same direction. This is what a model sees that sums or averages rows.",
+    "Cosine of pooled bags": "Between the sum of the rows of a bag in float32, and the sum that a lookup in the "
+    "quantized table gives. 1 is the same direction. This is what a model sees that sums or averages rows.",
     "Cosine of rows": "The same of single rows: what a search by nearest rows sees.",
     "Worst, 1st percentile": "The lowest cosine; and the one below which 1 of 100 lies.",
     "Relative error": "Root of the sum of squared errors over the sum of squares, over all elements of the rows.",

@@ -13,6 +13,7 @@ from . import _arguments, _errors
 from ._measures import Distance, distance, lowest, summary
 from ._runtime import show_config
 from ._traffic import traffic
+from .base import Table
 from .float_table import FloatTable
 from .formats.progress import reporting
 from .layout import FloatLayout, RowLayout, table_bytes
@@ -71,7 +72,7 @@ class Bags(NamedTuple):
 
 
 def compare(
-    weights: ArrayLike | FloatTable | str | os.PathLike[str],
+    weights: ArrayLike | Table | str | os.PathLike[str],
     *,
     bits: int | Sequence[int] = (8, 4, 2),
     methods: str | Sequence[str] = ("minmax", "lsq"),
@@ -88,9 +89,9 @@ def compare(
 
     Parameters
     ----------
-    weights : array_like of floats, shape (num_rows, dim); FloatTable; or path of a file
+    weights : array_like of floats, shape (num_rows, dim); FloatTable or QuantizedTable; or path of a file
         As for `quantize`; or a file as for `quantize_to_file`, of which only a sample is read. Of a pruned table the
-        rows that are there are judged.
+        rows that are there are judged. A quantized table is quantized again, and compared with the values it has.
     bits, methods, group_sizes : sequence, or one of its items
         Each combination is a variant. Those that are the same (groups as long as rows) count once; "greedy" is left out
         at 8 bits, where it is not defined.
@@ -145,7 +146,8 @@ def compare(
     '4 bits (lsq): 7.1 times smaller, worst cosine .993'
     """
     threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
-    rng = np.random.default_rng(_at_least(seed, 0, "seed"))
+    number_of_seed = _at_least(seed, 0, "seed")
+    rng = np.random.default_rng(number_of_seed)
     source = source_of(weights, tensor, name)
     wanted = variants_of(source.dim, bits, methods, group_sizes)
     given = None if bags is None else own_bags(bags, source.num_rows)
@@ -178,7 +180,7 @@ def compare(
         num_bags=len(batch.offsets),
         num_indices=len(batch.indices),
         own_bags=given is not None,
-        seed=int(seed),
+        seed=number_of_seed,
         ns_per_row_float32=floats_ns,
         num_rounds=len(rounds),
         machine="qembag {version}, {level}".format(**show_config()),
@@ -234,7 +236,7 @@ def source_of(weights: Any, tensor: object, name: object) -> Source:
         raise ValueError(f"tensor must be None for what is no file, got {_errors.shown(tensor)}")
     if is_file:
         source = _of_file(weights, tensor)
-    elif isinstance(weights, FloatTable):
+    elif isinstance(weights, Table):
         source = _of_table(weights)
     else:
         source = _of_array(_arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True))
@@ -256,12 +258,13 @@ def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
     return Source(name, num_rows, source.dim, source.dtype, nbytes, None, lambda numbers: read_rows(source, numbers))
 
 
-def _of_table(table: FloatTable) -> Source:
+def _of_table(table: Table) -> Source:
     mapping = table.compressed_indices_mapping
-    if mapping is None and table.dtype == "float32":
+    if isinstance(table, FloatTable) and mapping is None and table.dtype == "float32":
         return _of_array(table.data)  # all of whose rows need no copy
+    stored = table.dtype if isinstance(table, FloatTable) else f"{table._handle.layout.bits}-bit codes"
     num_rows, dim = table.shape
-    return Source("table", num_rows, dim, table.dtype, table.nbytes, mapping, table.dequantize)
+    return Source("table", num_rows, dim, stored, table.nbytes, mapping, table.dequantize)
 
 
 def _of_array(array: NDArray[Any]) -> Source:
@@ -352,7 +355,7 @@ def own_bags(bags: Any, num_rows: int) -> Bags:
     return Bags(_arguments.plain_integers(indices[start:]), _arguments.plain_integers(offsets) - start, used)
 
 
-# ---- Rows --------------------------------------------------------------------------------------------------------------
+# ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
 def sampled(source: Source, sample: object, bags: Bags | None, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -54,6 +54,17 @@ def out(num_rows: int) -> np.ndarray:
     return np.zeros((num_rows, DIM), np.float32)
 
 
+def of_compare(bits: int) -> dict[str, Any]:
+    ways = {"bits": bits, "methods": "lsq", "group_sizes": None, "bags": np.array([[0, 1], [2, 2]])}
+    given = {"sample": 3, "tensor": None, "name": "rows", "num_threads": 1, "seed": 0, "progress": False}
+    return {"weights": FLOATS.copy(), **ways, **given}
+
+
+def of_choose_rows() -> dict[str, Any]:
+    limits = {"min_norm": 0.5, "min_count": 1, "max_rows": 5, "max_bytes": 1000}
+    return {**limits, "counts": np.arange(NUM_ROWS)}
+
+
 def of_the_package(bits: int) -> dict[str, Call]:
     """The package's own functions, with a table of this width where one is taken."""
     kind, one = {"dtype": np.float32}, {"num_threads": 1}
@@ -69,6 +80,8 @@ def of_the_package(bits: int) -> dict[str, Call]:
             {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, **method, **to, **one}),
+        "compare": (qembag.compare, of_compare(bits)),
+        "choose_rows": (qembag.choose_rows, {"table": table(bits), **of_choose_rows()}),
         "QuantizedTable": (
             qembag.QuantizedTable,
             {
