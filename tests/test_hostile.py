@@ -26,7 +26,7 @@ import pytest
 import qembag
 from qembag import ops
 from qembag.pruning import RowChoice
-from qembag.report import Report
+from qembag.verdict.report import Report
 from support import rules
 from support.arrays import WAYS, Boom, place, same_bits
 from support.functions import (

@@ -209,7 +209,11 @@ def test_one_table_gets_the_name_asked_for(weights, model, path):
     ("more", "error", "text"),
     [
         ({}, ValueError, "must hold one 2-D tensor of floats where none is named; there are: 'head"),
-        ({"tensors": "x*"}, ValueError, r"^tensors must match 2-D tensors of floats, got 'x\*'; in .* there are: 'head"),
+        (
+            {"tensors": "x*"},
+            ValueError,
+            r"^tensors must match 2-D tensors of floats, got 'x\*'; in .* there are: 'head",
+        ),
         ({"tensors": "mask"}, ValueError, "^tensors must match 2-D tensors of floats, got 'mask'"),
         ({"tensors": []}, ValueError, "^tensors must name at least one tensor, got none"),
         ({"tensors": 5}, TypeError, "^tensors must be a string or a list of strings, got int 5"),

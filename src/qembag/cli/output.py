@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, in ASCII where the terminal has no more; faults and progress on stderr."""
+"""What the commands print: results on stdout, in ASCII where it has no more; faults and progress on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from .._text import human_bytes
+from ..verdict.text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

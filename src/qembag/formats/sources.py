@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest, those
-# of 32 took 1.3 times as long: the caches hold no two of them.
+# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest,
+# those of 32 took 1.3 times as long: the caches hold no two of them.
 BLOCK_BYTES = 8 << 20
 
 
