@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ strided = np.lib.stride_tricks.as_strided
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 FLOAT_TABLES = ("float32", "float16", "bfloat16")
-ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, Boom)
+# Of an OSError the system says the words: a path that is a text may name no file.
+ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, OSError, Boom)
 
 
 def error_of(call: Any, *arguments: Any, **named: Any) -> Exception | None:
@@ -93,6 +95,8 @@ def parts(answer: Any) -> list[np.ndarray]:
         return parts((answer.data, answer.compressed_indices_mapping, answer.shape, answer.dtype))
     if isinstance(answer, tuple):
         return [part for item in answer for part in parts(item)]
+    if isinstance(answer, dict):
+        return [part for name in answer for part in parts((name, answer[name]))]
     return [np.asarray(answer) if isinstance(answer, np.ndarray) else np.frombuffer(repr(answer).encode(), np.uint8)]
 
 
@@ -111,7 +115,18 @@ def may_be_none(function: str, argument: str) -> bool:
 
 
 # Of which a call that has one names either, where the other is given too, or where neither is.
-EITHER = {"offsets": "(offsets|lengths)", "lengths": "(offsets|lengths)", "dtype": "(dtype|data)"}
+EITHER = {
+    "path": "(path|max_shard_bytes)",
+    "offsets": "(offsets|lengths)",
+    "lengths": "(offsets|lengths)",
+    "dtype": "(dtype|data)",
+}
+
+
+# What progress may be.
+CALLABLE = ("function", "class", "class of arrays", "array raises", "dtype raises")
+# What a path may be, or a name in a file.
+TEXTS = ("text", "text that lies", "text of many hashes", "dtype that is no Python")
 
 
 def is_taken(function: str, argument: str, name: str) -> bool:
@@ -121,7 +136,11 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
         or (argument in ("num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
         or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
-        or (argument in ("num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
+        or (argument in ("num_threads", "n", "nbins", "row_alignment", "max_shard_bytes") and name == "int that lies")
+        or (argument == "max_shard_bytes" and name in ("2**100", "10**5000", "index 2**100"))
+        or (argument in ("path", "name") and "save" in function and name in TEXTS)
+        or (argument, name) == ("metadata", "empty dict")
+        or (argument == "progress" and name in CALLABLE)
         or (argument, name) == ("item", "ellipsis")
         or (name == "buffer of floats" and argument == "per_sample_weights" and "table" in CALLS[function][1])
         or ".__array__" in function
@@ -130,8 +149,9 @@ def is_taken(function: str, argument: str, name: str) -> bool:
 
 @pytest.mark.parametrize(("function", "argument"), EVERY_ARGUMENT)
 def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
-    function: str, argument: str, threads_as_before: None
+    function: str, argument: str, threads_as_before: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where what is saved under any text goes
     for name, make in (*REFUSED.items(), *HOSTILE.items(), ("None", lambda: None)):
         call, given = good_call(function)
         out = given.get("out")
@@ -142,8 +162,10 @@ def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
             assert is_taken(function, argument, name), (name, value)
             continue
         by_name = name in REFUSED or (name == "None" and not may_be_none(function, argument))
-        # The words of these two are NumPy's own.
-        if by_name and argument != "item" and ".__array__" not in function:
+        # The words of these are NumPy's own, the system's, and the function's that is given.
+        is_others = argument == "item" or ".__array__" in function or (argument == "progress" and name in CALLABLE)
+        is_others |= argument == "path" and isinstance(error, OSError)
+        if by_name and not is_others:
             assert rules.allows(rules.either(EITHER.get(argument, argument)), error), (name, error)
         assert not isinstance(error, SyntaxError) or ".__array__" in function
         assert argument == "out" or out is None or not out.any(), name
