@@ -61,6 +61,8 @@ def of_the_package(bits: int) -> dict[str, Call]:
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = "minmax" if bits == 8 else "greedy"
+    of_the_file = {"importance": None, "tensors": None, "name": "a", "metadata": {"b": "c"}, "progress": False}
+    of_the_file["resume"] = False
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
         "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
@@ -69,6 +71,11 @@ def of_the_package(bits: int) -> dict[str, Call]:
             {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, "method": method, **to, **one}),
+        # A file in the working folder: `test_hostile` has one for each test.
+        "quantize_to_file": (
+            qembag.quantize_to_file,
+            {"source": FLOATS.copy(), "path": "made", "bits": bits, "method": method, **to, **one, **of_the_file},
+        ),
         "QuantizedTable": (
             qembag.QuantizedTable,
             {
