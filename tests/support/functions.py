@@ -80,6 +80,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = {"method": "lsq", "importance": np.linspace(0, 1, DIM)}
+    of_the_file = {"tensors": None, "name": "a", "metadata": {"b": "c"}, "progress": False, "resume": False}
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
         "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
@@ -88,6 +89,11 @@ def of_the_package(bits: int) -> dict[str, Call]:
             {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, **method, **to, **one}),
+        # A file in the working folder: `test_hostile` has one for each test.
+        "quantize_to_file": (
+            qembag.quantize_to_file,
+            {"source": FLOATS.copy(), "path": "made", "bits": bits, **method, **to, **one, **of_the_file},
+        ),
         "compare": (qembag.compare, of_compare(bits)),
         "choose_rows": (qembag.choose_rows, {"table": table(bits), **of_choose_rows()}),
         "QuantizedTable": (
