@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import qembag
-from qembag._measures import EDGES
+from qembag.verdict import compare as compare_module
+from qembag.verdict.measures import EDGES
 from support.floats import stored_as
 
 NUM_ROWS, DIM = 60, 40
 WAYS = {"bits": (8, 4, 2), "methods": ("minmax", "greedy", "lsq"), "group_sizes": (None, 16)}
 ONE = {"bits": 4, "methods": "minmax", "group_sizes": None}
-# The package has the function under this name.
-compare_module = sys.modules["qembag.compare"]
 
 
 @pytest.fixture

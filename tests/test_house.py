@@ -24,7 +24,7 @@ def sources(*patterns: str) -> list[Path]:
 
 
 def names(paths: list[Path]) -> list[str]:
-    return [path.name for path in paths]
+    return [path.relative_to(SOURCES).as_posix() for path in paths]
 
 
 # ---- Short functions -------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def too_long(text: str, suffix: str) -> list[str]:
     return [f"{name}: {lines} lines" for name, lines in FUNCTIONS[suffix](text) if lines > MAX_LINES]
 
 
-CODE = sources("*.py", "*.pyx", "*.pxi", "*.h")
+CODE = sources("**/*.py", "*.pyx", "*.pxi", "*.h")
 
 
 @pytest.mark.parametrize("path", CODE, ids=names(CODE))
@@ -181,7 +181,7 @@ def counts_bytes(text: str) -> list[str]:
     return found
 
 
-PYTHON = [path for path in sources("*.py") if path.name != "layout.py"]
+PYTHON = [path for path in sources("**/*.py") if path.name != "layout.py"]
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=names(PYTHON))
@@ -229,7 +229,7 @@ KERNELS = [
     "quantize_fit.pxi",
     "quantize_loops.pxi",
 ]
-COMPILED = sources("*.py", "*.pyx", "*.pxi", "*.pxd", "*.h")
+COMPILED = sources("**/*.py", "*.pyx", "*.pxi", "*.pxd", "*.h")
 
 
 @pytest.mark.parametrize("path", COMPILED, ids=names(COMPILED))
@@ -276,13 +276,16 @@ def test_errors_of_loops_are_found():
 # ---- Who imports whom --------------------------------------------------------------------------------------------------
 
 INNER = ["_arguments", "_errors", "_handle", "_runtime", "_slow", "layout"]
-OUTER = {"table", "quantize", "ops", "cli", "lookup"}
+OUTER = {"table", "quantize", "ops", "lookup", "formats", "verdict", "pruning", "cli"}
 # From within a function: `table` imports `_slow`.
 LAZY = {("_slow", "table")}
+# Rooms at the street: what they may not import, and which of them may import which.
+ROOMS = {"formats": {"verdict", "pruning", "cli"}, "verdict": {"cli", "pruning"}, "cli": set()}
+COMPILED_NAMES = {"_handle", "_kernels", "_cpu", "_slow"}
 
 
-def imported(text: str, *, lazily: bool = False) -> set[str]:
-    """The package's modules that code imports at once, or from within functions; not for types alone."""
+def imported(text: str, *, lazily: bool = False, room: str | None = None) -> set[str]:
+    """The package's modules and rooms that code imports at once, or from within functions; not for types alone."""
     found = set()
     waiting: list[tuple[ast.AST, bool]] = [(ast.parse(text), False)]
     while waiting:
@@ -291,15 +294,17 @@ def imported(text: str, *, lazily: bool = False) -> set[str]:
             continue
         is_lazy |= isinstance(node, (ast.FunctionDef, ast.Lambda))
         if is_lazy == lazily:
-            found |= modules_of(node)
+            found |= modules_of(node, room)
         waiting += [(child, is_lazy) for child in ast.iter_child_nodes(node)]
     return found
 
 
-def modules_of(node: ast.AST) -> set[str]:
+def modules_of(node: ast.AST, room: str | None = None) -> set[str]:
     if isinstance(node, ast.Import):
         return {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("qembag.")}
     if isinstance(node, ast.ImportFrom):
+        if node.level == 1 and room is not None:
+            return {room}
         whole = ("qembag." if node.level else "") + (node.module or "")
         parts = whole.rstrip(".").split(".")
         if parts[0] == "qembag":
@@ -321,13 +326,27 @@ def test_imports_point_inwards(module):
     assert {(module, name) for name in imported(text, lazily=True) & OUTER} <= LAZY
 
 
+IN_ROOMS = [path for room in ROOMS for path in sources(f"{room}/*.py")]
+
+
+@pytest.mark.parametrize("path", IN_ROOMS, ids=names(IN_ROOMS))
+def test_rooms_at_the_street_use_what_is_public(path):
+    text, room = path.read_text(), path.parent.name
+    everything = imported(text, room=room) | imported(text, room=room, lazily=True)
+    assert everything & (COMPILED_NAMES | ROOMS[room]) == set()
+
+
+def test_each_room_is_there():
+    assert {path.parent.name for path in sources("*/*.py")} == set(ROOMS)
+
+
 def test_the_handle_imports_no_module_of_the_package():
-    inside = {path.stem for path in sources("*.py")} | {"_kernels"}
+    inside = {path.stem for path in sources("**/*.py")} | {"_kernels"}
     for path in sources("_handle.pyx", "recognize.pxi", "run.pxi", "lookups.pxi", "operators.pxi"):
         assert imported_by_cython(path.read_text()) & inside == set(), path.name
 
 
-@pytest.mark.parametrize("path", sources("*.py"), ids=names(sources("*.py")))
+@pytest.mark.parametrize("path", sources("**/*.py"), ids=names(sources("**/*.py")))
 def test_only_the_runtime_names_the_kernels(path):
     assert path.name == "_runtime.py" or "_kernels" not in path.read_text()
 
@@ -337,14 +356,17 @@ def test_imports_are_found():
     import qembag.cli
     from . import table
     from .quantize import quantize
+    from .formats.tables import open_table
     from qembag.lookup import embedding
     if TYPE_CHECKING:
         from .layout import RowLayout
     def f():
         from .ops import g
     """
-    assert imported(textwrap.dedent(text)) == {"cli", "table", "quantize", "lookup"}
+    assert imported(textwrap.dedent(text)) == {"cli", "table", "quantize", "formats", "lookup"}
     assert imported(textwrap.dedent(text), lazily=True) == {"ops"}
+    assert imported("from .progress import check\nfrom ..table import Table", room="formats") == {"formats", "table"}
+    assert imported("from . import progress\nfrom .. import _handle", room="cli") == {"cli", "_handle"}
     assert "table" in imported_by_cython("from .table import QuantizedTable")
     assert "table" in imported_by_cython("from . import table")
     assert "_kernels" in imported_by_cython("cimport _kernels")
@@ -378,7 +400,8 @@ def test_what_contributing_names_is_there():
 
 def test_contributing_names_each_source_file():
     named = tree((ROOT / "CONTRIBUTING.md").read_text())
-    there = {f"src/qembag/{path.name}" for path in SOURCES.iterdir() if path.is_file()}
+    there = {f"src/qembag/{path.relative_to(SOURCES)}" for path in SOURCES.rglob("*") if path.is_file()}
+    there = {path for path in there if "__pycache__" not in path and not path.endswith(".so")}
     assert sorted(there - named) == []
 
 

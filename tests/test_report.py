@@ -16,7 +16,7 @@ import pytest
 
 import qembag
 from conftest import child_environment
-from qembag.report import cosine_text
+from qembag.verdict.report import cosine_text
 
 NAME = 'a <b>"table"</b> & co\n\x00\u202e'
 
@@ -169,13 +169,13 @@ def test_a_plot_of_another_format_is_refused(report, tmp_path):
 
 def test_labels_hide_neither_points_nor_each_other(report):
     Text = pytest.importorskip("matplotlib.text").Text
-    from qembag import _report_plots
+    from qembag.verdict import plots
 
     for sizes in ((None, 32), (None, 16, 32, 48)):
         many = qembag.compare(np.random.default_rng(1).standard_normal((99, 64), dtype=np.float32), group_sizes=sizes)
-        with _report_plots.our_style():
-            figure = _report_plots.new_figure(4, 3.9)
-            _report_plots.draw_errors(many, figure)
+        with plots.our_style():
+            figure = plots.new_figure(4, 3.9)
+            plots.draw_errors(many, figure)
             figure.draw_without_rendering()
             (axes,) = figure.axes
             boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point

@@ -154,6 +154,33 @@ class Table(_handle.HandleOwner):
         numbers: NDArray[Any] = np.arange(count)[item]
         return numbers
 
+    def _stored_rows(self, rows: Any) -> NDArray[np.integer[Any]]:
+        """The stored rows of logical ones, none of which may be pruned."""
+        array = _arguments.integers(rows, "rows")
+        if array.ndim != 1:
+            raise ValueError(f"rows must have 1 dimension, got {_errors.kind_of(array)}")
+        numbers = self._in_range(array, "rows")
+        if self._handle.mapping is None:
+            return numbers
+        # Checked in a copy: the caller may have written to the mapping since the table was made.
+        mapping = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
+        stored: NDArray[np.integer[Any]] = mapping[numbers]
+        pruned = np.flatnonzero(stored < 0)
+        if pruned.size:
+            place = int(pruned[0])
+            raise ValueError(f"rows[{place}] must be a row that is not pruned, got {array[place]}")
+        return stored
+
+    def _in_range(self, array: NDArray[Any], name: str) -> NDArray[np.integer[Any]]:
+        """Integers of one dimension as logical rows."""
+        count = self.num_embeddings
+        numbers: NDArray[np.integer[Any]] = _arguments.plain_integers(array).copy()  # what was checked stays as it was
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
+        if wrong.size:
+            place = int(wrong[0])
+            raise IndexError(f"{name}[{place}] is {array[place]}: out of range for a table of {count} rows")
+        return numbers
+
     def __len__(self) -> int:
         return self.num_embeddings
 
@@ -273,15 +300,10 @@ class Table(_handle.HandleOwner):
                 raise ValueError(f"keep must have shape ({count},) as a mask, got {_errors.kind_of(array)}")
             kept = array.copy()
         else:
-            numbers = _arguments.plain_integers(array)
-            if numbers.ndim != 1:
+            if array.ndim != 1:
                 raise ValueError(f"keep must have 1 dimension, got {_errors.kind_of(array)}")
-            wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
-            if wrong.size:
-                place = int(wrong[0])
-                raise IndexError(f"keep[{place}] is {array[place]}: out of range for a table of {count} rows")
             kept = np.zeros(count, dtype=np.bool_)
-            kept[numbers] = True
+            kept[self._in_range(array, "keep")] = True
         rows: NDArray[np.integer[Any]]
         if self._handle.mapping is None:
             rows = np.flatnonzero(kept)

@@ -131,6 +131,10 @@ class RowLayout(LayoutFields):
         padded[:, : self.used_bytes] = used
         return padded
 
+    def put(self, rows: NDArray[np.uint8], numbers: NDArray[np.integer[Any]], packed: NDArray[np.uint8]) -> None:
+        """Packed rows in the place of those with these numbers, whose padding stays as it is."""
+        rows[:, : self.used_bytes][numbers] = packed[:, : self.used_bytes]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (functools.partial(type(self), **self.not_default()), (self.bits, self.dim))
 
@@ -146,6 +150,14 @@ class RowLayout(LayoutFields):
         if self.row_bytes != self.used_bytes:
             found["row_bytes"] = self.row_bytes
         return found
+
+    def bytes_of(self, num_rows: int) -> int:
+        """The bytes of so many rows."""
+        return num_rows * self.row_bytes
+
+    def rows_in(self, num_bytes: int) -> int:
+        """The whole rows in so many bytes."""
+        return num_bytes // self.row_bytes
 
     @property
     def codes_per_byte(self) -> int:

@@ -98,17 +98,73 @@ def quantize(
     >>> print(f"{error:.2f}")
     0.10
     """
+    return quantize_part(
+        weights,
+        bits,
+        "weights",
+        0,
+        method=method,
+        importance=importance,
+        scale_dtype=scale_dtype,
+        scale_first=scale_first,
+        group_size=group_size,
+        row_alignment=row_alignment,
+        num_threads=num_threads,
+    )
+
+
+def quantize_part(
+    weights: ArrayLike,
+    bits: int,
+    name: str,
+    first_row: int,
+    *,
+    method: str,
+    importance: ArrayLike | None = None,
+    scale_dtype: DTypeLike | None,
+    scale_first: bool,
+    group_size: int | None,
+    row_alignment: int,
+    num_threads: int | None,
+) -> QuantizedTable:
+    """`quantize` for some rows of many: errors call them `name` and count from `first_row`."""
     bits = _arguments.bits(bits)
     chosen = _arguments.method(method, bits)
-    array = _arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True)
+    array = _arguments.floats(weights, name, allow_double=True, allow_bfloat16=True)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
-            f"weights must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
+            f"{name} must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
         )
     layout = aligned(bits, array.shape[1], scale_dtype, scale_first, group_size, row_alignment)
     counted = _arguments.importance(importance, layout.dim, chosen)
-    packed = pack_rows(array, layout, "weights", method=chosen, importance=counted, num_threads=num_threads)
+    packed = pack_rows(
+        array, layout, name, first_row=first_row, method=chosen, importance=counted, num_threads=num_threads
+    )
     return table_of(QuantizedTable, packed, layout, None)
+
+
+def update_rows(
+    table: QuantizedTable,
+    rows: ArrayLike,
+    weights: ArrayLike,
+    method: str,
+    importance: ArrayLike | None,
+    num_threads: int | None,
+) -> None:
+    """See `QuantizedTable.update`. All is checked and quantized before a row is written."""
+    chosen = _arguments.method(method, table.bits)
+    counted = _arguments.importance(importance, table.dim, chosen)
+    numbers = table._stored_rows(rows)
+    if not table.data.flags.writeable:
+        raise ValueError("table must have rows that can be written to, got read-only ones")
+    array = _arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True)
+    if array.shape != (len(numbers), table.dim):
+        raise ValueError(
+            f"weights must have shape ({len(numbers)}, {table.dim}), a row for each of rows, got "
+            f"{_errors.kind_of(array)}"
+        )
+    packed = pack_rows(array, table.layout, "weights", method=chosen, importance=counted, num_threads=num_threads)
+    table._put(numbers, packed)
 
 
 def pack_rows(
@@ -116,6 +172,7 @@ def pack_rows(
     layout: RowLayout,
     name: str,
     *,
+    first_row: int = 0,
     bounds: NDArray[np.float32] | None = None,
     method: str = "minmax",
     importance: NDArray[np.float32] | None = None,
@@ -124,7 +181,7 @@ def pack_rows(
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
     """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima, where a
-    row is one group."""
+    row is one group. Errors count rows from `first_row`."""
     num_rows = len(weights)
     threads = _runtime.resolve_threads(num_threads)
     packed = np.empty((num_rows, layout.row_bytes), dtype=np.uint8)
@@ -140,5 +197,6 @@ def pack_rows(
         if fault is not None:
             what, row, group = fault
             used = rows[row, layout.elements(group)] if part_bounds is None or method == "greedy" else part_bounds[row]
-            raise _errors.of_row(what, start + row, group, layout, (float(used.min()), float(used.max())), name)
+            number = first_row + start + row
+            raise _errors.of_row(what, number, group, layout, (float(used.min()), float(used.max())), name)
     return packed

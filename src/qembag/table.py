@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -166,6 +166,59 @@ class QuantizedTable(Table):
     def _reduced(self) -> tuple[Any, ...]:
         parts = (self._taken(slice(None)), self.layout, self.compressed_indices_mapping)
         return (table_of, (type(self), *parts, self._per_channel))
+
+    def update(
+        self,
+        rows: ArrayLike,
+        weights: ArrayLike,
+        *,
+        method: Literal["minmax", "greedy", "lsq"] = "minmax",
+        importance: ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """Quantize new values for some rows, in place.
+
+        A lookup that runs in another thread meanwhile may read a row half old and half new. Where a model is refreshed
+        while it serves, make a new table and swap it in: ``docs/updating.md`` shows how.
+
+        Parameters
+        ----------
+        rows : array_like of integers, shape (n,)
+            Logical rows, from 0. Of a row that comes twice, the last one counts.
+        weights : array_like of float32, float16, float64 or bfloat16, shape (n, dim)
+            Their new values.
+        method, importance, num_threads
+            As for `quantize`. The layout is the table's.
+
+        Raises
+        ------
+        TypeError
+            If `rows` are no integers or `weights` no floats.
+        ValueError
+            If the table's rows are read-only; if a shape is wrong; if a row is pruned; if `weights` cannot be
+            quantized. The table is then as it was.
+        IndexError
+            If a row is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> table = qembag.quantize(np.zeros((3, 4), np.float32), bits=4)
+        >>> table.update([1], [[0, 5, 10, 15]])
+        >>> table[:]
+        array([[ 0.,  0.,  0.,  0.],
+               [ 0.,  5., 10., 15.],
+               [ 0.,  0.,  0.,  0.]], dtype=float32)
+        """
+        from .quantize import update_rows  # which makes tables: it imports this module
+
+        update_rows(self, rows, weights, method, importance, num_threads)
+
+    def _put(self, numbers: NDArray[np.integer[Any]], packed: NDArray[np.uint8]) -> None:
+        """Packed rows in the place of the stored ones with these numbers."""
+        self.layout.put(self._handle.rows, numbers, packed)
+        # What `ops.embedding_bag_prepack` was given is no more what the rows hold.
+        self._per_channel = None
 
     def to_layout(
         self,

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .output import Failure
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -51,3 +57,9 @@ def key_and_value(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
     return key, value
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises where a file would be replaced that nobody said may be."""
+    if not force and os.path.lexists(path):
+        raise Failure(f"{path}: exists already; --force replaces it")

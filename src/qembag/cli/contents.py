@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..formats.safetensors_file import Tensor, read_header, read_index
-from ..formats.sources import Source, float_tensors, open_source
-from ..formats.tables import open_table, open_tables
+from .._arguments import as_float32
 from ..float_table import FloatTable
+from ..formats.safetensors_file import Tensor, read_header, read_index
+from ..formats.sources import Source, float_tensors, open_source, read_rows
+from ..formats.tables import listed, open_tables
 from ..table import QuantizedTable
+from .arrays import load_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from ..base import Table
+    AnyTable: TypeAlias = QuantizedTable | FloatTable
 
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
@@ -35,7 +37,7 @@ class Block(NamedTuple):
 class Contents(NamedTuple):
     """Tables by name, tensors that are no part of one, and the metadata of whoever wrote the file."""
 
-    tables: dict[str, Table | Source]
+    tables: dict[str, AnyTable | Source]
     tensors: list[Tensor]
     metadata: dict[str, str]
 
@@ -49,16 +51,20 @@ def contents_of(path: Path) -> Contents:
         If a file cannot be read, or is not in its format.
     """
     if path.suffix == ".npy":
-        return Contents({name: open_source(path) for name in float_tensors(path)}, [], {})
+        array = load_array(path)
+        if array.dtype.kind == "f" and array.ndim == 2:
+            return Contents({path.stem: open_source(path)}, [], {})
+        return Contents({}, [Tensor(path.stem, str(array.dtype), array.shape, 0, array.nbytes)], {})
     tensors, headers = tensors_of(path)
     described = any("qembag.tables" in metadata for metadata in headers)
-    tables: dict[str, Table | Source] = {}
+    tables: dict[str, AnyTable | Source] = {}
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
-    if described or any(tensor.dtype in ("F32", "F16", "BF16") and len(tensor.shape) == 2 for tensor in tensors):
+    floats = float_tensors(path)
+    # float64 is no type of a table's; it can be quantized.
+    if described or any(dtype != "float64" for dtype, _ in floats.values()):
         opened = open_tables(path)
         tables, metadata = dict(opened), opened.metadata
-    # float64 is no type of a table's; it can be quantized.
-    for name in float_tensors(path):
+    for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
     parts = {part for name in tables for part in (name, f"{name}.rows", f"{name}.compressed_indices_mapping")}
@@ -79,3 +85,77 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
         tensors += [tensor for tensor in header.tensors.values() if index.get(tensor.name) == shard]
         metadata.append(header.metadata)
     return tensors, metadata
+
+
+def stored_table(path: Path, name: str | None) -> AnyTable:
+    """The table of that name, or the only one; of a .npy file its floats."""
+    if path.suffix != ".npy":
+        tables = open_tables(path)
+        return tables[chosen(tables, name)]
+    if name is not None:
+        raise ValueError("--table is for files of tables with names, not for .npy")
+    return FloatTable(load_array(path))
+
+
+def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:
+    """The name, if there is such a table; without one that of the only table."""
+    if name is None and len(tables) == 1:
+        return next(iter(tables))
+    if name is None or name not in tables:
+        got = "" if name is None else f", got {name!r}"
+        raise ValueError(f"--table must be one of {listed(map(repr, tables))}{got}")
+    return name
+
+
+def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:
+    """All rows of a tensor of floats."""
+    source = open_source(path, tensor)
+    if not source.num_rows:
+        raise ValueError("the table must have rows, got none")
+    rows = np.empty((source.num_rows, source.dim), np.float32)
+    start = 0
+    for block in source.blocks():
+        rows[start : start + len(block)] = as_float32(block)
+        start += len(block)
+    return rows
+
+
+# ---- Block by block --------------------------------------------------------------------------------------------------
+
+
+def num_stored(table: AnyTable | Source) -> int:
+    return (table.num_rows or 0) if isinstance(table, Source) else table.num_rows
+
+
+def blocks_of(table: AnyTable | Source) -> Iterator[Block]:
+    """All rows that are not pruned, some megabytes of values at a time."""
+    if isinstance(table, Source):
+        start = 0
+        for values in table.blocks():
+            yield Block(np.arange(start, start + len(values)), values, None)
+            start += len(values)
+        return
+    at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    for start in range(0, table.num_embeddings, at_once):
+        yield from some_of(table, np.arange(start, min(start + at_once, table.num_embeddings)))
+
+
+def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
+    """A block of those of the logical rows that are not pruned, if there are any."""
+    mapping = table.compressed_indices_mapping
+    stored = numbers if mapping is None else mapping[numbers]
+    numbers, stored = numbers[stored >= 0], stored[stored >= 0]
+    if len(numbers):
+        pairs = table.layout.pairs(table.data[stored]) if isinstance(table, QuantizedTable) else None
+        yield Block(numbers, table.dequantize(numbers), pairs)
+
+
+def sample_of(table: AnyTable | Source) -> Block:
+    """As many rows as one block has, evenly spaced."""
+    count = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    total = (table.num_rows or 0) if isinstance(table, Source) else table.num_embeddings
+    numbers = np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+    if isinstance(table, Source):
+        return Block(numbers, read_rows(table, numbers), None)
+    none = Block(numbers[:0], np.empty((0, table.dim), np.float32), None)
+    return next(some_of(table, numbers), none)

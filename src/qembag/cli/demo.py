@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from .._runtime import show_config
-from .._table_file import load_table
-from .._text import aligned, human_bytes
-from .._traffic import Batch, traffic
 from ..lookup import embedding_bag
 from ..quantize import quantize
+from ..verdict.text import aligned, human_bytes
+from ..verdict.traffic import Batch, traffic
 from .arguments import count, from_zero
+from .contents import float_rows
 from .output import about, show
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     if options.tensor is not None and options.table is None:
         wrong("--tensor must come with --table FILE")
     with about(options.table or "the table made here"):
-        weights = make_table(rng) if options.table is None else load_table(options.table, options.tensor)
+        weights = make_table(rng) if options.table is None else float_rows(options.table, options.tensor)
         contenders = [Contender("float32", weights.nbytes, lambda batch: look_up_floats(weights, batch))]
         contenders += [quantized(weights, bits, options.threads) for bits in (8, 4, 2)]
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from ..formats.sources import Source
 from ..table import QuantizedTable
-from .contents import Contents, TableBlocks, contents_of
-from .output import about, aligned, human_bytes, printable, progress, show
+from ..verdict.text import aligned, human_bytes
+from .contents import blocks_of, contents_of, num_stored, sample_of
+from .output import about, plural, printable, progress, show
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from .contents import AnyTable, Contents
 
 EXAMPLE = """\
   qembag inspect words.safetensors
@@ -25,23 +28,23 @@ EXAMPLE = """\
 """
 # Rows whose range is above this many times the median are far out.
 FAR_OUT = 100
-# The median range is of at most so many rows, evenly spaced; a median of scales of about as many.
-SAMPLE = 100_000
 # Of suspicious rows, the first so many are named.
 NAMED = 5
+# A median is of all scales up to about so many, and of evenly spaced ones beyond.
+MOST_SCALES = 1 << 22
 REASONS = {
-    "not_finite": "not finite",
-    "scale_zero": "a scale of 0",
-    "zeros": "all zeros",
-    "constant": "constant, not zeros",
-    "wide": f"range over {FAR_OUT} times the median",
+    "not_finite": "with a NaN or an infinity",
+    "scale_zero": "with a scale of 0",
+    "zero": "of zeros",
+    "constant": "of one value other than 0",
+    "wide": f"with a range over {FAR_OUT} times the median",
 }
 
 
 class Found(NamedTuple):
     """Rows of one kind: how many, and the first few by number."""
 
-    count: int
+    rows: int
     first: list[int]
 
 
@@ -56,15 +59,205 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     with about(options.file):
         contents = contents_of(options.file)
-        tables = [described(table) for table in contents.tables]
+        entries = {name: described(table) for name, table in contents.tables.items()}
         if not options.header:
+            total, rows, nbytes = sum(map(num_stored, contents.tables.values())), 0, 0
             with progress(quiet=options.quiet) as report:
-                done = 0
-                total = sum(table.num_rows for table in contents.tables)
-                for table, entry in zip(contents.tables, tables, strict=True):
-                    entry |= scanned(table, lambda rows, nbytes: report and report(rows, total, nbytes), done)
-                    done += table.num_rows
+                for name, table in contents.tables.items():
+                    scan = Scan(table)
+                    for count in scan.blocks():
+                        rows, nbytes = rows + count, nbytes + count * entries[name]["row_bytes"]
+                        if report is not None:
+                            report(rows, total, nbytes)
+                    entries[name] |= scan.result()
     if options.json:
-        show(json.dumps(as_json(contents, tables), indent=2, allow_nan=False))
+        others = {
+            tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.nbytes}
+            for tensor in contents.tensors
+        }
+        whole = {"file": str(options.file), "tables": entries, "tensors": others, "metadata": contents.metadata}
+        show(json.dumps(whole, indent=2, allow_nan=False))
     else:
-        show("\n\n".join(filter(None, paragraphs(contents, tables))))
+        show("\n\n".join(filter(None, paragraphs(options.file, contents, entries))))
+
+
+def described(table: AnyTable | Source) -> dict[str, Any]:
+    """What is known of a table without its rows."""
+    if isinstance(table, Source):
+        rows = table.num_rows or 0
+        entry = {"type": table.dtype, "num_embeddings": rows, "num_rows": rows, "dim": table.dim}
+        return entry | {"row_bytes": table.row_nbytes, "bytes": rows * table.row_nbytes}
+    entry = {
+        "type": f"{table.bits}-bit" if isinstance(table, QuantizedTable) else getattr(table, "dtype", ""),
+        "num_embeddings": table.num_embeddings,
+        "num_rows": table.num_rows,
+        "dim": table.dim,
+        "row_bytes": table.row_bytes,
+        "bytes": table.nbytes,
+    }
+    if isinstance(table, QuantizedTable):
+        layout = table.layout
+        entry["layout"] = {
+            "bits": layout.bits,
+            "scale_dtype": layout.scale_dtype.name,
+            "scale_first": layout.scale_first,
+            "group_size": layout.group_size if layout.num_groups > 1 else None,
+        }
+    return entry
+
+
+class Scan:
+    """One pass over a table's rows, block by block: what its scales are like, and which rows are suspicious."""
+
+    def __init__(self, table: AnyTable | Source) -> None:
+        self._table = table
+        ranges = ranges_of(floats(sample_of(table).values))
+        ranges = ranges[np.isfinite(ranges)]
+        self._median = float(np.median(ranges)) if len(ranges) else 0.0
+        self._largest = 0.0
+        self._found = {reason: Found(0, []) for reason in REASONS}
+        self._scales: list[NDArray[np.float32]] = []
+        # Of scales: how many, how many are zero or negative, and the least and the greatest finite one.
+        self._count = self._zero = self._negative = 0
+        self._least, self._greatest = np.inf, -np.inf
+
+    def blocks(self) -> Iterator[int]:
+        """The number of rows of each block, once it is looked at."""
+        for numbers, values, pairs in blocks_of(self._table):
+            self._add_values(numbers, floats(values), pairs)
+            if pairs is not None:
+                self._add_scales(pairs[:, :, 0])
+            yield len(numbers)
+
+    def _add_values(self, numbers: NDArray[np.int64], values: NDArray[Any], pairs: NDArray[np.float32] | None) -> None:
+        ranges = ranges_of(values)
+        finite = np.isfinite(ranges)
+        self._largest = max(self._largest, float(ranges[finite].max(initial=0.0)))
+        constant = ranges == 0
+        is_zero = constant & (values[:, 0] == 0)
+        if pairs is not None:
+            finite &= np.isfinite(pairs).all(axis=(1, 2))
+            self._add("scale_zero", numbers, (pairs[:, :, 0] == 0).any(axis=1))
+        self._add("not_finite", numbers, ~finite)
+        self._add("zero", numbers, is_zero)
+        self._add("constant", numbers, constant & ~is_zero)
+        self._add("wide", numbers, finite & (ranges > FAR_OUT * self._median) & (self._median > 0))
+
+    def _add(self, reason: str, numbers: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
+        count, first = self._found[reason]
+        more = numbers[chosen]
+        self._found[reason] = Found(count + len(more), [*first, *more[: NAMED - len(first)].tolist()])
+
+    def _add_scales(self, scales: NDArray[np.float32]) -> None:
+        scales = scales.ravel()
+        self._count += len(scales)
+        self._zero += int(np.count_nonzero(scales == 0))
+        self._negative += int(np.count_nonzero(scales < 0))
+        finite = scales[np.isfinite(scales)]
+        if len(finite):
+            self._least = min(self._least, float(finite.min()))
+            self._greatest = max(self._greatest, float(finite.max()))
+        groups = self._table.layout.num_groups if isinstance(self._table, QuantizedTable) else 1
+        step = -(-num_stored(self._table) * groups // MOST_SCALES)
+        self._scales.append(finite[::step].copy())
+
+    def result(self) -> dict[str, Any]:
+        """What is added to a table's entry."""
+        entry: dict[str, Any] = {"range": {"median": self._median, "max": self._largest}}
+        if isinstance(self._table, QuantizedTable):
+            finite = np.concatenate([np.empty(0, np.float32), *self._scales])
+            entry["scales"] = {
+                "min": self._least if len(finite) else None,
+                "median": float(np.median(finite)) if len(finite) else None,
+                "max": self._greatest if len(finite) else None,
+                "zero": self._zero / self._count if self._count else None,
+                "negative": self._negative / self._count if self._count else None,
+            }
+        entry["suspicious"] = {reason: found._asdict() for reason, found in self._found.items() if found.rows}
+        return entry
+
+
+def floats(values: NDArray[Any]) -> NDArray[Any]:
+    """In the host's byte order, of a type that holds the difference of any two float16."""
+    return values.astype(np.promote_types(values.dtype.newbyteorder("="), np.float32), copy=False)
+
+
+def ranges_of(values: NDArray[Any]) -> NDArray[Any]:
+    """The maximum of each row less its minimum; nan where one is a NaN or both are the same infinity."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        ranges: NDArray[Any] = values.max(axis=1) - values.min(axis=1)
+    return ranges
+
+
+# ---- For people ------------------------------------------------------------------------------------------------------
+
+
+def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]]) -> list[str]:
+    nbytes = sum(entry["bytes"] for entry in entries.values()) + sum(tensor.nbytes for tensor in contents.tensors)
+    held = [plural(len(entries), "table")]
+    if contents.tensors:
+        held.append(plural(len(contents.tensors), "other tensor"))
+    parts = [f"{printable(str(path))}: {', '.join(held)}, {human_bytes(nbytes)}", tables(entries), ranges(entries)]
+    suspicious = [
+        f"  {printable(name)}: {plural(found['rows'], 'row')} {REASONS[reason]}: {listed(found)}"
+        for name, entry in entries.items()
+        for reason, found in entry.get("suspicious", {}).items()
+    ]
+    if suspicious:
+        parts.append("\n".join(["suspicious rows", *suspicious]))
+    elif any("suspicious" in entry for entry in entries.values()):
+        parts.append("no suspicious rows")
+    if contents.tensors:
+        lines = [["other tensor", "type", "shape", "bytes"]]
+        for tensor in contents.tensors:
+            shape = " x ".join(f"{length:,}" for length in tensor.shape)
+            lines.append([printable(tensor.name), tensor.dtype, shape, human_bytes(tensor.nbytes)])
+        parts.append(aligned(lines))
+    if contents.metadata:
+        texts = [f"  {printable(key)} = {printable(value)}" for key, value in contents.metadata.items()]
+        parts.append("\n".join(["metadata", *texts]))
+    return parts
+
+
+def tables(entries: dict[str, dict[str, Any]]) -> str:
+    lines = [["table", "type", "rows", "stored", "dim", "group", "scale", "bytes a row", "bytes"]]
+    for name, entry in entries.items():
+        layout = entry.get("layout", {})
+        lines.append(
+            [
+                printable(name),
+                entry["type"],
+                f"{entry['num_embeddings']:,}",
+                f"{entry['num_rows']:,}",
+                f"{entry['dim']:,}",
+                f"{layout.get('group_size') or 'row'}" if layout else "-",
+                f"{layout['scale_dtype']}{', first' if layout['scale_first'] else ''}" if layout else "-",
+                f"{entry['row_bytes']:,}",
+                human_bytes(entry["bytes"]),
+            ]
+        )
+    return aligned(lines) if entries else ""
+
+
+def ranges(entries: dict[str, dict[str, Any]]) -> str:
+    scanned = {name: entry for name, entry in entries.items() if "range" in entry}
+    has_scales = any("scales" in entry for entry in scanned.values())
+    heads = ["least scale", "median scale", "greatest scale", "zero scales", "negative"] if has_scales else []
+    lines = [["table", "median range", "largest range", *heads]]
+    for name, entry in scanned.items():
+        line = [printable(name), *(number(entry["range"][key]) for key in ("median", "max"))]
+        if has_scales:
+            scales = entry.get("scales", {})
+            line += [number(scales.get(key)) for key in ("min", "median", "max")]
+            line += [number(scales.get(key), ".2%") for key in ("zero", "negative")]
+        lines.append(line)
+    return aligned(lines) if scanned else ""
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def listed(found: dict[str, Any]) -> str:
+    more = ", ..." if found["rows"] > len(found["first"]) else ""
+    return ", ".join(map(str, found["first"])) + more

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, in ASCII where the terminal has no more; faults and progress on stderr."""
+"""What the commands print: results on stdout, in ASCII where it has no more; faults and progress on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from .._text import human_bytes
+from ..verdict.text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,16 +31,26 @@ def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
         raise
     except FAULTS as error:
         named = writes if writes is not None and isinstance(error, OSError) else path
-        reason = reason_of(error)
-        paths = {str(path), str(writes), str(getattr(error, "filename", None))}
-        raise Failure(reason if any(reason.startswith(known) for known in paths) else f"{named}: {reason}") from None
+        raise Failure(attributed(reason_of(error), named, path, writes)) from None
+
+
+def attributed(reason: str, named: Path | str, *paths: Path | str | None) -> str:
+    """The reason after the name of a file, as the user gave it, unless it names one already."""
+    for path in paths:
+        for known in [] if path is None else (os.path.abspath(path), str(path)):
+            if reason.startswith(f"{known}: "):
+                return f"{path}{reason[len(known) :]}"
+            if reason.startswith(known):  # another file beside it
+                return reason
+    return f"{named}: {reason}"
 
 
 def reason_of(error: BaseException) -> str:
     if isinstance(error, MemoryError) and not str(error):
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+        named = isinstance(error.filename, (str, bytes, os.PathLike))
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])  # str() would add quotes
     return str(error) or type(error).__name__
@@ -70,6 +80,10 @@ def show(text: str) -> None:
     """Print, with escapes for the characters that the output's encoding does not have."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 # ---- Progress --------------------------------------------------------------------------------------------------------

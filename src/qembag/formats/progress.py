@@ -70,13 +70,22 @@ def reporting(
 
 
 def check(progress: object) -> bool:
-    """Whether there is something to show, if `progress` is a flag or a function."""
+    """Whether there is something to show, if `progress` is a flag or a function; for callers with work to do before.
+
+    Raises
+    ------
+    TypeError, ImportError
+        As `reporting`.
+    """
     if callable(progress):
         return True
     try:
-        return _arguments.flag(progress, "progress")
+        is_shown = _arguments.flag(progress, "progress")
     except TypeError:
         raise TypeError(f"progress must be True, False or a function, got {_errors.kind_of(progress)}") from None
+    if is_shown:
+        _bar_class()
+    return is_shown
 
 
 def _bar_class() -> Any:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .. import _arguments
 from .._errors import kind_of
 from .prefault import prefault
+from .progress import check as check_progress
 from .safetensors_file import brief, read_whole_index
 from .saving import INDEX_SUFFIX, as_path, describe, save_tables
-from .table_file import RESERVED, TableFile
+from .table_file import MAPPING, RESERVED, TableFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,8 +74,8 @@ def open_tables(
     OSError
         If the file cannot be read.
     ValueError
-        That names file and fault: if it is no safetensors file, damaged, of a newer version of the format, or if a table
-        in it is not as described; if it has no table; if an index names files outside its folder.
+        That names file and fault: if it is no safetensors file, damaged, of a newer version of the format, or if a
+        table in it is not as described; if it has no table; if an index names files outside its folder.
 
     Examples
     --------
@@ -92,6 +93,7 @@ def open_tables(
     >>> del tables; folder.cleanup()
     """
     populate = _arguments.flag(populate, "populate")
+    check_progress(progress)
     tables = _open(path, mmap, _every)
     if populate:
         prefault(tables.values(), progress)
@@ -175,12 +177,17 @@ def _files_of_index(path: Path, mapped: bool, stack: contextlib.ExitStack) -> tu
             if name in seen:
                 raise ValueError(f"{path}: tensor {brief(name)} is both in {seen[name].name} and in {shard.name}")
             seen[name] = shard
-        for name in file.plans:
-            if any(name in other.plans for other in files.values() if other is not file):
-                raise ValueError(f"{path}: table {brief(name)} is in two files, {shard.name} and another")
     for name, shard in tensors.items():
         if seen.get(name) != shard:
             raise ValueError(f"{path}: names tensor {brief(name)} in {shard.name}, which does not have it")
+    tables: dict[str, Path] = {}
+    for shard, file in files.items():
+        for name in file.plans:
+            if name in tables:
+                raise ValueError(f"{path}: table {brief(name)} is both in {tables[name].name} and in {shard.name}")
+            if seen.get(name + MAPPING, shard) != shard:
+                raise ValueError(f"{path}: table {brief(name)} and its mapping must be in one file")
+            tables[name] = shard
     return list(files.values()), metadata
 
 

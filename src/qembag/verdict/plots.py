@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._measures import EDGES
-from ._text import human_bytes
-from .formats.replace import replacing
+from ..formats.replace import replacing
+from .measures import EDGES
+from .text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._measures import Cosines
+    from .measures import Cosines
     from .report import Report, Variant
 
 DRAWING = threading.Lock()

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _arguments, _errors
-from ._measures import Distance, distance, lowest, summary
-from ._runtime import show_config
-from ._traffic import traffic
-from .base import Table
-from .float_table import FloatTable
-from .formats.progress import reporting
-from .layout import FloatLayout, RowLayout, table_bytes
-from .lookup import embedding_bag
-from .quantize import quantize
+from .. import _arguments, _errors
+from .._runtime import show_config
+from ..base import Table
+from ..float_table import FloatTable
+from ..formats.progress import reporting
+from ..layout import FloatLayout, RowLayout, table_bytes
+from ..lookup import embedding_bag
+from ..quantize import quantize
+from .measures import Distance, distance, lowest, summary
 from .report import Report, Variant
+from .traffic import traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from .formats.progress import Progress
-    from .table import QuantizedTable
+    from ..formats.progress import Progress
+    from ..table import QuantizedTable
 
     Blocks = Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -246,7 +246,7 @@ def source_of(weights: Any, tensor: object, name: object) -> Source:
 
 
 def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
-    from .formats.sources import open_source, read_rows  # not for each `import qembag`
+    from ..formats.sources import open_source, read_rows  # not for each `import qembag`
 
     try:
         source = open_source(path, tensor)

@@ -1,0 +1,76 @@
+"""`qembag quantize`: tables of floats in a file to a file of codes, in little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ..formats.to_file import quantize_to_file
+from .arguments import count, key_and_value, refuse_existing
+from .arrays import load_array
+from .output import about, progress
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+EXAMPLE = """\
+  qembag quantize words.npy words.safetensors --bits 4 --group-size 32 --name words
+  qembag quantize model.safetensors.index.json tables.safetensors --tensor '*embed*'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="a .npy or .safetensors file, or an index of several")
+    add("target", metavar="TARGET", type=Path, help="the .safetensors file to write")
+    add("--bits", type=int, choices=(8, 4, 2), default=4, help="of a code (default: %(default)s)")
+    add(
+        "--method",
+        choices=("lsq", "minmax", "greedy"),
+        default="lsq",
+        help="lsq has the least error; minmax and greedy have the bytes of torch (default: %(default)s)",
+    )
+    add("--group-size", metavar="N", type=count, help="elements that share a scale (default: a whole row)")
+    add("--scale-dtype", choices=("float32", "float16"), help="of scales (default: float32 at 8 bits, else float16)")
+    add("--scale-first", action="store_true", help="put scales before codes, as FBGEMM and TorchRec do")
+    add("--row-alignment", metavar="N", type=count, default=1, help="pad rows to a multiple of so many bytes")
+    which = parser.add_mutually_exclusive_group()
+    pattern = "a tensor by name or pattern (*, ?), as often as needed; each becomes a table of its name"
+    which.add_argument("--tensor", metavar="PATTERN", action="append", help=pattern)
+    which.add_argument("--all", action="store_true", help="each 2-D tensor of floats")
+    add("--name", help="of the table, where it is one (default: the tensor's, or 'table' from a .npy file)")
+    add("--importance", metavar="FILE", type=Path, help="a .npy file with how much each column's error counts")
+    add("--metadata", metavar="KEY=VALUE", type=key_and_value, action="append", default=[], help="to keep in the file")
+    add("--threads", metavar="N", type=count, help="of this job (default: all cores)")
+    add("--resume", action="store_true", help="go on from TARGET.part, which an interrupted run left")
+    add("--force", action="store_true", help="replace TARGET")
+    add("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
+    refuse_existing(options.target, options.force)
+    if options.importance is not None and options.method != "lsq":
+        wrong("--importance must come with --method lsq")
+    weighted = {} if options.importance is None else {"importance": load_array(options.importance)}
+    with about(options.source, writes=options.target), progress(quiet=options.quiet) as report:
+        try:
+            quantize_to_file(
+                options.source,
+                options.target,
+                options.bits,
+                method=options.method,
+                scale_dtype=options.scale_dtype,
+                scale_first=options.scale_first,
+                group_size=options.group_size,
+                row_alignment=options.row_alignment,
+                tensors=["*"] if options.all else options.tensor,
+                name=options.name,
+                metadata=dict(options.metadata),
+                num_threads=options.threads,
+                progress=report or False,
+                resume=options.resume,
+                **weighted,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("--resume goes on from here") from None
