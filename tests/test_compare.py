@@ -197,6 +197,14 @@ def test_a_sample_is_of_so_many_rows_and_named_by_their_numbers(rows):
     assert len(chosen) > 5
 
 
+def test_a_sample_has_no_row_twice_and_is_sorted(rows, rng):
+    source = compare_module.source_of(rows, None, None)
+    for sample in (1, 30, NUM_ROWS - 1):
+        numbers = compare_module.sampled(source, sample, None, rng)
+        assert len(numbers) == sample
+        assert (np.diff(numbers) > 0).all()
+
+
 def test_bytes_are_those_of_the_whole_table(rows):
     assert qembag.compare(rows, **ONE, sample=3).variants[0].nbytes == qembag.quantize(rows, 4).nbytes
 
@@ -378,8 +386,10 @@ def test_a_table_without_a_row_left_is_refused(rows):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -7e4])
-def test_a_row_that_cannot_be_quantized_is_named_by_its_number(rows, value):
+@pytest.mark.parametrize("elements", [1 << 17, 2 * DIM])
+def test_a_row_that_cannot_be_quantized_is_named_by_its_number(rows, value, elements, monkeypatch):
     """Also in a sample. At 4 bits -70,000 is beyond the float16 of a bias."""
+    monkeypatch.setattr(compare_module, "ELEMENTS_AT_ONCE", elements)
     rows[41, 5] = value
     for more in ({}, {"sample": 5, "bags": np.array([[41, 50]])}):
         with pytest.raises(ValueError, match=r"^weights\[41\] must "):
