@@ -15,6 +15,7 @@ import qembag
 from support import levels
 from support.arrays import same_bits
 from support.asking import DIM, NUM_ROWS, Ask
+from support.commands import Command
 from support.layouts import bag_offsets, packed_rows
 from support.lookups import Table
 
@@ -75,6 +76,12 @@ def bag_offsets_fixture() -> Callable[..., np.ndarray]:
 @pytest.fixture(name="same_bits")
 def same_bits_fixture() -> Callable[[Any, Any], None]:
     return same_bits
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The `qembag` command, in this process."""
+    return Command(capsys)
 
 
 # ---- One small table, and calls for bags of it -----------------------------------------------------------------------

@@ -1,72 +1,26 @@
-"""The `qembag` command, in this process but for what only a process of its own can show."""
+"""The `qembag` command: what all its commands have in common. In this process, except what only another one can show."""
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
 
 import qembag
+from conftest import UNDER_SANITIZER, child_environment
 from qembag import cli
+from qembag.cli import output
+from support.commands import float_rows, python_m_qembag
 
+COMMANDS = ("quantize", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench")
 SMALL = ["--bags", "20", "--length", "3"]
-
-
-def run_demo(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, list[str]], str]:
-    """The demo's lines by table, each as its cells, and the caption."""
-    assert cli.main(["demo", *map(str, arguments)]) == 0
-    printed = capsys.readouterr()
-    assert not printed.err
-    table, caption = printed.out.split("\n\n")
-    lines = table.splitlines()
-    assert len({len(line) for line in lines}) == 1, "columns are not aligned"
-    cells = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
-    assert cells[0] == ["table", "bytes", "share", "relative error", "worst cosine", "us a batch"]
-    return {line[0]: line[1:] for line in cells[1:]}, caption
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a user's error gets."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["demo", *map(str, arguments)])
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert not printed.out
-    assert printed.err.count("\n") == 1
-    assert printed.err.endswith("\n")
-    return printed.err.rstrip()
-
-
-def python_m_qembag(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "qembag", *arguments]
-    return subprocess.run(command, text=True, timeout=60, check=False, **{"capture_output": True, **options})
-
-
-@pytest.fixture
-def save(tmp_path: Path):
-    """Saves an array as a .npy file."""
-
-    def save(array: np.ndarray, name: str = "table.npy") -> Path:
-        np.save(tmp_path / name, array)
-        return tmp_path / name
-
-    return save
-
-
-@pytest.fixture
-def save_tensors(tmp_path: Path):
-    """Saves arrays as one .safetensors file."""
-    numpy = pytest.importorskip("safetensors.numpy")
-
-    def save(**tensors: np.ndarray) -> Path:
-        numpy.save_file(tensors, tmp_path / "table.safetensors")
-        return tmp_path / "table.safetensors"
-
-    return save
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
 
 
 # ---- Without a command ---------------------------------------------------------------------------------------------
@@ -93,17 +47,26 @@ def test_python_m_qembag_is_the_command():
 
 
 def test_importing_qembag_imports_no_command_line():
-    code = (
-        "import sys, qembag; sys.exit(any(name in sys.modules for name in ('argparse', 'qembag.cli', 'safetensors')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    code = "import sys, qembag; sys.exit(any(name in sys.modules for name in ('argparse', 'qembag.cli', 'tqdm')))"
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, env=child_environment())
+    assert done.returncode == 0
+
+
+def test_a_command_imports_no_other_command():
+    code = "import sys; from qembag.cli import main; main(['inspect', '--help'])"
+    code = f"try:\n {code}\nexcept SystemExit:\n print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True, env=child_environment())
+    modules = done.stdout.split()
+    assert {name for name in COMMANDS if f"qembag.cli.{name}" in modules} == {"inspect"}
+    assert not {"matplotlib", "torch", "tqdm"} & set(modules)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["demo", *SMALL]])
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+@posix
 def test_a_reader_that_has_gone_is_no_traceback(arguments, unbuffered):
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    environment = child_environment(PYTHONUNBUFFERED=unbuffered)
     read, write = os.pipe()
     os.close(read)
     try:
@@ -115,234 +78,215 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments, unbuffered):
     assert done.returncode in ([0, 1] if arguments == ["--help"] and unbuffered else [1])
 
 
-# ---- What the demo prints ------------------------------------------------------------------------------------------
+# ---- What each command says of itself ------------------------------------------------------------------------------
 
 
-def test_the_demo_makes_a_table_of_its_own(capsys):
-    lines, caption = run_demo(capsys, *SMALL)
-    assert list(lines) == ["float32", "8-bit", "4-bit", "2-bit"]
-    assert [line[:2] for line in lines.values()] == [
-        ["48.8 MiB", "100.0%"],
-        ["13.7 MiB", "28.1%"],
-        ["6.9 MiB", "14.1%"],
-        ["3.8 MiB", "7.8%"],
-    ]
-    assert lines["float32"][2:4] == ["0.00000", "1.000000"]
-    errors = [float(line[2]) for line in lines.values()]
-    assert errors == sorted(errors)
-    assert all(float(line[4].replace(",", "")) > 0 for line in lines.values())
-    for part in ("200,000 x 64", "20 bags", qembag.__version__, qembag.show_config()["level"], np.__version__):
-        assert part in caption
+def test_the_help_names_each_command(command):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert tuple(cli.COMMANDS) == COMMANDS
 
 
-def test_error_and_cosine_are_those_of_the_batch(capsys, save, rng):
-    weights = rng.normal(size=(40, 10)).astype(np.float32)
-    lines, _ = run_demo(capsys, "--table", save(weights), *SMALL, "--seed", 7)
-    indices, offsets = cli.traffic(np.random.default_rng(7), 40, 20, 3)()
-    bags = np.split(indices, offsets[1:])
-
-    def pooled(rows):
-        return np.array([rows[bag].astype(np.float64).sum(axis=0) for bag in bags])
-
-    exact = pooled(weights)
-    for bits in (8, 4, 2):
-        table = qembag.quantize(weights, bits)
-        ours = pooled(table.codes() * table.scales[:, None].astype(np.float64) + table.biases[:, None])
-        error = np.sqrt(((ours - exact) ** 2).sum() / (exact**2).sum())
-        cosine = min(a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(ours, exact, strict=True))
-        _, _, printed_error, printed_cosine, _ = lines[f"{bits}-bit"]
-        assert float(printed_error) == pytest.approx(error, abs=6e-6)
-        assert float(printed_cosine) == pytest.approx(cosine, abs=6e-7)
-
-
-def test_traffic_is_skewed_and_in_range():
-    for num_rows in (1, 2, 1000):
-        indices, offsets = cli.traffic(np.random.default_rng(0), num_rows, 5000, 4)()
-        lengths = np.diff([*offsets, len(indices)])
-        assert lengths.min() == 1
-        assert lengths.max() == 7
-        shares = np.sort(np.bincount(indices, minlength=num_rows) / len(indices))[::-1]
-        assert len(shares) == num_rows
-        # log(1 + 1 / r) / log(n + 1) for the most popular row, and for the first ten.
-        assert shares[0] == pytest.approx(np.log(2) / np.log(num_rows + 1), abs=0.02)
-        assert shares[:10].sum() == pytest.approx(np.log(min(10, num_rows) + 1) / np.log(num_rows + 1), abs=0.02)
-
-
-def test_plain_numpy_sums_the_same_bags(rng):
-    weights = rng.normal(size=(30, 5)).astype(np.float32)
-    batch = cli.traffic(rng, 30, 12, 6)()
-    sums = cli.look_up_floats(weights, batch)
-    expected = np.add.reduceat(weights[batch.indices].astype(np.float64), batch.offsets.astype(np.intp))
-    np.testing.assert_allclose(sums, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB"), (5 << 40, "5.0 TiB")],
-)
-def test_bytes_are_readable(number, text):
-    assert cli.human_bytes(number) == text
-
-
-# ---- Tables from files ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8"])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (6, 5)])
-def test_npy_tables_of_every_float(capsys, save, rng, dtype, shape):
-    lines, caption = run_demo(capsys, "--table", save(rng.normal(size=shape).astype(dtype)), *SMALL)
-    assert lines["float32"][:4] == [f"{4 * shape[0] * shape[1]} B", "100.0%", "0.00000", "1.000000"]
-    assert f"{shape[0]} x {shape[1]} (table.npy)" in caption
-
-
-def test_a_table_in_column_order(capsys, save, rng):
-    weights = rng.normal(size=(9, 4)).astype(np.float32)
-    rowwise, _ = run_demo(capsys, "--table", save(weights), *SMALL)
-    columnwise, _ = run_demo(capsys, "--table", save(np.asfortranarray(weights)), *SMALL)
-    assert [line[:4] for line in rowwise.values()] == [line[:4] for line in columnwise.values()]
-
-
-def test_rows_of_zeros_have_no_direction(capsys, save, rng):
-    lines, _ = run_demo(capsys, "--table", save(np.zeros((4, 3))), *SMALL)
-    assert {tuple(line[2:4]) for line in lines.values()} == {("nan", "nan")}
-    lines, _ = run_demo(capsys, "--table", save(np.vstack([np.zeros((9, 3)), rng.normal(size=(1, 3))])), *SMALL)
-    assert float(lines["8-bit"][3]) > 0.99
-
-
-def test_safetensors_tables(capsys, save_tensors, rng):
-    small, wide = rng.normal(size=(4, 3)).astype(np.float16), rng.normal(size=(5, 8)).astype(np.float32)
-    _, caption = run_demo(
-        capsys, "--table", save_tensors(small=small, ids=np.zeros((2, 2), np.int64), bias=wide[0]), *SMALL
-    )
-    assert "4 x 3 (table.safetensors)" in caption
-    path = save_tensors(small=small, wide=wide)
-    assert fails(capsys, "--table", path).endswith(
-        "must hold one 2-D float tensor; choose one with --tensor: small, wide"
-    )
-    _, caption = run_demo(capsys, "--table", path, "--tensor", "wide", *SMALL)
-    assert "5 x 8" in caption
-
-
-def test_tensors_that_are_no_tables(capsys, save_tensors, tmp_path):
-    path = save_tensors(ids=np.zeros((2, 2), np.int64), line=np.zeros(3, np.float32))
-    assert fails(capsys, "--table", path).endswith("the file must hold one 2-D float tensor; there is none")
-    assert fails(capsys, "--table", path, "--tensor", "x").endswith("there is no tensor 'x'; there are: ids, line")
-    assert "tensor 'ids' is I64: must be F16, F32 or F64" in fails(capsys, "--table", path, "--tensor", "ids")
-    assert "must have 2 dimensions" in fails(capsys, "--table", path, "--tensor", "line")
-    path = tmp_path / "half.safetensors"
-    header = b'{"t":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert "tensor 't' is BF16: must be F16, F32 or F64" in fails(capsys, "--table", path)
-    path.write_bytes(b"no")
-    assert "not a readable .safetensors file" in fails(capsys, "--table", path)
-    path.unlink()
-    assert "No such file" in fails(capsys, "--table", path)
-
-
-def test_without_safetensors_the_error_names_the_command(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert fails(capsys, "--table", tmp_path / "x.safetensors").endswith(": pip install 'qembag[safetensors]'")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((3, 2), np.int32), "the table must hold float16, float32 or float64, got int32"),
-        (np.zeros((3, 2), complex), "the table must hold float16, float32 or float64, got complex128"),
-        (np.zeros(3), "must have 2 dimensions (rows, dim) and be not empty, got shape (3,)"),
-        (np.zeros((3, 2, 2)), "must have 2 dimensions (rows, dim) and be not empty, got shape (3, 2, 2)"),
-        (np.zeros((0, 4)), "must have 2 dimensions (rows, dim) and be not empty, got shape (0, 4)"),
-        (np.zeros((4, 0)), "must have 2 dimensions (rows, dim) and be not empty, got shape (4, 0)"),
-        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "weights[1] must be finite"),
-        (np.array([[0.0, 1.0], [0.0, 1e300]]), "weights[1] must be finite"),
-        (np.array([[0.0, 1e30]]), "weights[0] must have a minimum and a scale that its row can hold as float16"),
-        (np.array([[None]]), "Python objects"),
-    ],
-)
-def test_arrays_that_are_no_tables(capsys, save, array, message):
-    path = save(array)
-    error = fails(capsys, "--table", path)
-    assert error.startswith(f"qembag: error: {path}: ")
-    assert message in error
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"0.5 0.25\n1.0 2.0\n", b"\x93NUMPY\x01\x00\x08\x00oh no"])
-def test_files_that_are_no_arrays(capsys, tmp_path, content):
-    path = tmp_path / "table.npy"
-    path.write_bytes(content)
-    assert fails(capsys, "--table", path).startswith(f"qembag: error: {path}: ")
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 5)}",  # more than the file holds
-        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**33}, {2**29})}}",  # 2^64 bytes: 0, if that overflows
-        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70}, 1)}}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}",
-        "{'descr': 'f4,(', 'fortran_order': False, 'shape': (4, 4)}",
-        "{'descr': '|O', 'fortran_order': False, 'shape': (1, 1)}",  # a pickle: never read
-        "{[]: 1}",
-        "{",
-        "'''",
-        "  a\n b\nc",
-        "1+" * 3000 + "1",
-    ],
-    ids=lambda header: header[:70],
-)
-def test_headers_that_lie_or_are_none(capsys, tmp_path, header):
-    path = tmp_path / "table.npy"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64))
-    assert fails(capsys, "--table", path).startswith(f"qembag: error: {path}: ")
-
-
-def test_a_file_cut_short(capsys, save):
-    path = save(np.zeros((100, 100)))
-    path.write_bytes(path.read_bytes()[:-1])
-    assert fails(capsys, "--table", path).startswith(f"qembag: error: {path}: ")
-
-
-def test_paths_that_are_no_files(capsys, tmp_path):
-    assert fails(capsys, "--table", tmp_path / "no.npy").endswith("no.npy: No such file or directory")
-    assert fails(capsys, "--table", tmp_path / "no.txt").endswith("must be a .npy or a .safetensors file")
-    (tmp_path / "folder.npy").mkdir()
-    assert fails(capsys, "--table", tmp_path / "folder.npy").startswith("qembag: error: ")
-
-
-# ---- Options -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--bags", "0"], "argument --bags: must be a whole number of at least 1, got '0'"),
-        (["--length", "2.5"], "argument --length: must be a whole number of at least 1, got '2.5'"),
-        (["--threads", "-1"], "argument --threads: must be a whole number of at least 1, got '-1'"),
-        (["--seed", "-1"], "argument --seed: must be a whole number of at least 0, got '-1'"),
-        (["--tensor", "x"], "--tensor must come with --table FILE"),
-        (["--table", "x.npy", "--tensor", "x"], "--tensor must come with a .safetensors file"),
-        (["--colour"], "unrecognized arguments: --colour"),
-        (["--bags", "9" * 30], "are too many"),
-        (["--length", "9" * 30], "are too many"),
-        (["--bags", str(2**50)], "are too many"),
-    ],
-)
-def test_options_that_cannot_be(capsys, arguments, message):
-    assert message in fails(capsys, *arguments)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example(capsys, name):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    printed = capsys.readouterr().out
+    example = printed[printed.index("\nExample:\n") :]
+    assert f"\n  qembag {name} " in f"{example} "
+    assert "\x1b" not in printed
 
 
 def test_a_command_that_is_not_there(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["dance"])
-    assert "invalid choice: 'dance'" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "invalid choice: 'dance'" in printed
+    assert printed.count("\n") == 1
 
 
-def test_seeds_and_threads_choose_what_they_say(capsys, save, rng):
-    path = save(rng.normal(size=(50, 6)))
-    first, caption = run_demo(capsys, "--table", path, *SMALL, "--seed", 1, "--threads", 2)
-    again, _ = run_demo(capsys, "--table", path, *SMALL, "--seed", 1)
-    other, _ = run_demo(capsys, "--table", path, *SMALL, "--seed", 2)
-    assert "threads: 2" in caption
-    assert [line[:4] for line in first.values()] == [line[:4] for line in again.values()]
-    assert [line[2:4] for line in first.values()] != [line[2:4] for line in other.values()]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_that_is_not_there(command, name):
+    required = {"quantize": 2, "dequantize": 2, "prune": 2, "demo": 0}.get(name, 1)
+    assert command.refuses(name, *["x"] * required, "--colour") == "unrecognized arguments: --colour"
+
+
+# ---- Faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "describe_installation", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyboardInterrupt(), "qembag: interrupted\n"),
+        (MemoryError(), "qembag: error: not enough memory\n"),
+        (OSError(28, "No space left on device"), "qembag: error: No space left on device\n"),
+        (output.Failure("two\nlines\x1b[31m"), "qembag: error: two lines\\x1b[31m\n"),
+    ],
+)
+def test_faults_are_one_line(monkeypatch, capsys, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "describe_installation", fail)
+    assert cli.main([]) == 1
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("must be 2, got 3"), "a.npy: must be 2, got 3"),
+        (ValueError(f"{os.path.abspath('a.npy')}: is cut short"), "a.npy: is cut short"),
+        (ValueError(f"{os.path.abspath('b.npy')}.part was begun"), f"{os.path.abspath('b.npy')}.part was begun"),
+        (FileNotFoundError(2, "No such file", "c.npy"), "c.npy: No such file"),
+        (OSError(28, "No space left on device"), "b.npy: No space left on device"),
+        (KeyError("no table"), "a.npy: no table"),
+        (IndexError(), "a.npy: IndexError"),
+        (MemoryError(), "a.npy: not enough memory"),
+    ],
+)
+def test_a_fault_names_its_file(error, message):
+    with pytest.raises(output.Failure) as failed, output.about("a.npy", writes="b.npy"):
+        raise error
+    assert str(failed.value) == message
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("name", ["inspect", "lookup"])
+def test_a_full_disk_behind_the_output(tmp_path, name):
+    np.save(tmp_path / "a.npy", float_rows())
+    with open("/dev/full", "wb") as full:
+        done = python_m_qembag(
+            name, tmp_path / "a.npy", stdout=full, stderr=subprocess.PIPE, capture_output=False, input="1 2\n"
+        )
+    assert (done.returncode, done.stderr) == (1, f"qembag {name}: error: No space left on device\n")
+
+
+@posix
+def test_an_output_that_is_closed():
+    script = f'"{sys.executable}" -m qembag >&-'
+    done = subprocess.run(script, shell=True, capture_output=True, text=True, check=False, env=child_environment())
+    assert (done.returncode, done.stderr) == (1, "qembag: error: the output is closed\n")
+
+
+# ---- Terminals -------------------------------------------------------------------------------------------------------
+
+
+def test_names_beyond_the_output_are_escaped(tmp_path):
+    qembag.save_tables(tmp_path / "a.safetensors", {"größe": float_rows()}, metadata={"\x1b[2J": "red\n"})
+    done = python_m_qembag("inspect", tmp_path / "a.safetensors", env=child_environment(PYTHONIOENCODING="ascii"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr\\xf6\\xdfe" in done.stdout
+    assert "\\x1b[2J = red\\n" in done.stdout
+
+
+def test_progress_is_for_terminals_and_takes_a_second(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    clock = iter([0.0, 0.5, 2.0, 2.1, 4.0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with output.progress() as report:
+        for rows in (100, 200, 300, 400):
+            report(rows, 1000, rows << 20)
+    *_, first, second, blank, end = sys.stderr.getvalue().split("\r")
+    assert first == "200 of 1,000 rows (20%), 100.0 MiB/s, 0:00:08 left"
+    assert second.rstrip() == "400 of 1,000 rows (40%), 100.0 MiB/s, 0:00:06 left"
+    assert (blank.strip(), end) == ("", "")
+    assert len(blank) >= len(first)
+    assert "\x1b" not in sys.stderr.getvalue()
+    with output.progress(quiet=True) as report:
+        assert report is None
+    monkeypatch.setenv("TERM", "dumb")
+    with output.progress() as report:
+        assert report is None
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with output.progress() as report:
+        assert report is None
+
+
+def test_a_short_job_shows_no_progress(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(output.time, "monotonic", lambda: 7.0)
+    with output.progress() as report:
+        report(1, None, 1)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_progress_without_an_end():
+    assert output.progress_line(1500, None, 3 << 20, 2.0) == "1,500 rows, 1.5 MiB/s"
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.skipif(UNDER_SANITIZER, reason="slow there")
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_progress_on_a_real_terminal(tmp_path, quiet):
+    """The command waits for a terminal's size, colours or keys in no case: all it writes is its own line."""
+    pty = pytest.importorskip("pty")
+    np.save(tmp_path / "a.npy", float_rows(200_000, 64))
+    # 0 seconds in place of one: the job need not be long.
+    code = "import sys; from qembag.cli import main, output; output.PATIENCE = 0; sys.exit(main())"
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", code, "quantize", tmp_path / "a.npy", tmp_path / "a.safetensors", *quiet]
+    environment = child_environment(TERM="xterm", NO_COLOR="1")
+    with subprocess.Popen([*map(str, command)], stderr=slave, stdout=subprocess.PIPE, env=environment) as process:
+        os.close(slave)
+        shown = b""
+        try:
+            while piece := os.read(master, 4096):
+                shown += piece
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        assert process.stdout.read() == b""
+    os.close(master)
+    assert process.returncode == 0
+    assert (b"of 200,000 rows (" in shown) == (not quiet)
+    assert b"\x1b" not in shown
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.skipif(UNDER_SANITIZER, reason="slow there")
+def test_ctrl_c_is_one_line_and_resume_goes_on(tmp_path):
+    source, target = tmp_path / "a.npy", tmp_path / "a.safetensors"
+    np.save(source, float_rows(400_000, 64))
+    # Each block waits, so that the signal comes in the midst.
+    code = (
+        "import contextlib, sys, time; from qembag.cli import main, quantize\n"
+        "@contextlib.contextmanager\n"
+        "def slowly(quiet):\n"
+        "    yield lambda *_: (print('block', flush=True), time.sleep(2))\n"
+        "quantize.progress = slowly\nsys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "quantize", str(source), str(target)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=child_environment()) as process:
+        assert process.stdout.readline() == "block\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "qembag quantize: interrupted: --resume goes on from here\n")
+    assert not target.exists()
+    assert (tmp_path / "a.safetensors.part").exists()
+    assert cli.main(["quantize", str(source), str(target), "--resume"]) == 0
+    assert not (tmp_path / "a.safetensors.part").exists()
+    assert np.array_equal(qembag.open_table(target).data, qembag.quantize(np.load(source), 4, method="lsq").data)

@@ -92,7 +92,10 @@ def run(arguments: Sequence[str], command: str | None) -> None:
             module.add_arguments(own)
             own.epilog = f"Example:\n{module.EXAMPLE.rstrip()}"
             job, wrong = module.run, own.error
-    job(parser.parse_args(arguments), wrong)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        wrong(f"unrecognized arguments: {' '.join(unknown)}")
+    job(options, wrong)
 
 
 def describe_installation(*_: object) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
+# A sample has as many.
+SAMPLE = 8 << 20
 
 
 class Block(NamedTuple):
@@ -150,12 +152,18 @@ def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
         yield Block(numbers, table.dequantize(numbers), pairs)
 
 
-def sample_of(table: AnyTable | Source) -> Block:
-    """As many rows as one block has, evenly spaced."""
-    count = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
-    total = (table.num_rows or 0) if isinstance(table, Source) else table.num_embeddings
-    numbers = np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+def sample_of(table: AnyTable | Source) -> NDArray[Any]:
+    """Values of rows that are not pruned, evenly spaced."""
+    most = max(SAMPLE // (np.dtype(np.float32).itemsize * table.dim), 1)
     if isinstance(table, Source):
-        return Block(numbers, read_rows(table, numbers), None)
-    none = Block(numbers[:0], np.empty((0, table.dim), np.float32), None)
-    return next(some_of(table, numbers), none)
+        return read_rows(table, spaced(table.num_rows or 0, most))
+    mapping = table.compressed_indices_mapping
+    if mapping is None:
+        return table.dequantize(spaced(table.num_embeddings, most))
+    there = np.flatnonzero(mapping >= 0)
+    return table.dequantize(there[spaced(len(there), most)])
+
+
+def spaced(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the numbers below `count`."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

@@ -111,7 +111,7 @@ class Scan:
 
     def __init__(self, table: AnyTable | Source) -> None:
         self._table = table
-        ranges = ranges_of(floats(sample_of(table).values))
+        ranges = ranges_of(floats(sample_of(table)))
         ranges = ranges[np.isfinite(ranges)]
         self._median = float(np.median(ranges)) if len(ranges) else 0.0
         self._largest = 0.0

@@ -114,10 +114,12 @@ def of_array(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[n
             raise ValueError("--mode and --weights are for bags: indices must have 2 dimensions, got 1")
         if weights is not None and weights.shape != indices.shape:
             raise ValueError(f"--weights must have the shape of the indices, {indices.shape}, got {weights.shape}")
-        for start in range(0, len(indices), at_once(table)):
-            part = slice(start, start + at_once(table))
+        step = at_once(table)
+        for start in range(0, len(indices), step):
+            refuse_wrong(indices[start : start + step], table.num_embeddings, start)
+        for start in range(0, len(indices), step):
+            part = slice(start, start + step)
             some = indices[part]
-            refuse_wrong(some, table.num_embeddings, start)
             if indices.ndim == 1:
                 yield embedding(table, some)
             else:

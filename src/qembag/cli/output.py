@@ -31,18 +31,22 @@ def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
         raise
     except FAULTS as error:
         named = writes if writes is not None and isinstance(error, OSError) else path
-        raise Failure(attributed(reason_of(error), named, path, writes)) from None
+        reason = reason_of(error)
+        if getattr(error, "filename", None) is None and not reason.startswith(tuple(names_of(path, writes))):
+            reason = f"{named}: {reason}"
+        raise Failure(as_given(reason, path, writes)) from None
 
 
-def attributed(reason: str, named: Path | str, *paths: Path | str | None) -> str:
-    """The reason after the name of a file, as the user gave it, unless it names one already."""
+def names_of(*paths: Path | str | None) -> list[str]:
+    return [name for path in paths if path is not None for name in (os.path.abspath(path), str(path))]
+
+
+def as_given(reason: str, *paths: Path | str | None) -> str:
+    """With the path that the user gave in the place of a whole one."""
     for path in paths:
-        for known in [] if path is None else (os.path.abspath(path), str(path)):
-            if reason.startswith(f"{known}: "):
-                return f"{path}{reason[len(known) :]}"
-            if reason.startswith(known):  # another file beside it
-                return reason
-    return f"{named}: {reason}"
+        if path is not None and reason.startswith(f"{os.path.abspath(path)}: "):
+            return f"{path}{reason[len(os.path.abspath(path)) :]}"
+    return reason
 
 
 def reason_of(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     refuse_existing(options.target, options.force)
     if options.importance is not None and options.method != "lsq":
         wrong("--importance must come with --method lsq")
-    weighted = {} if options.importance is None else {"importance": load_array(options.importance)}
+    importance = None if options.importance is None else load_array(options.importance)
     with about(options.source, writes=options.target), progress(quiet=options.quiet) as report:
         try:
             quantize_to_file(
@@ -69,8 +69,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 metadata=dict(options.metadata),
                 num_threads=options.threads,
                 progress=report or False,
+                importance=importance,
                 resume=options.resume,
-                **weighted,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume goes on from here") from None
