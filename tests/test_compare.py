@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import qembag
-from qembag._measures import EDGES
+from qembag.verdict import compare as compare_module
+from qembag.verdict.measures import EDGES
 from support.floats import stored_as
 
 NUM_ROWS, DIM = 60, 40
 WAYS = {"bits": (8, 4, 2), "methods": ("minmax", "greedy", "lsq"), "group_sizes": (None, 16)}
 ONE = {"bits": 4, "methods": "minmax", "group_sizes": None}
-# The package has the function under this name.
-compare_module = sys.modules["qembag.compare"]
 
 
 @pytest.fixture
@@ -199,6 +197,14 @@ def test_a_sample_is_of_so_many_rows_and_named_by_their_numbers(rows):
     assert len(chosen) > 5
 
 
+def test_a_sample_has_no_row_twice_and_is_sorted(rows, rng):
+    source = compare_module.source_of(rows, None, None)
+    for sample in (1, 30, NUM_ROWS - 1):
+        numbers = compare_module.sampled(source, sample, None, rng)
+        assert len(numbers) == sample
+        assert (np.diff(numbers) > 0).all()
+
+
 def test_bytes_are_those_of_the_whole_table(rows):
     assert qembag.compare(rows, **ONE, sample=3).variants[0].nbytes == qembag.quantize(rows, 4).nbytes
 
@@ -307,6 +313,14 @@ def test_bfloat16_is_judged_too(rows):
     assert (report.dtype, report.nbytes) == ("bfloat16", NUM_ROWS * DIM * 2)
 
 
+def test_a_quantized_table_is_quantized_again(rows):
+    table = qembag.quantize(rows)
+    report = qembag.compare(table, **ONE)
+    assert judged(report) == judged(qembag.compare(table.dequantize(), **ONE))
+    assert (report.dtype, report.nbytes, report.nbytes_float32) == ("8-bit codes", table.nbytes, rows.nbytes)
+    assert report.variants[0].times_smaller == table.nbytes / qembag.quantize(rows, 4).nbytes
+
+
 def test_of_a_pruned_table_the_rows_that_are_there_are_judged(rows):
     keep = np.arange(NUM_ROWS) % 3 > 0
     pruned = qembag.FloatTable(rows).prune(keep)
@@ -372,8 +386,10 @@ def test_a_table_without_a_row_left_is_refused(rows):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -7e4])
-def test_a_row_that_cannot_be_quantized_is_named_by_its_number(rows, value):
+@pytest.mark.parametrize("elements", [1 << 17, 2 * DIM])
+def test_a_row_that_cannot_be_quantized_is_named_by_its_number(rows, value, elements, monkeypatch):
     """Also in a sample. At 4 bits -70,000 is beyond the float16 of a bias."""
+    monkeypatch.setattr(compare_module, "ELEMENTS_AT_ONCE", elements)
     rows[41, 5] = value
     for more in ({}, {"sample": 5, "bags": np.array([[41, 50]])}):
         with pytest.raises(ValueError, match=r"^weights\[41\] must "):

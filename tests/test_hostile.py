@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import pytest
 import qembag
 from qembag import ops
 from qembag.pruning import RowChoice
-from qembag.report import Report
+from qembag.verdict.report import Report
 from support import rules
 from support.arrays import WAYS, Boom, place, same_bits
 from support.functions import (
@@ -53,7 +54,8 @@ strided = np.lib.stride_tricks.as_strided
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 FLOAT_TABLES = ("float32", "float16", "bfloat16")
-ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, Boom)
+# Of an OSError the system says the words: a path that is a text may name no file.
+ERRORS = (TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError, OSError, Boom)
 
 
 def error_of(call: Any, *arguments: Any, **named: Any) -> Exception | None:
@@ -100,7 +102,15 @@ def parts(answer: Any) -> list[np.ndarray]:
         return parts(dataclasses.astuple(answer))
     if isinstance(answer, tuple):
         return [part for item in answer for part in parts(item)]
+    if isinstance(answer, dict):
+        return [part for name in answer for part in parts((name, answer[name]))]
     return [np.asarray(answer) if isinstance(answer, np.ndarray) else np.frombuffer(repr(answer).encode(), np.uint8)]
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files go that are named by a text."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -118,12 +128,25 @@ def may_be_none(function: str, argument: str) -> bool:
 
 
 # Of which a call that has one names either, where the other is given too, or where neither is.
-EITHER = {"offsets": "(offsets|lengths)", "lengths": "(offsets|lengths)", "dtype": "(dtype|data)"}
+EITHER = {
+    "path": "(path|max_shard_bytes)",
+    "offsets": "(offsets|lengths)",
+    "lengths": "(offsets|lengths)",
+    "dtype": "(dtype|data)",
+}
 
 
-# Numbers of any size.
-WITHOUT_END = ("sample", "seed", "min_count", "max_rows", "max_bytes")
+# What progress may be.
+CALLABLE = ("function", "class", "class of arrays", "array raises", "dtype raises")
+# What a path may be, or a name in a file.
+TEXTS = ("text", "text that lies", "text of many hashes", "dtype that is no Python")
+
+
+# Numbers of any size; of huge groups a row is one.
+WITHOUT_END = ("sample", "seed", "min_count", "max_rows", "max_bytes", "max_shard_bytes")
+HUGE = ("2**100", "10**5000", "index 2**100")
 TAKEN = {
+    ("metadata", "empty dict"),
     ("group_sizes", "None"),
     ("group_sizes", "list of nothing"),
     ("group_sizes", "list of huge numbers"),
@@ -142,20 +165,25 @@ def is_taken(function: str, argument: str, name: str) -> bool:
     return (
         (name == "None" and may_be_none(function, argument))
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
-        or (argument in (*WITHOUT_END, "num_threads", "n") and name in ("2**100", "10**5000", "index 2**100"))
-        or (argument == "group_size" and name in ("2**100", "10**5000", "index 2**100"))  # a row is one group
+        or (argument in (*WITHOUT_END, "num_threads", "n", "group_size", "group_sizes") and name in HUGE)
         or (argument in (*WITHOUT_END, "num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
+        or (argument in ("path", "name") and "save" in function and name in TEXTS)
+        or (argument == "progress" and name in CALLABLE)
         or (argument, name) in TAKEN
         or (argument, name) == ("item", "ellipsis")
         or (name == "buffer of floats" and argument == "per_sample_weights" and "table" in CALLS[function][1])
         or ".__array__" in function
+        or (argument == "path" and "text" in name)
+        or (argument in ("path", "name") and name in ("text", "dtype that is no Python"))
+        or (argument, name) == ("metadata", "empty dict")
     )
 
 
 @pytest.mark.parametrize(("function", "argument"), EVERY_ARGUMENT)
 def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
-    function: str, argument: str, threads_as_before: None
+    function: str, argument: str, threads_as_before: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where what is saved under any text goes
     for name, make in (*REFUSED.items(), *HOSTILE.items(), ("None", lambda: None)):
         call, given = good_call(function)
         out = given.get("out")
@@ -165,11 +193,13 @@ def test_a_wrong_argument_raises_and_leaves_everything_as_it_was(
         if error is None:
             assert is_taken(function, argument, name), (name, value)
             continue
+        if argument == "progress" and callable(value):
+            continue  # the error is its own
         by_name = name in REFUSED or (name == "None" and not may_be_none(function, argument))
-        # The words of the first two are NumPy's own; of the third the function's, which is called.
-        is_called = argument == "progress" and name in ("function", "class")
-        is_foreign = argument == "item" or ".__array__" in function or is_called
-        if by_name and not is_foreign:
+        # The words of these are NumPy's own, the system's, and the function's that is given.
+        is_others = argument == "item" or ".__array__" in function or (argument == "progress" and callable(value))
+        is_others |= argument == "path" and isinstance(error, OSError)
+        if by_name and not is_others:
             assert rules.allows(rules.either(EITHER.get(argument, argument)), error), (name, error)
         assert not isinstance(error, SyntaxError) or ".__array__" in function
         assert argument == "out" or out is None or not out.any(), name

@@ -169,7 +169,7 @@ def test_a_link_is_followed(weights, path):
 def model(weights: np.ndarray, tmp_path: Path) -> Path:
     """Three tables of different dims and types, and two tensors that are none."""
     tensors = {
-        "layer.b": ("F32", weights),
+        "layer.b": ("F32", weights.astype("<f4")),
         "layer.a": ("F16", weights[:100, :20].astype("<f2")),
         "head[0]": ("BF16", bits_of(weights[:50, :17])),
         "norm": ("F32", np.ones(4, "<f4")),
@@ -209,7 +209,11 @@ def test_one_table_gets_the_name_asked_for(weights, model, path):
     ("more", "error", "text"),
     [
         ({}, ValueError, "must hold one 2-D tensor of floats where none is named; there are: 'head"),
-        ({"tensors": "x*"}, ValueError, r"^tensors must match 2-D tensors of floats, got 'x\*'; .* has 'head"),
+        (
+            {"tensors": "x*"},
+            ValueError,
+            r"^tensors must match 2-D tensors of floats, got 'x\*'; in .* there are: 'head",
+        ),
         ({"tensors": "mask"}, ValueError, "^tensors must match 2-D tensors of floats, got 'mask'"),
         ({"tensors": []}, ValueError, "^tensors must name at least one tensor, got none"),
         ({"tensors": 5}, TypeError, "^tensors must be a string or a list of strings, got int 5"),
@@ -392,7 +396,7 @@ OPTIONS: dict[str, Any] = {
         ({"scale_first": True}, "scale_first was False, got True"),
         ({"group_size": 16}, "group_size was None, got 16"),
         ({"row_alignment": 64}, "row_alignment was 1, got 64"),
-        ({"metadata": {"a": "b"}}, "metadata was None, got {'a': 'b'}"),
+        ({"metadata": {"a": "b"}}, "metadata was {}, got {'a': 'b'}"),
         ({"name": "other"}, r"the names of tables was \['table'\], got \['other'\]"),
     ],
 )
@@ -409,7 +413,7 @@ def test_other_options_do_not_go_on(weights, path, kind, more, text):
 
 def test_another_source_does_not_go_on(weights, tmp_path, path):
     source = tmp_path / "table.npy"
-    np.save(source, weights)
+    np.save(source, weights.astype("<f4"))
     interrupt(source, path, 4, after=100)
     before = part_of(path).read_bytes()
     status = source.stat()
@@ -607,7 +611,9 @@ def test_a_bad_row_is_named_by_its_number_in_the_whole_source(weights, tmp_path,
 def test_a_bad_row_of_a_tensor_is_named_with_it(weights, tmp_path, path):
     bad = weights.copy()
     bad[5, 20] = np.inf
-    model = write_safetensors(tmp_path / "a.safetensors", {"a": ("F32", weights), "b": ("F32", bad)})
+    model = write_safetensors(
+        tmp_path / "a.safetensors", {"a": ("F32", weights.astype("<f4")), "b": ("F32", bad.astype("<f4"))}
+    )
     with pytest.raises(ValueError, match=r"^b\[5\] \(group 1, elements 16 to 23\) must be finite"):
         qembag.quantize_to_file(model, path, 4, tensors="*", group_size=16)
     assert os.listdir(path.parent) == []
@@ -670,7 +676,7 @@ def test_a_failed_flush_or_renaming_leaves_nothing(weights, path, name, monkeypa
     assert os.listdir(path.parent) == []
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits of files here")
+@pytest.mark.skipif(UNDER_SANITIZER or not hasattr(signal, "SIGXFSZ"), reason="limits a process")
 def test_a_file_that_may_not_grow_is_one_error(path):
     """The system's own error, which comes from the kernel."""
     code = (

@@ -1,17 +1,22 @@
 """Embedding lookups from 8-, 4- and 2-bit tables: sums of rows, bit for bit those of PyTorch's quantized operators."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _cython as _cython  # first: the other compiled modules look for it in sys.modules
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
-from .compare import compare
 from .float_table import FloatTable
-from .formats.tables import open_table, open_tables, save_tables
-from .formats.to_file import quantize_to_file
 from .lookup import embedding, embedding_bag
-from .pruning import choose_rows
 from .quantize import quantize
 from .table import QuantizedTable
+
+if TYPE_CHECKING:
+    from .formats.tables import open_table, open_tables, save_tables
+    from .formats.to_file import quantize_to_file
+    from .pruning import choose_rows
+    from .verdict.compare import compare
 
 __all__ = [
     "FloatTable",
@@ -31,3 +36,25 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+# Imported when they are first used: lookups alone need none of it, and it would triple the time of `import qembag`.
+_AT_FIRST_USE = {
+    "choose_rows": ".pruning",
+    "compare": ".verdict.compare",
+    "open_table": ".formats.tables",
+    "open_tables": ".formats.tables",
+    "quantize_to_file": ".formats.to_file",
+    "save_tables": ".formats.tables",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _AT_FIRST_USE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_AT_FIRST_USE[name], __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -163,7 +163,8 @@ class Table(_handle.HandleOwner):
         if self._handle.mapping is None:
             return numbers
         # Checked in a copy: the caller may have written to the mapping since the table was made.
-        stored = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)[numbers]
+        mapping = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
+        stored: NDArray[np.integer[Any]] = mapping[numbers]
         pruned = np.flatnonzero(stored < 0)
         if pruned.size:
             place = int(pruned[0])
@@ -173,7 +174,7 @@ class Table(_handle.HandleOwner):
     def _in_range(self, array: NDArray[Any], name: str) -> NDArray[np.integer[Any]]:
         """Integers of one dimension as logical rows."""
         count = self.num_embeddings
-        numbers = _arguments.plain_integers(array).copy()  # what was checked stays as it was
+        numbers: NDArray[np.integer[Any]] = _arguments.plain_integers(array).copy()  # what was checked stays as it was
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
         if wrong.size:
             place = int(wrong[0])

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _arguments, _errors
-from ._text import human_bytes
 from .base import Table
 from .float_table import FloatTable
 from .layout import rows_within, table_bytes
+from .verdict.text import human_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

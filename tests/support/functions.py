@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,11 @@ FLOAT_ROWS["float16"] = FLOAT_ROWS["float32"].astype(np.float16)
 FLOAT_ROWS["bfloat16"] = (FLOAT_ROWS["float32"].view(np.uint32) >> 16).astype(np.uint16)
 BOUNDS = np.tile(np.float32([-1, 1]), (3, 1))
 CODES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+
+# Lives as long as this module.
+FOLDER = tempfile.TemporaryDirectory(prefix="qembag-functions-")
+atexit.register(FOLDER.cleanup)
+OPENED, SAVED = Path(FOLDER.name, "opened.safetensors"), Path(FOLDER.name, "saved.safetensors")
 
 Call = tuple[Any, dict[str, Any]]
 
@@ -72,6 +80,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     mapping = {"compressed_indices_mapping": MAPPING.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = {"method": "lsq", "importance": np.linspace(0, 1, DIM)}
+    of_the_file = {"tensors": None, "name": "a", "metadata": {"b": "c"}, "progress": False, "resume": False}
     per_channel = {"codes": CODES, "scales": np.ones(3), "zero_points": np.zeros(3), "bits": bits}
     return {
         "embedding_bag": (qembag.embedding_bag, {"table": table(bits), **bags}),
@@ -80,6 +89,11 @@ def of_the_package(bits: int) -> dict[str, Call]:
             {"table": table(bits), "indices": INDICES.copy(), "invalid": "raise", "out": out(6), **kind, **one},
         ),
         "quantize": (qembag.quantize, {"weights": FLOATS.copy(), "bits": bits, **method, **to, **one}),
+        # A file in the working folder: `test_hostile` has one for each test.
+        "quantize_to_file": (
+            qembag.quantize_to_file,
+            {"source": FLOATS.copy(), "path": "made", "bits": bits, **method, **to, **one, **of_the_file},
+        ),
         "compare": (qembag.compare, of_compare(bits)),
         "choose_rows": (qembag.choose_rows, {"table": table(bits), **of_choose_rows()}),
         "QuantizedTable": (
@@ -101,6 +115,8 @@ def of_the_package(bits: int) -> dict[str, Call]:
         "QuantizedTable.prune": (table(bits).prune, {"keep": np.array([0, 3, 4])}),
         "QuantizedTable.__getitem__": (table(bits).__getitem__, {"item": np.array([0, -3, 4])}),
         "QuantizedTable.__array__": (table(bits).__array__, {"dtype": np.float64, "copy": True}),
+        "QuantizedTable.save": (table(bits).save, {"path": SAVED, "name": "a", "metadata": {"b": "c"}}),
+        "QuantizedTable.prefault": (table(bits).prefault, {"progress": False}),
         "set_num_threads": (qembag.set_num_threads, {"n": 1}),
         "get_num_threads": (qembag.get_num_threads, {}),
         "show_config": (qembag.show_config, {}),
@@ -124,6 +140,8 @@ def of_floats(kind: str) -> dict[str, Call]:
         "embedding": (qembag.embedding, {"table": float_table(kind), "invalid": "skip", **single}),
         "FloatTable.dequantize": (made.dequantize, {"rows": INDICES.copy(), "out": out(6)}),
         "FloatTable.prune": (made.prune, {"keep": np.array([0, 3, 4])}),
+        "FloatTable.save": (made.save, {"path": SAVED, "name": "a", "metadata": None}),
+        "FloatTable.prefault": (made.prefault, {"progress": False}),
         "FloatTable.__getitem__": (made.__getitem__, {"item": np.array([0, -3, 4])}),
         "FloatTable.__array__": (made.__array__, {"dtype": np.float64, "copy": True}),
     }
@@ -154,6 +172,21 @@ def of_the_reference(bits: int) -> dict[str, Call]:
     return {name: (getattr(ops, name), arguments) for name, arguments in given.items()}
 
 
+def of_files() -> dict[str, Call]:
+    """The functions for files, with one that is there."""
+    index = SAVED.with_suffix(".index.json")
+    tables = {"tables": {"a": table(), "b": float_table("float16")}}
+    qembag.save_tables(OPENED, **tables)
+    return {
+        "save_tables": (
+            qembag.save_tables,
+            {"path": index, **tables, "metadata": {"b": "c"}, "max_shard_bytes": 1000},
+        ),
+        "open_tables": (qembag.open_tables, {"path": OPENED, "mmap": True, "populate": False, "progress": False}),
+        "open_table": (qembag.open_table, {"path": OPENED, "name": "a", "mmap": False, "populate": True}),
+    }
+
+
 # The package's own functions at 8 bits by their names, and at the other widths by those with the width behind.
 CALLS = of_the_package(8)
 for width in NAMES:
@@ -163,6 +196,7 @@ for width in NAMES:
 CALLS |= {name: call for name, call in of_floats("float32").items() if name not in CALLS}
 for float_kind in FLOAT_ROWS:
     CALLS |= {f"{name}, {float_kind}": call for name, call in of_floats(float_kind).items()}
+CALLS |= of_files()
 EVERY_ARGUMENT = [(function, argument) for function, (_, given) in CALLS.items() for argument in given]
 
 

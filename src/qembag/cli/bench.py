@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from .._runtime import show_config
-from .._text import aligned
-from .._traffic import traffic
 from ..table import QuantizedTable
+from ..verdict.text import aligned
+from ..verdict.traffic import traffic
 from .arguments import count, from_zero, positive
 from .contents import stored_table
 from .output import Failure, about, printable, progress, show

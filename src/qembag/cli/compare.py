@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..compare import compare
+from ..verdict.compare import compare
 from .arguments import count, from_zero
 from .arrays import load_arrays
 from .output import about, progress, show

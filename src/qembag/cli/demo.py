@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from .._runtime import show_config
-from .._text import aligned, human_bytes
-from .._traffic import Batch, traffic
 from ..lookup import embedding_bag
 from ..quantize import quantize
+from ..verdict.text import aligned, human_bytes
+from ..verdict.traffic import Batch, traffic
 from .arguments import count, from_zero
 from .contents import float_rows
 from .output import about, show

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .._text import aligned, human_bytes
 from ..formats.sources import Source
 from ..table import QuantizedTable
+from ..verdict.text import aligned, human_bytes
 from .contents import blocks_of, contents_of, num_stored, sample_of
 from .output import about, plural, printable, progress, show
 

@@ -44,8 +44,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
-            _rename(error, path)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
+            raise _named(error, path) from error
         raise
 
 
@@ -62,11 +62,12 @@ def _mode_of(target: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _rename(error: OSError, path: str | os.PathLike[str]) -> None:
-    """Have the error name the file that was asked for."""
-    error.filename, error.filename2 = os.fspath(path), None
+def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    """The error, naming the file that was asked for."""
+    text = error.strerror
     if os.name == "nt" and isinstance(error, PermissionError):
-        error.strerror = f"{error.strerror} (on Windows no file is replaced while it is mapped or open)"
+        text = f"{text} (on Windows no file is replaced while it is mapped or open)"
+    return OSError(error.errno, text, os.fspath(path))
 
 
 def flush(file: IO[bytes]) -> None:

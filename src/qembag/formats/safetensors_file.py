@@ -187,12 +187,12 @@ def _tensor(name: str, entry: Any, data_start: int) -> Tensor:
     if not _are_numbers(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {brief(name)} must have data_offsets of two whole numbers, got {brief(offsets)}")
     begin, end = offsets
-    bits = math.prod(shape) * DTYPES[dtype]
-    if bits % 8:
-        raise ValueError(f"tensor {brief(name)} ends within a byte: {brief(shape)} of {dtype} are {shown(bits)} bits")
-    if bits // 8 != end - begin:
+    needed = math.prod(shape) * DTYPES[dtype]
+    if needed % 8:
+        raise ValueError(f"tensor {brief(name)} ends within a byte: {brief(shape)} of {dtype} are {shown(needed)} bits")
+    if needed // 8 != end - begin:
         raise ValueError(
-            f"tensor {brief(name)} has data_offsets of {end - begin} bytes, and takes {shown(bits // 8)}: "
+            f"tensor {brief(name)} has data_offsets of {end - begin} bytes, and takes {shown(needed // 8)}: "
             f"{brief(shape)} of {dtype}"
         )
     return Tensor(name, dtype, tuple(shape), data_start + begin, end - begin)
@@ -262,9 +262,12 @@ def read_index(path: Path) -> dict[str, Path]:
 def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """`read_index`, and the texts of its metadata."""
     with path.open("rb") as file:
-        text = file.read(MAX_HEADER + 1)
+        size = file.seek(0, 2)
+        file.seek(0)
+        # Of what is asked for, not of what is there, Python makes room at once.
+        text = file.read(min(size, MAX_HEADER))
     try:
-        if len(text) > MAX_HEADER:
+        if size > MAX_HEADER:
             raise ValueError(f"is longer than {MAX_HEADER} bytes")
         index = read_json(text, only_whole_numbers=False)
         if type(index) is not dict or "weight_map" not in index:

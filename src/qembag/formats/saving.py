@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .. import _arguments
+from .. import _arguments, float_table
 from .._errors import kind_of, shown
 from ..base import Table
 from ..float_table import FloatTable
@@ -49,8 +49,8 @@ def save_tables(
     Parameters
     ----------
     path : str or path
-        Where to. If its name ends in ``.index.json``, the tables go to one or several files beside it, and it says which
-        is where, as Hugging Face has it: ``model.safetensors.index.json`` and, for example,
+        Where to. If its name ends in ``.index.json``, the tables go to one or several files beside it, and it says
+        which is where, as Hugging Face has it: ``model.safetensors.index.json`` and, for example,
         ``model-1f3a9c04-00001-of-00002.safetensors``.
     tables : QuantizedTable, FloatTable, array of floats, or dict of them by name
         A single one gets the name "table". An array has 2 dimensions, of float32, float16 or bfloat16.
@@ -75,9 +75,9 @@ def save_tables(
     Notes
     -----
     The file takes its name when all is written and flushed to disk: after an error or a crash, the old file is there or
-    the new one. Tables may be saved to the file that they are mapped from: they keep the old one, which lives on without
-    a name. (Not on Windows, which refuses to replace a mapped file.) Of an index, the files have new names for each save;
-    those of the old index are removed at last. A crash may leave files behind that no index names.
+    the new one. Tables may be saved to the file that they are mapped from: they keep the old one, which lives on
+    without a name. (Not on Windows, which refuses to replace a mapped file.) Of an index, the files have new names for
+    each save; those of the old index are removed at last. A crash may leave files behind that no index names.
 
     Bytes of rows that are padding are saved as zeros. The scales and zero points that `ops.embedding_bag_prepack` was
     given, for its unpack, are not saved.
@@ -146,7 +146,8 @@ def _handle_of(table: object, name: str) -> TableHandle:
         return table._handle
     if not isinstance(table, np.ndarray):
         raise TypeError(f"{name} must be a QuantizedTable, a FloatTable or an array of floats, got {kind_of(table)}")
-    return FloatTable(_arguments.float_rows(table, name, None))._handle
+    floats = _arguments.float_rows(table, name, None)
+    return FloatTable._of(*float_table._rows_of(floats, name), None)._handle
 
 
 def _check_apart(handles: dict[str, TableHandle]) -> None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from .. import _arguments, _errors
 from ..base import Table
-from .safetensors_file import Tensor, read_header, read_index
+from .stored import Stored, listed, stored_floats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
 
-# A block of rows that are read takes about this many bytes: large enough for a disk's full speed, and two of them and
-# their codes are little memory.
-BLOCK_BYTES = 16 << 20
-# The elements of rows of floats, as safetensors and as NumPy name them.
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest,
+# those of 32 took 1.3 times as long: the caches hold no two of them.
+BLOCK_BYTES = 8 << 20
 
 
 class Source:
@@ -53,7 +51,7 @@ class Source:
         """What tells this source from another: plain values by name."""
         return {"rows": self.num_rows, "dim": self.dim}
 
-    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
         """The rows from `start_row` on, at most `max_rows` at a time (else some megabytes): 2-D arrays of float16,
         float32 or float64 in any order of bytes; bfloat16 comes as float32. A block holds until the next is asked for:
         its memory is used again."""
@@ -82,7 +80,7 @@ class ArraySource(Source):
     def identity(self) -> dict[str, Any]:
         return super().identity | {"dtype": self.dtype}
 
-    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
         at_once = self._at_once(max_rows)
         for start in range(start_row, len(self._rows), at_once):
             yield self._rows[start : start + at_once]
@@ -92,25 +90,6 @@ class ArraySource(Source):
 
 
 # ---- Rows in files ---------------------------------------------------------------------------------------------------
-
-
-class Stored(NamedTuple):
-    """Where rows of floats lie in a file."""
-
-    path: Path
-    start: int
-    dtype: str  # NumPy's, with the order of bytes; or "bfloat16", which is little-endian
-    shape: tuple[int, int]
-    by_columns: bool = False
-
-    @property
-    def kind(self) -> str:
-        return self.dtype if self.dtype == "bfloat16" else np.dtype(self.dtype).name
-
-    @property
-    def element(self) -> np.dtype[Any]:
-        """As it is read: of bfloat16 the bits."""
-        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
 
 
 class FileSource(Source):
@@ -127,7 +106,7 @@ class FileSource(Source):
         size, changed = self._stamp
         return super().identity | {"dtype": self._stored.dtype, "file's size": size, "file's time": changed}
 
-    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
         at_once = self._at_once(max_rows)
         num_rows, dim = self._stored.shape
         starts = range(start_row, num_rows, at_once)
@@ -194,7 +173,7 @@ class FileSource(Source):
             waiting = waiting[count:]
 
 
-def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
+def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDArray[Any], None, None]:
     """What `read` gives for 0 to `count` - 1, the next in a thread while the caller works on the one before."""
     from concurrent.futures import ThreadPoolExecutor  # imports logging: not for each `import qembag`
 
@@ -239,7 +218,7 @@ class IterableSource(Source):
         dim = self._first.shape[1]
         super().__init__(name, None, dim, self._first.dtype.name, dim * self._first.itemsize)
 
-    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Iterator[NDArray[Any]]:
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
         if self._first is None:
             raise ValueError("source must be an iterable that was not run through yet")
         at_once = self._at_once(max_rows)
@@ -307,12 +286,11 @@ def open_source(source: object, tensor: str | None = None) -> Source:
     """
     if is_path(source):
         path = Path(source)  # type: ignore[arg-type]
-        found = _stored_floats(path)
-        name = only(found, path) if tensor is None else tensor
+        found = stored_floats(path)
+        name = _only(found, path) if tensor is None else tensor
         if name not in found:
-            raise ValueError(f"{path}: there is no 2-D tensor of floats {name!r}; {_listed(found)}")
-        stored = found[name]
-        return FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+            raise ValueError(f"{path}: there is no 2-D tensor of floats {name!r}; {listed(found)}")
+        return file_source(found[name], name)
     if tensor is not None:
         raise ValueError(f"tensor must be None for a source that is no file, got {_errors.shown(tensor)}")
     if isinstance(source, Table):
@@ -328,9 +306,14 @@ def open_source(source: object, tensor: str | None = None) -> Source:
     )
 
 
+def file_source(stored: Stored, name: str) -> FileSource:
+    """Of a tensor of that name in a file; a ``.npy`` file has no names."""
+    return FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+
+
 def float_tensors(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, int]]]:
     """The 2-D tensors of floats in a file: dtype and shape by name. A ``.npy`` file has one, with the file's stem."""
-    return {name: (stored.kind, stored.shape) for name, stored in _stored_floats(Path(path)).items()}
+    return {name: (stored.kind, stored.shape) for name, stored in stored_floats(Path(path)).items()}
 
 
 def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -361,69 +344,8 @@ def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]
     return source.read_rows(numbers)
 
 
-def only(found: dict[str, Stored], path: Path) -> str:
+def _only(found: dict[str, Stored], path: Path) -> str:
     """The name of the only tensor."""
     if len(found) != 1:
-        raise ValueError(f"{path}: must hold one 2-D tensor of floats where none is named; {_listed(found)}")
+        raise ValueError(f"{path}: must hold one 2-D tensor of floats where none is named; {listed(found)}")
     return next(iter(found))
-
-
-def _listed(found: dict[str, Stored]) -> str:
-    names = sorted(found)
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"there are: {', '.join(map(repr, names[:20]))}{more}" if names else "there is none"
-
-
-def _stored_floats(path: Path) -> dict[str, Stored]:
-    name = path.name.lower()
-    if name.endswith(".npy"):
-        return {path.stem: _npy(path)}
-    if name.endswith(".safetensors"):
-        return _tables({tensor: (entry, path) for tensor, entry in _tensors(path).items()})
-    if name.endswith(".index.json"):
-        index = read_index(path)
-        shards = {shard: _tensors(shard) for shard in sorted(set(index.values()))}
-        for tensor, shard in index.items():
-            if tensor not in shards[shard]:
-                raise ValueError(f"{path}: names tensor {tensor!r} of {shard.name}, which has none")
-        return _tables({tensor: (shards[shard][tensor], shard) for tensor, shard in index.items()})
-    raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path}")
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    with open(path, "rb") as file:
-        return read_header(file, path).tensors
-
-
-def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
-    found = {}
-    for name, (tensor, path) in tensors.items():
-        if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0:
-            kind = FLOATS[tensor.dtype]
-            dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
-            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]))
-    return found
-
-
-def _npy(path: Path) -> Stored:
-    """Never reads a pickle."""
-    with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0), (3, 0)):
-                raise ValueError(f"its version is {version}")
-            # A header of version 3 differs in names of fields alone, which no floats have.
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, by_columns, dtype = read(file)
-        except (MemoryError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 (for example from Python's parser, which reads the header)
-            raise ValueError(f"{path}: not a readable .npy file: {type(error).__name__}: {error}") from None
-        start, size = file.tell(), os.fstat(file.fileno()).st_size
-    if dtype.kind != "f" or dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{path}: must hold float16, float32 or float64, got {dtype}")
-    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
-        raise ValueError(f"{path}: must have 2 dimensions (rows, dim) and a dim of 1 or more, got shape {shape}")
-    if size - start < shape[0] * shape[1] * dtype.itemsize:
-        raise ValueError(f"{path}: is too short for its {dtype} array of shape {shape}: {size} bytes")
-    return Stored(path, start, dtype.str, shape, by_columns)

@@ -88,12 +88,14 @@ def _layout_of(plan: Plan) -> layouts.RowLayout:
         raise ValueError(f"{brief(rows.name)} must be U8 of 2 dimensions, got {rows.dtype} of {brief(rows.shape)}")
     if type(given) is not dict or given.keys() != DESCRIPTION:
         raise ValueError(f"its description must have {', '.join(sorted(DESCRIPTION))}, got {brief(given)}")
-    for key, kinds in (("bits", int), ("dim", int), ("scale_first", bool), ("group_size", (int, type(None)))):
-        # True is a number for Python.
-        if not isinstance(given[key], kinds) or (kinds is not bool and isinstance(given[key], bool)):
-            raise ValueError(
-                f"{key} must be {'true or false' if kinds is bool else 'a whole number'}, got {brief(given[key])}"
-            )
+    for key, kinds, words in (
+        ("bits", [int], "a whole number"),
+        ("dim", [int], "a whole number"),
+        ("scale_first", [bool], "true or false"),
+        ("group_size", [int, type(None)], "a whole number or null"),
+    ):
+        if type(given[key]) not in kinds:  # True is an int for isinstance
+            raise ValueError(f"{key} must be {words}, got {brief(given[key])}")
     if given["scale_dtype"] not in ("float32", "float16"):
         raise ValueError(f"scale_dtype must be float32 or float16, got {brief(given['scale_dtype'])}")
     bits = given["bits"]
@@ -123,12 +125,12 @@ class TableFile:
             self.header = read_header(self._stream, path)
             try:
                 self.plans = plans_of(self.header)
+                if mapped:
+                    self._memory = _map(self._stream.fileno())
+                    if len(self._memory) != self.size:
+                        raise ValueError("changed while it was opened")
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            if mapped:
-                self._memory = _map(self._stream.fileno())
-                if len(self._memory) != self.size:
-                    raise ValueError(f"{path}: changed while it was opened")
         except BaseException:
             self.close()
             raise

@@ -74,8 +74,8 @@ def open_tables(
     OSError
         If the file cannot be read.
     ValueError
-        That names file and fault: if it is no safetensors file, damaged, of a newer version of the format, or if a table
-        in it is not as described; if it has no table; if an index names files outside its folder.
+        That names file and fault: if it is no safetensors file, damaged, of a newer version of the format, or if a
+        table in it is not as described; if it has no table; if an index names files outside its folder.
 
     Examples
     --------

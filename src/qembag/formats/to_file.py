@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,8 +16,9 @@ from ..quantize import quantize_part
 from .progress import check, reporting
 from .safetensors_file import header_bytes
 from .saving import INDEX_SUFFIX, as_path, describe
-from .sources import Source, float_tensors, is_path, open_source
-from .table_file import ROWS
+from .sources import Source, file_source, is_path, open_source
+from .stored import listed, stored_floats
+from .table_file import RESERVED, ROWS
 from .unfinished import Unfinished, journal_size
 
 if TYPE_CHECKING:
@@ -163,15 +167,15 @@ class Table(NamedTuple):
 def _sources(source: object, tensors: object, name: object) -> dict[str, Source]:
     """By the names of the tables to be."""
     table_name = None if name is None else _table_name(name)
-    names: list[str | None] = [None]
-    if tensors is not None:
+    if tensors is None:
+        found = [open_source(source)]
+    else:
         patterns = [tensors] if isinstance(tensors, str) else tensors
         if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
             raise TypeError(f"tensors must be a string or a list of strings, got {_errors.kind_of(tensors)}")
         if not is_path(source):
             raise ValueError(f"tensors must be None for a source that is no file, got {_errors.shown(tensors)}")
-        names = [*_matches(source, patterns)]
-    found = [open_source(source, tensor) for tensor in names]
+        found = _matches(Path(source), patterns)  # type: ignore[arg-type]
     if table_name is None:
         return {one.name: one for one in found}
     if len(found) != 1:
@@ -189,21 +193,20 @@ def _table_name(name: object) -> str:
     return name
 
 
-def _matches(source: Any, patterns: Sequence[str]) -> dict[str, None]:
-    there = float_tensors(source)
+def _matches(path: Path, patterns: Sequence[str]) -> list[Source]:
+    there = stored_floats(path)
     chosen: dict[str, None] = {}
     for pattern in patterns:
         # A name may have brackets, which mean something else in a pattern.
         matched = [pattern] if pattern in there else fnmatch.filter(there, pattern)
         if not matched:
-            listed = ", ".join(map(repr, sorted(there)[:20])) or "none"
             raise ValueError(
-                f"tensors must match 2-D tensors of floats, got {_errors.shown(pattern)}; {source} has {listed}"
+                f"tensors must match 2-D tensors of floats, got {_errors.shown(pattern)}; in {path} {listed(there)}"
             )
         chosen |= dict.fromkeys(matched)
     if not chosen:
         raise ValueError("tensors must name at least one tensor, got none")
-    return chosen
+    return [file_source(there[name], name) for name in chosen]
 
 
 def _tables(sources: dict[str, Source], options: dict[str, Any]) -> list[Table]:
@@ -230,7 +233,7 @@ class Job:
     def __init__(self, tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str] | None) -> None:
         self._tables, self._options = tables, options
         self._metadata = describe({table.name: table.layout for table in tables}, metadata)
-        self._text = json.dumps(_description(tables, options, metadata)).encode()
+        self._text = json.dumps(_description(tables, options, self._metadata)).encode()
         # Only an iterable does not know how many rows it has, and it is the only table then.
         self.num_rows = None
         if tables[0].source.num_rows is not None:
@@ -285,20 +288,29 @@ class Job:
         """Make all rows that are not done; and the last few that are, which are compared."""
         done = part.rows_done
         first = max(done - CHECKED_ROWS, 0)
-        before = 0  # rows of the tables before this one
+        before = bytes_before = 0  # the rows of the tables before this one, and their bytes in the sources
+        start = self._data_start
         for table in self._tables:
+            source, layout = table.source, table.layout
             row = max(first - before, 0)
-            for block in table.source.blocks(min(row, table.source.num_rows or row)):
-                codes = self._codes(part, table, block, row)
-                row += len(codes)
-                self._put(part, codes, before + row - len(codes), done)
-                if before + row > done:
-                    part.rows_done = before + row
-                    part.note()
-                    report(part.rows_done, self.source_bytes_of(part.rows_done))
-            before += row if table.source.num_rows is None else table.source.num_rows
+            if source.num_rows is not None:
+                row = min(row, source.num_rows)
+            with contextlib.closing(source.blocks(row)) as blocks:
+                for block in blocks:
+                    codes = self._codes(part, table, block, row)
+                    self._put(part, codes, start + layout.bytes_of(row), before + row, done)
+                    row += len(codes)
+                    if before + row > done:
+                        part.rows_done = before + row
+                        part.note()
+                        report(part.rows_done, bytes_before + source.row_nbytes * row)
+            before, bytes_before, start = (
+                before + row,
+                bytes_before + source.row_nbytes * row,
+                start + layout.bytes_of(row),
+            )
         if before < done:
-            raise ValueError(f"source must have the {done} rows that {part.path} has already, got {before}")
+            raise ValueError(f"source must have the {done} rows that {part.path} has already, got fewer")
 
     def _codes(self, part: Unfinished, table: Table, block: NDArray[Any], row: int) -> NDArray[np.uint8]:
         try:
@@ -307,23 +319,23 @@ class Job:
             part.is_spoiled = True
             raise
 
-    def _put(self, part: Unfinished, codes: NDArray[np.uint8], row: int, done: int) -> None:
+    @staticmethod
+    def _put(part: Unfinished, codes: NDArray[np.uint8], position: int, row: int, done: int) -> None:
         """Compare the rows that are done already, and write the others."""
-        old = min(max(done - row, 0), len(codes))
-        position = self._data_start + self._bytes_of(row)
-        is_longer = part.is_whole and old < len(codes)
-        if is_longer or (old and part.read(position, codes[:old].nbytes) != codes[:old].tobytes()):
+        old = codes[: max(done - row, 0)]
+        is_longer = part.is_whole and len(old) < len(codes)
+        if is_longer or (len(old) and part.read(position, old.nbytes) != old.tobytes()):
             raise ValueError(
                 f"resume must go on with the rows that {part.path} was begun with, got others from row {row} on"
             )
-        if old < len(codes):
-            part.write(position + codes[:old].nbytes, codes[old:])
+        if len(old) < len(codes):
+            part.write(position + old.nbytes, codes[len(old) :])
 
     def end(self, part: Unfinished) -> None:
         part.finish(self._header(part.rows_done), self._data_start + self._bytes_of(part.rows_done))
 
 
-def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     """What is made of what, for the journal: a run with another one cannot go on."""
     layout = tables[0].layout
     importance = options.get("importance")
@@ -339,7 +351,7 @@ def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping
         "group_size": _number(options["group_size"]),
         "row_alignment": _number(options["row_alignment"]),
         "importance": importance,
-        "metadata": None if metadata is None else dict(metadata),
+        "metadata": {key: value for key, value in metadata.items() if not key.startswith(RESERVED)},
         "the names of tables": [table.name for table in tables],
     }
     for table in tables:
@@ -348,4 +360,5 @@ def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping
 
 
 def _number(value: Any) -> int | None:
-    return None if value is None else int(value)
+    """Of Python's, and of few digits."""
+    return None if value is None else min(int(value), sys.maxsize)

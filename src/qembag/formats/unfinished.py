@@ -30,7 +30,6 @@ from .replace import flush_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
 
 # As the length of a safetensors header this is beyond the format's limit: nobody takes an unfinished file for a whole.
 MAGIC = b"qembag\xff\xff"
@@ -62,8 +61,6 @@ class Unfinished:
     """
 
     def __init__(self, target: Path) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # imports logging: not for each `import qembag`
-
         # A link is followed, as where a file is written to.
         self.target = Path(os.path.realpath(target))
         self.path = Path(f"{self.target}.part")
@@ -75,9 +72,6 @@ class Unfinished:
         self._next_slot = 0
         self._check = 0  # of the journal's text: a slot belongs to it
         self._last_slot = time.monotonic()
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="qembag flushes")
-        self._flush: Future[None] | None = None
-        self._flushed_rows = 0
 
     # ---- The journal ------------------------------------------------------------------------------------------------
 
@@ -145,29 +139,18 @@ class Unfinished:
         return SLOT.pack(rows, zlib.crc32(rows.to_bytes(8, "little"), self._check))
 
     def note(self, *, now: bool = False) -> None:
-        """Write a slot for the rows that are done: `now`, or about a second after the last.
+        """Write a slot for the rows that are done: `now`, or where a second has passed since the last.
 
-        First the rows are flushed to disk, then a slot says that they are there. The flush runs in a thread meanwhile,
-        since it may take as long as the rows took to make.
+        A flush in a thread, while the next rows are made, was no faster.
         """
-        if not self._slots_at:
+        if not self._slots_at or (not now and time.monotonic() - self._last_slot < SECONDS_BETWEEN_SLOTS):
             return
         with self._writing():
-            if self._flush is not None and (now or self._flush.done()):
-                self._flush.result()
-                self._put_slot(self._flushed_rows)
-            if now:
-                self._sync()
-                self._put_slot(self.rows_done)
-            elif self._flush is None and time.monotonic() - self._last_slot >= SECONDS_BETWEEN_SLOTS:
-                self._file.flush()
-                self._flush, self._flushed_rows = self._flusher.submit(_sync, self._file.fileno()), self.rows_done
-
-    def _put_slot(self, rows: int) -> None:
-        position = self._file.tell()
-        self._put(self._slots_at + self._next_slot * SLOT.size, self._slot(rows))
-        self._file.seek(position)
-        self._flush = None
+            # First the rows, then the slot that says that they are there.
+            self._sync()
+            position = self._file.tell()
+            self._put(self._slots_at + self._next_slot * SLOT.size, self._slot(self.rows_done))
+            self._file.seek(position)
         self._next_slot = 1 - self._next_slot
         self._last_slot = time.monotonic()
 
@@ -251,7 +234,6 @@ class Unfinished:
 
     def close(self) -> None:
         """Let others have the file."""
-        self._flusher.shutdown()
         # What is still in buffers is in no slot; on a full disk it cannot be written.
         with contextlib.suppress(OSError):
             self._file.close()

@@ -6,19 +6,21 @@ import contextlib
 import importlib
 import io
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._measures import EDGES
-from ._text import human_bytes
-from .formats.replace import replacing
+from ..formats.replace import replacing
+from .measures import EDGES
+from .text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._measures import Cosines
+    from .measures import Cosines
     from .report import Report, Variant
 
+DRAWING = threading.Lock()
 FORMATS = (".svg", ".png", ".pdf")
 # Each is legible on white and on black.
 COLORS = ("#3b82c4", "#d9762b", "#2f9e6e")
@@ -53,7 +55,8 @@ def our_style(color: str = "black") -> Iterator[None]:
         "legend.frameon": False,
         "legend.fontsize": LABEL_SIZE,
     }
-    with matplotlib.rc_context(), style.context(["default", ours]):
+    # Matplotlib's settings are the whole process's: of two threads the second would put back the first one's.
+    with DRAWING, matplotlib.rc_context(), style.context(["default", ours]):
         yield
 
 

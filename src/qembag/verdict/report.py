@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._measures import EDGES, Cosines
-from ._text import aligned, human_bytes
+from .measures import EDGES, Cosines
+from .text import aligned, human_bytes
 
 if TYPE_CHECKING:
     import os
@@ -216,9 +216,9 @@ class Report:
         OSError, ValueError
             If the file cannot be written, or its name ends otherwise.
         """
-        from . import _report_plots
+        from . import plots
 
-        _report_plots.save(self, path)
+        plots.save(self, path)
 
     def to_html(self, path: str | os.PathLike[str], *, min_cosine: float = MIN_COSINE) -> None:
         """Write one page that needs no other file and no network: recommendation, table, plots.
@@ -237,9 +237,9 @@ class Report:
         OSError
             If the file cannot be written.
         """
-        from . import _report_page
+        from . import page
 
-        _report_page.save(self, path, min_cosine)
+        page.save(self, path, min_cosine)
 
 
 def cosine_text(cosine: float, decimals: int = 5) -> str:

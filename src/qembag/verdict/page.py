@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import _report_plots
-from ._text import human_bytes
-from .formats.replace import replacing
+from ..formats.replace import replacing
+from . import plots
 from .report import cosine_text
+from .text import human_bytes
 
 if TYPE_CHECKING:
     import os
@@ -87,7 +87,7 @@ def save(report: Report, path: str | os.PathLike[str], min_cosine: float) -> Non
 
 
 def page(report: Report, min_cosine: float) -> str:
-    pictures = _report_plots.svgs(report, INK)
+    pictures = plots.svgs(report, INK)
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _arguments, _errors
-from ._measures import Distance, distance, lowest, summary
-from ._runtime import show_config
-from ._traffic import traffic
-from .float_table import FloatTable
-from .formats.progress import reporting
-from .layout import FloatLayout, RowLayout, table_bytes
-from .lookup import embedding_bag
-from .quantize import quantize
+from .. import _arguments, _errors
+from .._runtime import show_config
+from ..base import Table
+from ..float_table import FloatTable
+from ..formats.progress import reporting
+from ..layout import FloatLayout, RowLayout, table_bytes
+from ..lookup import embedding_bag
+from ..quantize import quantize
+from .measures import Distance, distance, lowest, summary
 from .report import Report, Variant
+from .traffic import traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from .formats.progress import Progress
-    from .table import QuantizedTable
+    from ..formats.progress import Progress
+    from ..table import QuantizedTable
 
     Blocks = Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -71,7 +72,7 @@ class Bags(NamedTuple):
 
 
 def compare(
-    weights: ArrayLike | FloatTable | str | os.PathLike[str],
+    weights: ArrayLike | Table | str | os.PathLike[str],
     *,
     bits: int | Sequence[int] = (8, 4, 2),
     methods: str | Sequence[str] = ("minmax", "lsq"),
@@ -88,9 +89,9 @@ def compare(
 
     Parameters
     ----------
-    weights : array_like of floats, shape (num_rows, dim); FloatTable; or path of a file
+    weights : array_like of floats, shape (num_rows, dim); FloatTable or QuantizedTable; or path of a file
         As for `quantize`; or a file as for `quantize_to_file`, of which only a sample is read. Of a pruned table the
-        rows that are there are judged.
+        rows that are there are judged. A quantized table is quantized again, and compared with the values it has.
     bits, methods, group_sizes : sequence, or one of its items
         Each combination is a variant. Those that are the same (groups as long as rows) count once; "greedy" is left out
         at 8 bits, where it is not defined.
@@ -235,7 +236,7 @@ def source_of(weights: Any, tensor: object, name: object) -> Source:
         raise ValueError(f"tensor must be None for what is no file, got {_errors.shown(tensor)}")
     if is_file:
         source = _of_file(weights, tensor)
-    elif isinstance(weights, FloatTable):
+    elif isinstance(weights, Table):
         source = _of_table(weights)
     else:
         source = _of_array(_arguments.floats(weights, "weights", allow_double=True, allow_bfloat16=True))
@@ -245,7 +246,7 @@ def source_of(weights: Any, tensor: object, name: object) -> Source:
 
 
 def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
-    from .formats.sources import open_source, read_rows  # not for each `import qembag`
+    from ..formats.sources import open_source, read_rows  # not for each `import qembag`
 
     try:
         source = open_source(path, tensor)
@@ -257,12 +258,13 @@ def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
     return Source(name, num_rows, source.dim, source.dtype, nbytes, None, lambda numbers: read_rows(source, numbers))
 
 
-def _of_table(table: FloatTable) -> Source:
+def _of_table(table: Table) -> Source:
     mapping = table.compressed_indices_mapping
-    if mapping is None and table.dtype == "float32":
+    if isinstance(table, FloatTable) and mapping is None and table.dtype == "float32":
         return _of_array(table.data)  # all of whose rows need no copy
+    stored = table.dtype if isinstance(table, FloatTable) else f"{table._handle.layout.bits}-bit codes"
     num_rows, dim = table.shape
-    return Source("table", num_rows, dim, table.dtype, table.nbytes, mapping, table.dequantize)
+    return Source("table", num_rows, dim, stored, table.nbytes, mapping, table.dequantize)
 
 
 def _of_array(array: NDArray[Any]) -> Source:

@@ -1,0 +1,103 @@
+"""Where in a file tables of floats lie: .npy, .safetensors, and indices of several of these."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .safetensors_file import Tensor, read_header, read_index
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The elements of rows of floats, as safetensors and as NumPy name them.
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Stored(NamedTuple):
+    """Where rows of floats lie in a file."""
+
+    path: Path
+    start: int
+    dtype: str  # NumPy's, with the order of bytes; or "bfloat16", which is little-endian
+    shape: tuple[int, int]
+    by_columns: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.dtype if self.dtype == "bfloat16" else np.dtype(self.dtype).name
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """As it is read: of bfloat16 the bits."""
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
+
+def listed(found: dict[str, Stored]) -> str:
+    names = sorted(found)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"there are: {', '.join(map(repr, names[:20]))}{more}" if names else "there is none"
+
+
+def stored_floats(path: Path) -> dict[str, Stored]:
+    """The 2-D tensors of floats in a file, by name.
+
+    Raises
+    ------
+    ValueError, OSError
+        That names the file, if it is none of the kinds that are read, damaged, or cannot be read.
+    """
+    name = path.name.lower()
+    if name.endswith(".npy"):
+        return {path.stem: _npy(path)}
+    if name.endswith(".safetensors"):
+        return _tables({tensor: (entry, path) for tensor, entry in _tensors(path).items()})
+    if name.endswith(".index.json"):
+        index = read_index(path)
+        shards = {shard: _tensors(shard) for shard in sorted(set(index.values()))}
+        for tensor, shard in index.items():
+            if tensor not in shards[shard]:
+                raise ValueError(f"{path}: names tensor {tensor!r} of {shard.name}, which has none")
+        return _tables({tensor: (shards[shard][tensor], shard) for tensor, shard in index.items()})
+    raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path}")
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as file:
+        return read_header(file, path).tensors
+
+
+def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
+    found = {}
+    for name, (tensor, path) in tensors.items():
+        if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0:
+            kind = FLOATS[tensor.dtype]
+            dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
+            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]))
+    return found
+
+
+def _npy(path: Path) -> Stored:
+    """Never reads a pickle."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0), (3, 0)):
+                raise ValueError(f"its version is {version}")
+            # A header of version 3 differs in names of fields alone, which no floats have.
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (for example from Python's parser, which reads the header)
+            raise ValueError(f"{path}: not a readable .npy file: {type(error).__name__}: {error}") from None
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+    if dtype.kind != "f" or dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{path}: must hold float16, float32 or float64, got {dtype}")
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        raise ValueError(f"{path}: must have 2 dimensions (rows, dim) and a dim of 1 or more, got shape {shape}")
+    if size - start < shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"{path}: is too short for its {dtype} array of shape {shape}: {size} bytes")
+    return Stored(path, start, dtype.str, shape, by_columns)
