@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from .._text import human_bytes
+from ..verdict.text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
