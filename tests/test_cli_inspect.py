@@ -110,6 +110,24 @@ def test_floats_in_npy(command, tmp_path, dtype):
     assert "scale" not in command("inspect", tmp_path / "a.npy").splitlines()[4]
 
 
+def test_ranges_beyond_float32_and_float16(command, tmp_path):
+    for dtype in (np.float16, np.float32):
+        most = np.finfo(dtype).max
+        rows = float_rows().astype(dtype)
+        rows[4, :2] = most, -most
+        np.save(tmp_path / "a.npy", rows)
+        entry = as_json(command, tmp_path / "a.npy")["tables"]["a"]
+        assert entry["range"]["max"] == 2 * float(most)
+        assert found(entry) == {"wide": (1, [4])}
+
+
+def test_signalling_nans_are_found_quietly(command, tmp_path):
+    rows = float_rows()
+    rows.view(np.uint32)[5, 2] = 0x7F800001
+    np.save(tmp_path / "a.npy", rows)
+    assert found(as_json(command, tmp_path / "a.npy")["tables"]["a"]) == {"not_finite": (1, [5])}
+
+
 def test_npy_that_is_no_table(command, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(6))
     assert as_json(command, tmp_path / "ids.npy")["tensors"] == {"ids": {"dtype": "int64", "shape": [6], "bytes": 48}}

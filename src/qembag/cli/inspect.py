@@ -111,9 +111,8 @@ class Scan:
 
     def __init__(self, table: AnyTable | Source) -> None:
         self._table = table
-        ranges = ranges_of(floats(sample_of(table)))
-        ranges = ranges[np.isfinite(ranges)]
-        self._median = float(np.median(ranges)) if len(ranges) else 0.0
+        finite, ranges = ranges_of(sample_of(table))
+        self._median = float(np.median(ranges[finite])) if finite.any() else 0.0
         self._largest = 0.0
         self._found = {reason: Found(0, []) for reason in REASONS}
         self._scales: list[NDArray[np.float32]] = []
@@ -124,14 +123,13 @@ class Scan:
     def blocks(self) -> Iterator[int]:
         """The number of rows of each block, once it is looked at."""
         for numbers, values, pairs in blocks_of(self._table):
-            self._add_values(numbers, floats(values), pairs)
+            self._add_values(numbers, values, pairs)
             if pairs is not None:
                 self._add_scales(pairs[:, :, 0])
             yield len(numbers)
 
     def _add_values(self, numbers: NDArray[np.int64], values: NDArray[Any], pairs: NDArray[np.float32] | None) -> None:
-        ranges = ranges_of(values)
-        finite = np.isfinite(ranges)
+        finite, ranges = ranges_of(values)
         self._largest = max(self._largest, float(ranges[finite].max(initial=0.0)))
         constant = ranges == 0
         is_zero = constant & (values[:, 0] == 0)
@@ -177,16 +175,12 @@ class Scan:
         return entry
 
 
-def floats(values: NDArray[Any]) -> NDArray[Any]:
-    """In the host's byte order, of a type that holds the difference of any two float16."""
-    return values.astype(np.promote_types(values.dtype.newbyteorder("="), np.float32), copy=False)
-
-
-def ranges_of(values: NDArray[Any]) -> NDArray[Any]:
-    """The maximum of each row less its minimum; nan where one is a NaN or both are the same infinity."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        ranges: NDArray[Any] = values.max(axis=1) - values.min(axis=1)
-    return ranges
+def ranges_of(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Of each row whether all is finite, and its maximum less its minimum, which no float32 makes overflow."""
+    with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN, and float64
+        high, low = (extreme(axis=1).astype(np.float64) for extreme in (values.max, values.min))
+        ranges = high - low
+    return np.isfinite(high) & np.isfinite(low) & np.isfinite(ranges), ranges
 
 
 # ---- For people ------------------------------------------------------------------------------------------------------
