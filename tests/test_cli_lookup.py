@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -111,6 +112,23 @@ def test_an_array_through_a_pipe(path, table):
     done = python_m_qembag("lookup", path, "--table", "codes", "--format", "npy", text=False, input=b"1 2\n3\n")
     assert (done.returncode, done.stderr) == (0, b"")
     assert np.array_equal(np.load(io.BytesIO(done.stdout)), qembag.embedding_bag(table, [1, 2, 3], [0, 2]))
+
+
+def test_progress_counts_vectors(command, path, tmp_path, monkeypatch):
+    reports = []
+
+    @contextlib.contextmanager
+    def watching(quiet):
+        yield None if quiet else lambda *done: reports.append(done)
+
+    monkeypatch.setattr(lookup, "progress", watching)
+    monkeypatch.setattr(lookup, "AT_ONCE", 2 * 32 * 4)
+    np.save(tmp_path / "bags.npy", [[1], [2], [3]])
+    base = ["lookup", path, "--table", "codes", "--indices", tmp_path / "bags.npy"]
+    command(*base, "--out", tmp_path / "out.npy")
+    assert reports == [(2, None, 256), (3, None, 384)]
+    command(*base, "--out", tmp_path / "out.npy", "--quiet")
+    assert len(reports) == 2
 
 
 def test_an_array_is_not_for_terminals(command, path, monkeypatch):

@@ -14,7 +14,7 @@ from ..formats.replace import replacing
 from ..lookup import embedding, embedding_bag
 from .arrays import load_array, npy_rows, npy_to_stdout
 from .contents import stored_table
-from .output import about
+from .output import about, progress
 
 if TYPE_CHECKING:
     import argparse
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("npy", "text", "csv"),
         help="of the vectors: text and csv have one a line (default: by the name of --out, else text)",
     )
+    add("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
@@ -79,8 +80,15 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             write = stack.enter_context(npy_to_stdout(table.dim, "f4"))
         else:
             write = text_to(sys.stdout.buffer, form)
+        # Answers on the terminal are progress enough.
+        quiet = options.quiet or (to_stdout and sys.stdout.isatty())
+        report = stack.enter_context(progress(quiet=quiet))
+        done = nbytes = 0
         for some in vectors:
             write(some)
+            done, nbytes = done + len(some), nbytes + some.nbytes
+            if report is not None:
+                report(done, None, nbytes)
 
 
 def text_to(file: BinaryIO, form: str) -> Write:
