@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import qembag
-from qembag._text import human_bytes
-from qembag._traffic import traffic
+from qembag.verdict.text import human_bytes
+from qembag.verdict.traffic import traffic
 from qembag.cli import demo
 from support.commands import Command
 
