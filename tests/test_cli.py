@@ -195,7 +195,7 @@ def test_progress_is_for_terminals_and_takes_a_second(monkeypatch):
             return True
 
     clock = iter([0.0, 0.5, 2.0, 2.1, 4.0])
-    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock, 9.0))
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     with output.progress() as report:

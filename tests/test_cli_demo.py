@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import qembag
+from qembag.cli import demo
 from qembag.verdict.text import human_bytes
 from qembag.verdict.traffic import traffic
-from qembag.cli import demo
 from support.commands import Command
 
 SMALL = ["--bags", "20", "--length", "3"]

@@ -44,7 +44,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         return {"": load_array(path)}
     with about(path):
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         except (MemoryError, OSError):
             raise

@@ -1,8 +1,8 @@
-"""A process of one contender of `qembag bench`: a script, for torch is measured without this package in its process.
+"""A process of one contender of `qembag bench`: a script, for torch is measured in a process without this package.
 
-The argument is a job as JSON. Each line that comes in names a .npz file with batches of bags; the answer is the seconds
-of their lookups but the first, which warms up, or what went wrong. The vectors of the first batch go to the job's
-answer file.
+The argument is a job as JSON. Each line that comes in names a .npz file with batches of bags. The answer is how many
+seconds their lookups took, the first one left out, which warms up; or what went wrong. The vectors of the first batch
+go to the job's answer file.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def stored_table(path: Path, name: str | None) -> AnyTable:
         return tables[chosen(tables, name)]
     if name is not None:
         raise ValueError("--table is for files of tables with names, not for .npy")
-    return FloatTable(load_array(path))
+    array = load_array(path)
+    return FloatTable(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
 
 
 def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:

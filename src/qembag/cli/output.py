@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, in ASCII where it has no more; faults and progress on stderr."""
+"""What the commands print: results on stdout; faults, one line each, and progress on stderr."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     if options.keep is not None:
         with about(options.keep):
             pruned = table.prune(arrays["keep"])
-            summary = f"keeps {plural(pruned.num_rows, 'row')} of {table.num_rows:,}"
+            summary = f"Keeps {plural(pruned.num_rows, 'row')} of {table.num_rows:,}."
     with about(options.target):
         save_tables(options.target, {**tables, name: pruned}, metadata=tables.metadata)
     show(summary)
