@@ -21,9 +21,9 @@ CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of `path` when all is written and flushed to disk.
 
-    Until then it lies in the same folder under another name (``.NAME.TOKEN.tmp``). After an error, that one is gone and what was at `path` is
-    still there. After a crash the old file is there or the new one, whole; the other name may be left. The new file
-    gets the permissions of the old one, or those of any new file. A link is followed.
+    Until then it lies in the same folder under another name (``.NAME.TOKEN.tmp``). After an error, that one is gone and
+    what was at `path` is still there. After a crash the old file is there or the new one, whole; the other name may be
+    left. The new file gets the permissions of the old one, or those of any new file. A link is followed.
 
     Raises
     ------
