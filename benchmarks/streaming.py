@@ -101,8 +101,8 @@ def killed_and_resumed(source: Path, target: Path, options: dict[str, Any], seco
     for _ in range(kills):
         child = quantizing(source, target, options, resume=True)
         try:
-            # From the start of the process to a share of the work: all kills together leave some to do.
-            child.wait(rng.uniform(0, 1.5 * seconds / kills))
+            # All kills together come about half way, so that each of them meets work.
+            child.wait(rng.uniform(0, seconds / kills))
         except subprocess.TimeoutExpired:
             child.kill()
             met += 1

@@ -18,7 +18,8 @@ import pytest
 
 import qembag
 from conftest import UNDER_SANITIZER, child_environment
-from qembag.formats import saving
+from qembag.formats import saving, table_file
+from qembag.formats.safetensors_file import header_bytes
 from qembag.layout import RowLayout
 from support.files import bits_of, rewritten, same_tables, tables_of_every_kind
 
@@ -151,10 +152,11 @@ def test_tables_are_saved_to_the_file_that_they_are_mapped_from(path):
 def test_a_path_may_be_of_any_kind_and_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = qembag.quantize(WEIGHTS)
-    for path in ("a.safetensors", Path("b.safetensors"), tmp_path / "ohne Endung ä"):
-        table.save(path)
-        same_tables(qembag.open_table(path), table)
-    assert sorted(os.listdir()) == ["a.safetensors", "b.safetensors", "ohne Endung ä"]
+    names = ["a.safetensors", "b.safetensors", "ohne Endung ä", "ü" * 120 + ".safetensor"]  # 251 bytes
+    for path in (np.str_(names[0]), Path(names[1]), tmp_path / names[2], names[3]):
+        qembag.save_tables(path, {np.str_("x"): table}, metadata={np.str_("a"): np.str_("b")})
+        same_tables(qembag.open_table(path, np.str_("x")), table)
+    assert sorted(os.listdir()) == names
 
 
 def test_the_file_has_the_permissions_of_any_new_file_or_of_the_old_one(path):
@@ -205,6 +207,16 @@ def test_a_table_keeps_its_mapping_alive(path):
     if POSIX:
         path.unlink()
     same_tables(table, tables["8 bits"])
+
+
+def test_nobody_closes_the_memory_of_a_table(path):
+    qembag.save_tables(path, {"a": WEIGHTS, "b": qembag.quantize(WEIGHTS)})
+    for table in qembag.open_tables(path).values():
+        owner = table.data
+        while not hasattr(owner, "close"):
+            owner = owner.obj if isinstance(owner, memoryview) else owner.base
+        with pytest.raises(BufferError):
+            owner.close()
 
 
 # ---- Other libraries -------------------------------------------------------------------------------------------------
@@ -353,7 +365,7 @@ def test_a_subclass_stays_one_and_what_is_made_of_a_mapped_table_is_an_ordinary_
         same_tables(pickle.loads(pickle.dumps(one)), one)
     qembag.save_tables(path.with_name("b"), {"a": table})
     _, arguments = qembag.open_table(path.with_name("b")).__reduce__()
-    child = sys.modules["qembag.formats.table_file"]._table_of_file(Child, *arguments[1:])
+    child = table_file._table_of_file(Child, *arguments[1:])
     assert type(pickle.loads(pickle.dumps(child))) is Child
 
 
@@ -468,6 +480,49 @@ def test_every_page_is_read_through(path, row_bytes):
     assert resident(path) < rows.nbytes // 2
     table.prefault()
     assert resident(path) >= rows.nbytes
+
+
+LOOKUP = """
+import sys
+import numpy as np, qembag
+table = qembag.open_table(sys.argv[1])
+answer = qembag.embedding_bag(table, [[0, len(table) // 2, len(table) - 1]])
+status = open("/proc/self/status").read()
+print(answer.tobytes().hex(), status.split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or UNDER_SANITIZER, reason="memory is listed by Linux")
+def test_a_lookup_in_a_file_larger_than_memory_takes_little_of_it(path):
+    layout = qembag.quantize(WEIGHTS, 4).layout
+    num_rows = 2**30 // layout.row_bytes
+    rows = qembag.quantize(WEIGHTS, 4).data[:3]
+    header = header_bytes([("t.rows", "U8", (num_rows, layout.row_bytes))], saving.describe({"t": layout}, None))
+    with path.open("wb") as file:
+        # Most of it are holes, which take no room on the disk.
+        file.truncate(len(header) + num_rows * layout.row_bytes)
+        file.write(header)
+        for row, number in zip(rows, (0, num_rows // 2, num_rows - 1), strict=True):
+            file.seek(len(header) + number * layout.row_bytes)
+            file.write(row.tobytes())
+    command = [sys.executable, "-W", "ignore", "-c", LOOKUP, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=True)
+    answer, kilobytes = done.stdout.split()
+    assert answer == qembag.embedding_bag(qembag.QuantizedTable(rows, 4), [[0, 1, 2]]).tobytes().hex()
+    assert int(kilobytes) < 100_000
+
+
+def test_one_table_of_many_is_made_alone(path, monkeypatch):
+    qembag.save_tables(path, {f"{number:03}": WEIGHTS[:1] + number for number in range(1000)})
+    made = []
+    make = table_file.TableFile.table
+    monkeypatch.setattr(
+        table_file.TableFile, "table", lambda file, name, *kind: made.append(name) or make(file, name, *kind)
+    )
+    table = qembag.open_table(path, "456")
+    again = pickle.loads(pickle.dumps(table))
+    assert np.array_equal(again.data, WEIGHTS[:1] + 456)
+    assert made == ["456", "456"]
 
 
 # ---- Several files ---------------------------------------------------------------------------------------------------

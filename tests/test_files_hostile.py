@@ -275,11 +275,11 @@ def test_what_opening_does_not_take_is_refused(path):
         ):
             qembag.open_table(path, name)
     for call, given, words in (
-        (qembag.open_table, {"name": 3}, "name must be a str or None, got int 3"),
+        (qembag.open_table, {"name": 3}, "name must be str, got int 3"),
         (qembag.open_table, {"mmap": "r"}, "mmap must be"),
         (qembag.open_table, {"name": "a", "populate": 2}, "populate must be"),
         (qembag.open_tables, {"progress": 3.5}, "progress must be True, False or a function, got float 3.5"),
-        (CODES.save, {"name": 3}, "name must be a str, got int 3"),
+        (CODES.save, {"name": 3}, "name must be str, got int 3"),
     ):
         with pytest.raises(TypeError, match=words):
             call(path, **given)
@@ -347,8 +347,8 @@ class Full:
 def test_a_full_disk_is_one_error_and_nothing_is_left_behind(old, monkeypatch, room):
     before = set(os.listdir(old.parent))
 
-    def open_on_it(*given: Any) -> Full:
-        return Full(open(*given), room)
+    def open_on_it(*given: Any, **named: Any) -> Full:
+        return Full(open(*given, **named), room)
 
     monkeypatch.setattr(replace, "open", open_on_it, raising=False)
     with pytest.raises(OSError, match=r"old.*(safetensors|json)'$") as caught:
@@ -435,6 +435,17 @@ def test_a_folder_that_is_not_there_or_is_none_is_one_error(tmp_path):
         with pytest.raises(OSError, match=re.escape(f"'{path}'")):
             CODES.save(path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_nobody_else_reads_a_private_file_while_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    CODES.save(path)
+    path.chmod(0o600)
+    modes = []
+    monkeypatch.setattr(os, "chmod", lambda name, mode: modes.append((Path(name).stat().st_mode & 0o777, mode)))
+    CODES.save(path)
+    assert modes == [(0o600, 0o600)]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")

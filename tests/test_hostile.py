@@ -144,7 +144,7 @@ TEXTS = ("text", "text that lies", "text of many hashes", "dtype that is no Pyth
 
 # Numbers of any size; of huge groups a row is one.
 WITHOUT_END = ("sample", "seed", "min_count", "max_rows", "max_bytes", "max_shard_bytes")
-HUGE = ("2**100", "10**5000", "index 2**100")
+NO_LIMIT = ("2**100", "10**5000", "index 2**100")
 TAKEN = {
     ("metadata", "empty dict"),
     ("group_sizes", "None"),
@@ -165,7 +165,7 @@ def is_taken(function: str, argument: str, name: str) -> bool:
     return (
         (name == "None" and may_be_none(function, argument))
         or any(part in (argument, function[-5:]) for part in WITHOUT_EFFECT)
-        or (argument in (*WITHOUT_END, "num_threads", "n", "group_size", "group_sizes") and name in HUGE)
+        or (argument in (*WITHOUT_END, "num_threads", "n", "group_size", "group_sizes") and name in NO_LIMIT)
         or (argument in (*WITHOUT_END, "num_threads", "n", "nbins", "row_alignment") and name == "int that lies")
         or (argument in ("path", "name") and "save" in function and name in TEXTS)
         or (argument == "progress" and name in CALLABLE)

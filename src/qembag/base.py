@@ -231,11 +231,9 @@ class Table(_handle.HandleOwner):
         QuantizedTable(num_embeddings=3, dim=3, bits=8, nbytes=33)
         >>> folder.cleanup()
         """
-        from .formats.saving import save_tables
+        from .formats.saving import checked_text, save_tables
 
-        if type(name) is not str:
-            raise TypeError(f"name must be a str, got {_errors.kind_of(name)}")
-        save_tables(path, {name: self}, metadata=metadata)
+        save_tables(path, {checked_text(name, "name"): self}, metadata=metadata)
 
     def prefault(self, *, progress: Progress = False) -> None:
         """Read rows and mapping through once, so that lookups in a mapped file do not wait for the disk.

@@ -21,9 +21,9 @@ CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of `path` when all is written and flushed to disk.
 
-    Until then it lies in the same folder under another name. After an error, that one is gone and what was at `path` is
-    still there. After a crash the old file is there or the new one, whole; the other name may be left. The new file
-    gets the permissions of the old one, or those of any new file. A link is followed.
+    Until then it lies in the same folder under another name (``.NAME.TOKEN.tmp``). After an error, that one is gone and
+    what was at `path` is still there. After a crash the old file is there or the new one, whole; the other name may be
+    left. The new file gets the permissions of the old one, or those of any new file. A link is followed.
 
     Raises
     ------
@@ -31,10 +31,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         That names `path`, if the file cannot be made, written or renamed, or if `path` is no regular file.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:80]}.{os.urandom(8).hex()}.tmp")
+    # Of a long name the beginning: 20 characters are at most 80 bytes of the 255 that a name may have.
+    temporary = target.with_name(f".{target.name[:20]}.{os.urandom(8).hex()}.tmp")
     try:
         mode = _mode_of(target)
-        with open(temporary, "x+b") as file:
+        # Where the old file has permissions of its own, nobody else reads the new one before it has them.
+        with open(temporary, "x+b", opener=None if mode is None else _open_for_us) as file:
             if mode is not None:
                 os.chmod(temporary, mode)
             yield file
@@ -47,6 +49,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
             raise _named(error, path) from error
         raise
+
+
+def _open_for_us(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def _mode_of(target: Path) -> int | None:

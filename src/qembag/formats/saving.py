@@ -115,6 +115,7 @@ def as_path(path: object) -> Path:
     name = os.fspath(path)
     if not isinstance(name, str):
         raise TypeError(f"path must be a str or a path of str, got one of {kind_of(name)}")
+    name = _arguments.exact_text(name)
     if not name or "\0" in name:
         raise ValueError(f"path must name a file, got {shown(name)}")
     return Path(name)
@@ -131,10 +132,12 @@ def _handles(tables: object) -> dict[str, TableHandle]:
         raise TypeError(f"tables must be a table or a dict of tables by name, got {kind_of(tables)}")
     found: dict[str, TableHandle] = {}
     for name, table in tables.items():
-        _check_text(name, "tables must be a dict by name; its keys")
-        if name in ("", "__metadata__"):
-            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(name)}")
-        found[name] = _handle_of(table, f"tables[{shown(name)}]")
+        text = checked_text(name, "tables must be a dict by name; its keys")
+        if text in ("", "__metadata__"):
+            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
+        if text in found:  # of subclasses of str that are not equal
+            raise ValueError(f"tables must have each name once, got {shown(text)} twice")
+        found[text] = _handle_of(table, f"tables[{shown(text)}]")
     if not found:
         raise ValueError("tables must have at least one table, got none")
     _check_apart(found)
@@ -164,13 +167,16 @@ def _check_apart(handles: dict[str, TableHandle]) -> None:
                 )
 
 
-def _check_text(text: object, what: str) -> None:
-    if type(text) is not str:
-        raise TypeError(f"{what} must be str, got {kind_of(text)}")
+def checked_text(value: object, what: str) -> str:
+    """A str that UTF-8 can hold, without a subclass's ways."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be str, got {kind_of(value)}")
+    text = _arguments.exact_text(value)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{what} must be text without lone surrogates, got {shown(text)}") from None
+    return text
 
 
 def _metadata(metadata: object) -> dict[str, str]:
@@ -178,12 +184,12 @@ def _metadata(metadata: object) -> dict[str, str]:
         return {}
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a dict of str, got {kind_of(metadata)}")
-    kept = dict(metadata)
-    for key, value in kept.items():
-        _check_text(key, "metadata must be a dict of str; its keys")
-        _check_text(value, f"metadata[{shown(key)}]")
-        if key.startswith(RESERVED):
-            raise ValueError(f"metadata must not have keys that begin with {RESERVED}, got {shown(key)}")
+    kept: dict[str, str] = {}
+    for key, value in metadata.items():
+        text = checked_text(key, "metadata must be a dict of str; its keys")
+        if text.startswith(RESERVED):
+            raise ValueError(f"metadata must not have keys that begin with {RESERVED}, got {shown(text)}")
+        kept[text] = checked_text(value, f"metadata[{shown(text)}]")
     return kept
 
 

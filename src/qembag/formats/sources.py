@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest,
-# those of 32 took 1.3 times as long: the caches hold no two of them.
+# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest;
+# those of 32 took 1.3 times as long, since caches do not hold two of them. Advice to the system about how the file is
+# read made no difference.
 BLOCK_BYTES = 8 << 20
 
 

@@ -102,7 +102,8 @@ def _layout_of(plan: Plan) -> layouts.RowLayout:
     if bits not in (8, 4, 2):
         raise ValueError(f"bits must be 8, 4 or 2, got {bits}")
     others = {key: value for key, value in given.items() if key != "bits"}
-    return layouts.of_rows(rows.shape[1], bits, brief(rows.name), **others)
+    # Not the tensor's own name: `of_rows` remembers what it was asked.
+    return layouts.of_rows(rows.shape[1], bits, "its tensor", **others)
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ class TableFile:
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self.path = path
-        self._memory: mmap.mmap | None = None
+        self._memory: NDArray[np.uint8] | None = None
         self._stream = path.open("rb")
         try:
             self.header = read_header(self._stream, path)
@@ -183,7 +184,7 @@ class TableFile:
         if tensor.nbytes == 0:
             array = np.empty(tensor.shape, dtype)
         elif self._memory is not None:
-            array = np.ndarray(tensor.shape, dtype, buffer=self._memory, offset=tensor.start)
+            array = self._memory[tensor.start : tensor.start + tensor.nbytes].view(dtype).reshape(tensor.shape)
         else:
             array = self._read(tensor).view(dtype).reshape(tensor.shape)
         return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
@@ -229,15 +230,18 @@ class TableFile:
 
         found = hashlib.blake2b(digest_size=16)
         for start, length in pieces:
-            found.update(self._memory[start : start + length])  # type: ignore[index]
+            found.update(self._memory[start : start + length].data)  # type: ignore[index]
         return found.digest()
 
 
-def _map(descriptor: int) -> mmap.mmap:
+def _map(descriptor: int) -> NDArray[np.uint8]:
     if sys.version_info >= (3, 13) and os.name != "nt":
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
-    # Python keeps a descriptor of its own.
-    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
+    else:
+        # Python keeps a descriptor of its own.
+        memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    # This array holds a buffer of the memory, so that nobody can close it; one made by `ndarray` would not.
+    return np.frombuffer(memory, np.uint8)
 
 
 def _reopened(path: str, size: int, header_hash: bytes) -> TableFile:

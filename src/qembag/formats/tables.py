@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _arguments
-from .._errors import kind_of
 from .prefault import prefault
 from .progress import check as check_progress
 from .safetensors_file import brief, read_whole_index
-from .saving import INDEX_SUFFIX, as_path, describe, save_tables
+from .saving import INDEX_SUFFIX, as_path, checked_text, describe, save_tables
 from .table_file import MAPPING, RESERVED, TableFile
 
 if TYPE_CHECKING:
@@ -132,8 +131,8 @@ def open_table(
     array([0., 1., 0., 0.], dtype=float32)
     >>> del table; folder.cleanup()
     """
-    if name is not None and type(name) is not str:
-        raise TypeError(f"name must be a str or None, got {kind_of(name)}")
+    if name is not None:
+        name = checked_text(name, "name")
     populate = _arguments.flag(populate, "populate")
     (table,) = _open(path, mmap, _only(name)).values()
     if populate:

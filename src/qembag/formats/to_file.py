@@ -58,7 +58,7 @@ def quantize_to_file(
 
     The work lies in ``path.part`` until it is whole; then it takes the place of `path` at once. An interruption
     (Ctrl-C, a kill, an error of the source or of `progress`) leaves ``path.part``, from which the same call with
-    ``resume=True`` goes on. Bad data and a failed write remove it.
+    ``resume=True`` goes on. Bad data and a failed write, as on a full disk, remove it.
 
     Parameters
     ----------
@@ -236,13 +236,12 @@ class Job:
         self._text = json.dumps(_description(tables, options, self._metadata)).encode()
         # Only an iterable does not know how many rows it has, and it is the only table then.
         self.num_rows = None
+        self._header_size = 0
         if tables[0].source.num_rows is not None:
             self.num_rows = sum(table.source.num_rows or 0 for table in tables)
-            self._header_size = 0
             self._data_start = len(self._header(self.num_rows))
             self._journal_at = self._data_start + self._bytes_of(self.num_rows)
         else:
-            self._header_size = 0
             self._journal_at = len(self._header(MAX_ROWS))
             self._header_size = self._journal_at + journal_size(self._text)
             self._data_start = len(self._header(MAX_ROWS))

@@ -66,7 +66,7 @@ class Unfinished:
         self.path = Path(f"{self.target}.part")
         mode_of(self.target)  # found out before the work, not after it: whether a file can be there
         self.rows_done = 0
-        self.is_whole = self.is_spoiled = False
+        self.is_whole = self.is_spoiled = self._is_final = False
         self._file = _opened_alone(self.path)
         self._slots_at = 0  # 0: there is no journal yet
         self._next_slot = 0
@@ -211,15 +211,21 @@ class Unfinished:
             self._file.truncate(data_end)
             mode = mode_of(self.target)
             if mode is not None:
-                os.chmod(self.path, mode)
+                with contextlib.suppress(OSError):  # of a file system that has no permissions
+                    os.chmod(self.path, mode)
             os.fsync(self._file.fileno())
-            if not HAS_LOCKS:
-                self._file.close()
-            os.replace(self.path, self.target)
-            flush_folder(self.target.parent)
+        # From here on nothing is removed: where the new name is refused, as on Windows while the old file is mapped,
+        # the whole file waits for `resume=True`.
+        self._is_final = True
+        if not HAS_LOCKS:
+            self._file.close()
+        os.replace(self.path, self.target)
+        flush_folder(self.target.parent)
 
     def leave(self) -> None:
         """After an error or an interruption: keep what can go on, else remove the file."""
+        if self._is_final:
+            return
         is_useless = self.is_spoiled
         if not is_useless:
             # Where this fails, the older slot counts.
