@@ -6,21 +6,21 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .output import about
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
 
     from numpy.typing import NDArray
 
-    Write = Callable[[NDArray[Any]], object]
-
+Write: TypeAlias = Callable[[np.ndarray[Any, np.dtype[Any]]], object]
 # NumPy's own header of a 2-D array is as long.
 HEADER_BYTES = 128
 

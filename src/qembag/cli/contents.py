@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    AnyTable: TypeAlias = QuantizedTable | FloatTable
-
+AnyTable: TypeAlias = QuantizedTable | FloatTable
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
 # A sample has as many.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _arguments, _errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    Progress: TypeAlias = bool | Callable[[int, int | None, int], object]
-    Report: TypeAlias = Callable[[int, int], None]
+Progress: TypeAlias = bool | Callable[[int, int | None, int], object]
+Report: TypeAlias = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ def reporting(
             yield show
 
 
-def check(progress: object) -> bool:
+def check(progress: Any) -> bool:
     """Whether there is something to show, if `progress` is a flag or a function; for callers with work to do before.
 
     Raises
@@ -95,10 +96,10 @@ def _bar_class() -> Any:
     except ImportError:
         raise ImportError("progress=True needs the tqdm package: pip install 'qembag[progress]'") from None
 
-    class Bar(tqdm.tqdm):  # type: ignore[misc,name-defined]
+    class _Bar(tqdm.tqdm):  # type: ignore[misc,name-defined]
         # In the caller's process: no thread of tqdm's that watches its bars, and no lock of multiprocessing's, for
         # which newer Pythons start a process.
         monitor_interval = 0
         _lock = threading.RLock()
 
-    return Bar
+    return _Bar

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from .._handle import TableHandle
 
-    AnyTable: TypeAlias = Table | NDArray[Any]
-
+AnyTable: TypeAlias = Table | np.ndarray[Any, np.dtype[Any]]
 INDEX_SUFFIX = ".index.json"
 FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Rows are copied, where they must be, and written this many bytes at a time.

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ..formats.progress import Progress
     from ..table import QuantizedTable
 
-    Blocks = Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]
-
 # Rows that are quantized unless `sample` says otherwise: so many, and so many elements, which are 256 MiB of floats.
 MAX_ROWS, MAX_ELEMENTS = 200_000, 1 << 26
 # Bags where none are given, and rows of one on average.
@@ -408,12 +406,16 @@ def _parts(count: int, dim: int) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def rows_in_blocks(rows: NDArray[np.float32], table: QuantizedTable) -> Blocks:
+def rows_in_blocks(
+    rows: NDArray[np.float32], table: QuantizedTable
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     for part in _parts(len(rows), rows.shape[1]):
         yield rows[part], table[part]
 
 
-def bags_in_blocks(rows: NDArray[np.float32], table: QuantizedTable, bags: Bags, threads: int | None) -> Blocks:
+def bags_in_blocks(
+    rows: NDArray[np.float32], table: QuantizedTable, bags: Bags, threads: int | None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     ends = np.append(bags.offsets[1:], len(bags.indices))
     for part in _parts(len(bags.offsets), rows.shape[1]):
         start, end = bags.offsets[part.start], ends[part.stop - 1]
