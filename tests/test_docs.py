@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text()]
+PAGES = [
+    path
+    for path in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+    if path.exists() and "```python" in path.read_text()
+]
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")
 
 
