@@ -553,27 +553,101 @@ def test_nobody_takes_an_unfinished_file_for_a_table(weights, path):
 
 @pytest.mark.parametrize("kind", ["array", "blocks"])
 def test_an_end_at_every_step_of_finishing_costs_no_byte(weights, path, kind, monkeypatch):
-    """The file at each moment is kept, as a kill would leave it, and gone on from."""
+    """The file at each moment is kept, as a kill would leave it, and gone on from: halfway through each write too, but
+    for the front, which lies in one sector."""
     source = (lambda: [weights]) if kind == "blocks" else (lambda: weights)
     moments: list[bytes] = []
-    for name in ("_put", "_sync"):
-        whole = getattr(unfinished.Unfinished, name)
+    put, replace = unfinished.Unfinished._put, os.replace
 
-        def noted(self: Any, *arguments: Any, whole: Any = whole) -> None:
-            whole(self, *arguments)
-            self._file.flush()
+    def noted(self: Any, position: int, data: bytes) -> None:
+        for part in [data] if position == 0 else [data[: len(data) // 2], data]:
+            put(self, position, part)
             moments.append(part_of(path).read_bytes())
 
-        monkeypatch.setattr(unfinished.Unfinished, name, noted)
-    replace = os.replace
+    monkeypatch.setattr(unfinished.Unfinished, "_put", noted)
     monkeypatch.setattr(os, "replace", lambda a, b: (moments.append(Path(a).read_bytes()), replace(a, b))[1])
     expected = made_of(source(), path, 4)
     monkeypatch.undo()
     assert moments[-1] == expected
-    for content in moments[:4] + moments[-12:]:
+    for content in moments[2:12] + moments[-12:]:
         path.unlink()
         part_of(path).write_bytes(content)
         assert made_of(source(), path, 4, resume=True) == expected
+
+
+@pytest.mark.parametrize("kind", ["array", "blocks"])
+def test_an_interruption_at_every_step_of_finishing_costs_no_byte(weights, path, kind, monkeypatch):
+    source = (lambda: [weights]) if kind == "blocks" else (lambda: weights)
+    expected = made_of(source(), path, 4)
+    finish, put = unfinished.Unfinished.finish, unfinished.Unfinished._put
+    steps = 0
+    for stop in range(20):
+        left = stop
+
+        def stopping(*arguments: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            put(*arguments)
+
+        def finishing(*arguments: Any) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(unfinished.Unfinished, "_put", stopping)
+                finish(*arguments)
+
+        path.unlink()
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(unfinished.Unfinished, "finish", finishing)
+            qembag.quantize_to_file(source(), path, 4)
+        if path.exists():
+            break
+        steps += 1
+        assert made_of(source(), path, 4, resume=True) == expected
+    assert steps == 4  # a slot, the header in two parts, spaces
+
+
+def test_an_interruption_of_the_last_flush_costs_no_byte(weights, path, monkeypatch):
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    expected = made_of([weights], path, 4)
+    path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            qembag.quantize_to_file([weights], path, 4)
+    assert part_of(path).read_bytes() == expected
+    assert made_of([weights], path, 4, resume=True) == expected
+
+
+def test_an_interruption_before_there_is_a_journal_leaves_nothing(weights, path, monkeypatch):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfinished.Unfinished, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        qembag.quantize_to_file(weights, path, 4)
+    assert os.listdir(path.parent) == []
+
+
+def test_a_slot_replaces_the_older_one(path):
+    """So that the newer one is still there if this write is torn."""
+    part = unfinished.Unfinished(path)
+    part.begin(b"{}", FRONT.size)
+    for rows in (5, 9):
+        part.rows_done = rows
+        part.note(now=True)
+    part.close()
+    for rows in (12, 20, 21):
+        before = max(rows_in_slots(part_of(path)))
+        part = unfinished.Unfinished(path)
+        assert part.resume(b"{}")
+        assert part.rows_done == before
+        part.rows_done = rows
+        part.note(now=True)
+        part.close()
+        assert set(rows_in_slots(part_of(path))) == {before, rows}
 
 
 @pytest.mark.parametrize("kind", ["array", "blocks"])

@@ -83,7 +83,7 @@ class Unfinished:
             slots = b"".join(self._slot(0) for _ in range(SLOTS))
             self._put(journal_at, TEXT.pack(len(text), self._check) + slots + text)
             self._sync()
-            # Last: where there is a front, there is a journal.
+            # Last: where there is a front, there is a journal. It lies in one sector: it is there whole or not at all.
             self._put(0, FRONT.pack(MAGIC, journal_at))
 
     def has_header(self, header: bytes) -> bool:
