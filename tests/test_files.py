@@ -583,6 +583,13 @@ def test_a_new_index_takes_the_old_ones_files_along_and_no_others(index):
     assert not second & set(first)
     assert all((index.parent / other).exists() for other in others)
     assert np.array_equal(qembag.open_table(index).data, WEIGHTS * 2)
+    # Nor what an index names in folders below, whatever its name.
+    (index.parent / "below").mkdir()
+    below = index.parent / "below" / second.pop()
+    (index.parent / below.name).rename(below)
+    index.write_text(json.dumps({"weight_map": {"a": f"below/{below.name}"}}))
+    qembag.save_tables(index, WEIGHTS)
+    assert below.exists()
 
 
 def test_an_index_of_others_keeps_its_files(index):
