@@ -120,7 +120,7 @@ def quantize_part(
     first_row: int,
     *,
     method: str,
-    importance: ArrayLike | None = None,
+    importance: ArrayLike | None,
     scale_dtype: DTypeLike | None,
     scale_first: bool,
     group_size: int | None,

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 options.target,
                 options.bits,
                 method=options.method,
+                importance=importance,
                 scale_dtype=options.scale_dtype,
                 scale_first=options.scale_first,
                 group_size=options.group_size,

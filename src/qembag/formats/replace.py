@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     # Of a long name the beginning: 20 characters are at most 80 bytes of the 255 that a name may have.
     temporary = target.with_name(f".{target.name[:20]}.{os.urandom(8).hex()}.tmp")
     try:
-        mode = _mode_of(target)
+        mode = mode_of(target)
         # Where the old file has permissions of its own, nobody else reads the new one before it has them.
         with open(temporary, "x+b", opener=None if mode is None else _open_for_us) as file:
             if mode is not None:
@@ -55,7 +55,7 @@ def _open_for_us(name: str, flags: int) -> int:
     return os.open(name, flags, 0o600)
 
 
-def _mode_of(target: Path) -> int | None:
+def mode_of(target: Path) -> int | None:
     """The permissions of the file that is there."""
     try:
         mode = target.stat().st_mode

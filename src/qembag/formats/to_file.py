@@ -41,12 +41,12 @@ def quantize_to_file(
     path: str | os.PathLike[str],
     bits: int = 8,
     *,
-    method: Literal["minmax", "greedy"] = "minmax",
+    method: Literal["minmax", "greedy", "lsq"] = "minmax",
+    importance: ArrayLike | None = None,
     scale_dtype: DTypeLike | None = None,
     scale_first: bool = False,
     group_size: int | None = None,
     row_alignment: int = 1,
-    importance: ArrayLike | None = None,
     tensors: str | Sequence[str] | None = None,
     name: str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -69,7 +69,7 @@ def quantize_to_file(
         of rows; its block must fit in memory. Of a table all logical rows are taken, pruned ones as zeros.
     path : path
         The file to write. A file that is there is replaced when the new one is whole.
-    bits, method, scale_dtype, scale_first, group_size, row_alignment, importance, num_threads
+    bits, method, importance, scale_dtype, scale_first, group_size, row_alignment, num_threads
         As for `quantize`.
     tensors : str or sequence of str, optional
         Names or patterns (``"*.embed_tokens.weight"``) of tensors of a file: each becomes a table of its name, all of
@@ -112,14 +112,13 @@ def quantize_to_file(
     options: dict[str, Any] = {
         "bits": bits,
         "method": method,
+        "importance": importance,
         "scale_dtype": scale_dtype,
         "scale_first": scale_first,
         "group_size": group_size,
         "row_alignment": row_alignment,
         "num_threads": num_threads,
     }
-    if importance is not None:
-        options["importance"] = importance
     check(progress)
     goes_on = _arguments.flag(resume, "resume")
     target = as_path(path)
@@ -337,7 +336,7 @@ class Job:
 def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     """What is made of what, for the journal: a run with another one cannot go on."""
     layout = tables[0].layout
-    importance = options.get("importance")
+    importance = options["importance"]
     if importance is not None:
         import hashlib  # not for each `import qembag`
 

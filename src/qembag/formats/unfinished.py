@@ -25,8 +25,7 @@ try:
 except ImportError:  # Windows, where no process may rename or delete a file that is open
     HAS_LOCKS = False
 
-from .replace import _mode_of as mode_of
-from .replace import flush_folder
+from .replace import flush_folder, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
