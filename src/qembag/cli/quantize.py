@@ -70,7 +70,6 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 metadata=dict(options.metadata),
                 num_threads=options.threads,
                 progress=report or False,
-                importance=importance,
                 resume=options.resume,
             )
         except KeyboardInterrupt:
