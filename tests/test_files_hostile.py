@@ -466,13 +466,16 @@ def test_a_file_system_that_is_read_only_is_one_error_for_root_too():
         CODES.save("/proc/self/qembag.safetensors")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="devices have paths on POSIX")
-def test_no_device_is_replaced(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="pipes have paths on POSIX")
+def test_only_a_regular_file_is_replaced(tmp_path):
+    """A pipe stands for devices: were /dev/null named here, a package without the check would replace it for root."""
     os.mkfifo(tmp_path / "pipe")
-    for path in ("/dev/null", tmp_path / "pipe"):
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
         with pytest.raises(OSError, match="must be a regular file, to be replaced"):
-            CODES.save(path)
-    assert os.listdir(tmp_path) == ["pipe"]
+            CODES.save(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # ---- Processes that are killed ---------------------------------------------------------------------------------------
