@@ -271,7 +271,9 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(tmp_path):
     np.save(source, float_rows(400_000, 64))
     # Each block waits, so that the signal comes in the midst.
     code = (
-        "import contextlib, sys, time; from qembag.cli import main, quantize\n"
+        "import contextlib, signal, sys, time; from qembag.cli import main, quantize\n"
+        # Python has no handler of its own where the signal was ignored at its start, as in a shell's background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "@contextlib.contextmanager\n"
         "def slowly(quiet):\n"
         "    yield lambda *_: (print('block', flush=True), time.sleep(2))\n"

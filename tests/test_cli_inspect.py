@@ -129,7 +129,7 @@ def test_signalling_nans_are_found_quietly(command, tmp_path):
 
 
 def test_npy_that_is_no_table(command, tmp_path):
-    np.save(tmp_path / "ids.npy", np.arange(6))
+    np.save(tmp_path / "ids.npy", np.arange(6, dtype=np.int64))
     assert as_json(command, tmp_path / "ids.npy")["tensors"] == {"ids": {"dtype": "int64", "shape": [6], "bytes": 48}}
     assert "0 tables, 1 other tensor, 48 B" in command("inspect", tmp_path / "ids.npy")
 

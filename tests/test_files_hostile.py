@@ -529,6 +529,8 @@ DEFECTS = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_check_that_is_left_out_is_found(mutate_files, monkeypatch, defect):
+    if defect == "gaps and overlaps":
+        pytest.importorskip("safetensors")  # which tells that such a file should have been refused
     monkeypatch.setattr(*DEFECTS[defect])
     with pytest.raises(mutate_files.Finding, match=rf"^case \d+ of seed {mutate_files.SEED}: "):
         mutate_files.run(5000)

@@ -256,7 +256,7 @@ NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
 
 
 def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
-             const float[:, ::1] bounds, Method method, const float[::1] importance, int64_t num_bins, double ratio,
+             const float[:, ::1] bounds, int method, const float[::1] importance, int64_t num_bins, double ratio,
              int num_threads):
     """Rows of floats into `out`; `bounds` has the minimum and maximum of each, where a row is one group; `importance`
     a number for each element of a row. None, or (what is wrong, row, group)."""
@@ -272,8 +272,10 @@ def quantize(const float[:, ::1] weights not None, LayoutFields layout not None,
             or (importance is not None and importance.shape[0] != layout.fields.dim)):
         raise ValueError("internal error: rows of another shape than the layout's")
     job.layout = layout.fields
-    job.method = method
-    job.importance = NULL if importance is None else &importance[0]
+    job.method = <Method> method
+    job.importance = NULL
+    if importance is not None:
+        job.importance = &importance[0]
     job.num_bins = <float> num_bins
     # Not cut to a whole number, and with the ratio in double: so torch 2.13.0 has it.
     job.kept_bins = <float> (<double> job.num_bins * (1 - ratio))

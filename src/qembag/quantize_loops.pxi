@@ -296,15 +296,18 @@ cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1
         unit = unit_of(&job.layout, tile, weights, out, min(number, tile.num_units - 1), is_plain)
         values[number], dims[number] = unit.values, unit.dim
         group = (tile.first + min(number, tile.num_units - 1)) % job.layout.num_groups
-        importance[number] = NULL if job.importance == NULL else job.importance + group * dim
+        importance[number] = NULL
+        if job.importance != NULL:
+            importance[number] = job.importance + group * dim
     for i in range(dim):
         for number in range(TILE_UNITS):
             side_by_side[TILE_UNITS * i + number] = values[number][i] if i < dims[number] else 0
     if is_uneven or job.importance != NULL:
         for i in range(dim):
             for number in range(TILE_UNITS):
-                counted[TILE_UNITS * i + number] = (
-                    0 if i >= dims[number] else 1 if job.importance == NULL else importance[number][i])
+                counted[TILE_UNITS * i + number] = 0
+                if i < dims[number]:
+                    counted[TILE_UNITS * i + number] = 1 if importance[number] == NULL else importance[number][i]
     fit.values = side_by_side
     fit.weights = counted if is_uneven or job.importance != NULL else NULL
     fit.dim = dim
