@@ -69,7 +69,7 @@ class Case:
     threads: int = 1
     level: str | None = None  # of our kernels; None is the best one here
     pages: str = "numpy"  # what holds the table: NumPy's allocator, "4k" pages or a mapped "file"
-    work: str = "lookup"  # or "prepack", "greedy", "unpack", "dequantize"
+    work: str = "lookup"  # or "prepack", "greedy", "lsq" (beside torch's greedy), "unpack", "dequantize"
     layout: str = "torch"  # of rows of codes: a name of LAYOUTS
     element: str = "code"  # or of rows of floats "float32", "float16", "bfloat16", which is the output's type too
     extras: tuple[str, ...] = ()  # contenders beside qembag and its rival
@@ -255,6 +255,10 @@ def quantizing() -> Iterator[Case]:
                     continue  # there is no such thing
                 rows = 5_000 if work == "greedy" else 500_000
                 yield Case(f"quantize/{work}/{bits}bit/threads={threads}", rows, 64, bits, threads=threads, work=work)
+        for bits in (4, 2):
+            for dim in (64, 256):
+                name = f"quantize/lsq/{bits}bit/dim={dim}/threads={threads}"
+                yield Case(name, 5_000, dim, bits, threads=threads, work="lsq")
 
 
 def all_cases() -> dict[str, Case]:

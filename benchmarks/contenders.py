@@ -21,6 +21,7 @@ OPERATORS = {
     "lookup": "embedding_bag_{}_rowwise_offsets",
     "prepack": "embedding_bag_{}_prepack",
     "greedy": "embedding_bag_{}_prepack",
+    "lsq": "embedding_bag_{}_prepack",
     "unpack": "embedding_bag_{}_unpack",
 }
 # Rows ahead that the floor tries on a table; it keeps the best.
@@ -71,6 +72,8 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, 
         import qembag
 
         qembag.set_num_threads(case.threads)
+        if case.work == "lsq":
+            return Contender(lambda: qembag.quantize(table, case.bits, method="lsq").data, lambda: ())
         operators, convert = qembag.ops, lambda array: array
     call = getattr(operators, OPERATORS[case.work].format(WIDTHS[case.bits]))
     call = functools.partial(call, **options) if options else call
@@ -79,7 +82,7 @@ def build(name: str, case: Case, table: np.ndarray, mapping: np.ndarray | None, 
 
     def arguments(*traffic: np.ndarray) -> tuple[Any, ...]:
         given = [convert(array) for array in traffic]
-        if case.work == "greedy":
+        if case.work in ("greedy", "lsq"):
             return first, True
         if not (case.weighted or case.pruned or case.mode != "sum"):
             return first, *given
