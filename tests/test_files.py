@@ -55,7 +55,9 @@ def test_every_table_comes_back_as_it_was(path, mmap):
     for name, table in tables.items():
         same_tables(opened[name], table)
         same_tables(qembag.open_table(path, name, mmap=mmap), table)
-        assert opened[name].data.flags.writeable == (not mmap) or table.data.size == 0
+        # A big-endian host has converted copies of floats.
+        is_copy = not mmap or (sys.byteorder == "big" and isinstance(table, qembag.FloatTable))
+        assert opened[name].data.flags.writeable == is_copy or table.data.size == 0
 
 
 def test_a_table_from_a_file_gives_the_bits_of_the_one_in_memory(path, mmap):
@@ -211,7 +213,9 @@ def test_a_table_keeps_its_mapping_alive(path):
 
 def test_nobody_closes_the_memory_of_a_table(path):
     qembag.save_tables(path, {"a": WEIGHTS, "b": qembag.quantize(WEIGHTS)})
-    for table in qembag.open_tables(path).values():
+    for name, table in qembag.open_tables(path).items():
+        if name == "a" and sys.byteorder == "big":
+            continue  # a converted copy
         owner = table.data
         while not hasattr(owner, "close"):
             owner = owner.obj if isinstance(owner, memoryview) else owner.base

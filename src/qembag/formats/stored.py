@@ -94,10 +94,11 @@ def _npy(path: Path) -> Stored:
         except Exception as error:  # noqa: BLE001 (for example from Python's parser, which reads the header)
             raise ValueError(f"{path}: not a readable .npy file: {type(error).__name__}: {error}") from None
         start, size = file.tell(), os.fstat(file.fileno()).st_size
-    if dtype.kind != "f" or dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{path}: must hold float16, float32 or float64, got {dtype}")
+    kind = dtype.newbyteorder("=")
+    if kind.kind != "f" or kind not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{path}: must hold float16, float32 or float64, got {kind}")
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         raise ValueError(f"{path}: must have 2 dimensions (rows, dim) and a dim of 1 or more, got shape {shape}")
     if size - start < shape[0] * shape[1] * dtype.itemsize:
-        raise ValueError(f"{path}: is too short for its {dtype} array of shape {shape}: {size} bytes")
+        raise ValueError(f"{path}: is too short for its {kind} array of shape {shape}: {size} bytes")
     return Stored(path, start, dtype.str, shape, by_columns)
