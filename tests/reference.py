@@ -301,7 +301,7 @@ def quantize(
     size = dim if group_size is None else group_size
     num_groups = -(-dim // size)
     counts = np.ones(dim) if importance is None else np.asarray(importance, np.float64)
-    counts = (counts / counts.max()).astype(np.float32)
+    counts = np.concatenate([scaled(counts[start : start + size]) for start in range(0, dim, size)])
     packed = []
     with np.errstate(all="ignore"):
         for number, row in enumerate(weights.astype(np.float32)):
@@ -324,6 +324,11 @@ def quantize(
     row_bytes = -(-dim * bits // 8) + num_groups * 2 * kind.itemsize
     row_bytes += -row_bytes % row_alignment
     return np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(weights), row_bytes)
+
+
+def scaled(counts: np.ndarray) -> np.ndarray:
+    """Weights of a group, the largest as 1."""
+    return (counts / (counts.max() or 1)).astype(np.float32)
 
 
 def _pair(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import qembag
+from qembag import cli
 from qembag.cli import dequantize
 from support.commands import float_rows
 
@@ -148,8 +149,10 @@ def test_targets_that_cannot_be_written(command, source, tmp_path):
     assert "no/out.safetensors" in command.fails("quantize", source, tmp_path / "no/out.safetensors").replace("\\", "/")
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in command.fails("quantize", source, tmp_path / "file" / "out.safetensors")
-    assert "exists already" in command.fails("quantize", source, tmp_path)
-    assert str(tmp_path) in command.fails("quantize", source, tmp_path, "--force")
+    folder = tmp_path / "folder.safetensors"
+    folder.mkdir()
+    assert "exists already" in command.fails("quantize", source, folder)
+    assert str(folder) in command.fails("quantize", source, folder, "--force")
 
 
 def test_a_full_disk_is_the_targets_fault(command, source, target, monkeypatch):
@@ -297,3 +300,30 @@ def test_what_cannot_be_pruned(command, tables, target, tmp_path):
     options = ["--force", "--table", "codes", "--keep", missing]
     assert command.fails(*base, *options) == f"{missing}: No such file or directory"
     assert target.read_text() == "mine"
+
+
+# ---- What would be lost ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", [["prune", "--max-rows", "10"], ["dequantize"]])
+def test_tensors_that_are_no_tables_are_named_when_they_are_left_out(tmp_path, target, capsys, job):
+    tensors = {"table": float_rows(), "ids": np.arange(6), "wide": float_rows().astype(np.float64)}
+    source = save_tensors(tmp_path / "mixed.safetensors", tensors)
+    assert cli.main([job[0], str(source), str(target), *job[1:]]) == 0
+    expected = f"qembag {job[0]}: leaves out tensors that are no tables: 'wide', 'ids'\n"
+    assert capsys.readouterr().err == expected
+    assert list(qembag.open_tables(target)) == ["table"]
+
+
+def test_pruning_in_place_loses_no_other_tensor(command, tmp_path):
+    source = save_tensors(tmp_path / "mixed.safetensors", {"table": float_rows(), "ids": np.arange(6)})
+    before = source.read_bytes()
+    error = command.fails("prune", source, source, "--max-rows", "10", "--force")
+    assert "has tensors that are no tables, and would lose them: 'ids'" in error
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("job", [["quantize"], ["prune", "--max-rows", "10"]])
+def test_a_target_of_another_suffix_is_refused(command, tmp_path, tables, job):
+    assert "TARGET must be a .safetensors file" in command.refuses(job[0], tables, tmp_path / "out.npy", *job[1:])
+    assert not (tmp_path / "out.npy").exists()

@@ -618,3 +618,18 @@ def test_the_description_has_each_field_of_a_layout():
         ),
         "k": "v",
     }
+
+
+@pytest.mark.skipif(not POSIX, reason="links need rights on Windows")
+def test_a_link_to_an_index_stands_for_the_index(tmp_path):
+    for name in ("real", "link"):
+        (tmp_path / name).mkdir()
+    index, link = (tmp_path / name / "m.index.json" for name in ("real", "link"))
+    qembag.save_tables(index, {"a": WEIGHTS, "b": WEIGHTS}, max_shard_bytes=1)
+    link.symlink_to(index)
+    assert list(qembag.open_tables(link)) == ["a", "b"]
+    qembag.save_tables(link, {"c": WEIGHTS}, max_shard_bytes=1)
+    assert link.is_symlink()
+    assert list(qembag.open_tables(index)) == list(qembag.open_tables(link)) == ["c"]
+    assert os.listdir(tmp_path / "link") == ["m.index.json"]
+    assert len(os.listdir(tmp_path / "real")) == 2

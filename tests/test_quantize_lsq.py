@@ -129,6 +129,15 @@ def test_columns_that_count_alike_change_nothing(bits, rng, equal):
     assert np.array_equal(qembag.quantize(weights, bits, method="lsq", group_size=16, importance=equal).data, plain)
 
 
+@pytest.mark.parametrize("factor", [1e-25, 1e-300, 1e30])
+def test_only_ratios_within_a_group_matter(bits, rng, factor):
+    weights, importance = rng.normal(size=(40, 64)).astype(np.float32), rng.random(64)
+    options = {"method": "lsq", "group_size": 32}
+    plain = qembag.quantize(weights, bits, importance=importance, **options)
+    importance[32:] *= factor
+    assert np.array_equal(qembag.quantize(weights, bits, importance=importance, **options).data, plain.data)
+
+
 def test_a_group_in_which_no_column_counts_is_as_by_its_minimum_and_maximum(level, bits, rng):
     weights = rng.normal(size=(40, 32)).astype(np.float32)
     importance = np.repeat([0, 1], 16)

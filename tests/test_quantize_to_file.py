@@ -336,7 +336,8 @@ def test_resume_without_unfinished_work_begins(weights, path):
 def test_without_resume_unfinished_work_is_begun_anew(weights, path):
     interrupt(weights + 1, path, 8, after=100)
     assert made_of(weights, path, 4) == saved(path, qembag.quantize(weights, 4))
-    part_of(path).write_bytes(b"anything, as long as it likes" * 9999)
+    # Even a complete one, which could not take its name.
+    part_of(path).write_bytes(saved(path, qembag.quantize(weights + 1, 8)))
     assert made_of(weights, path, 4) == saved(path, qembag.quantize(weights, 4))
 
 
@@ -999,3 +1000,63 @@ def test_ctrl_c_leaves_work_to_go_on_with(tmp_path, path, weights):
     heard: list[int] = []
     made_of([weights], path, 4, resume=True, progress=lambda rows, *_: heard.append(rows))
     assert min(heard) > 100
+
+
+# ---- Files of others -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"half of a download", b"\x00" * 8 + b"{}"])
+def test_a_part_of_somebody_elses_is_left_alone(path, weights, content):
+    part_of(path).write_bytes(content)
+    for resume in (False, True):
+        with pytest.raises((FileExistsError, ValueError), match="part"):
+            qembag.quantize_to_file(weights, path, 4, resume=resume)
+        assert part_of(path).read_bytes() == content
+        assert not path.exists()
+
+
+def interrupting(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed there")
+def test_a_part_that_is_a_link_is_not_followed(path, weights):
+    victim = path.parent / "victim"
+    victim.write_bytes(b"kept")
+    part_of(path).symlink_to(victim)
+    with pytest.raises(OSError, match="part"):
+        qembag.quantize_to_file(weights, path, 4)
+    assert victim.read_bytes() == b"kept"
+
+
+def test_a_source_is_not_replaced_by_its_codes(path, weights):
+    qembag.save_tables(path, weights)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"^path must be another file than source, got "):
+        qembag.quantize_to_file(path, path.parent / "." / path.name, 4)
+    assert path.read_bytes() == before
+
+
+def test_a_complete_part_of_other_rows_is_not_taken(tmp_path, path, weights, monkeypatch):
+    """It has no journal any more: all of its rows are compared."""
+    np.save(tmp_path / "a.npy", weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            qembag.quantize_to_file(tmp_path / "a.npy", path, 4)
+    changed = weights.copy()
+    changed[0] += 1
+    np.save(tmp_path / "a.npy", changed)
+    with pytest.raises(ValueError, match=r"^resume must go on with the rows that .* was begun with"):
+        qembag.quantize_to_file(tmp_path / "a.npy", path, 4, resume=True)
+    np.save(tmp_path / "a.npy", weights)
+    assert made_of(tmp_path / "a.npy", path, 4, resume=True) == saved(path, qembag.quantize(weights, 4))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_part_is_as_private_as_the_file_that_it_replaces(path, weights):
+    qembag.save_tables(path, weights)
+    path.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        qembag.quantize_to_file(weights, path, 4, progress=interrupting)
+    assert part_of(path).stat().st_mode & 0o777 == 0o600

@@ -326,3 +326,38 @@ def test_reading_ahead_leaves_no_thread_and_no_open_file(made):
     assert threading.active_count() == before + 1
     blocks.close()
     assert threading.active_count() == before
+
+
+# ---- Pruned tables in files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_pruned_table_in_a_file_has_its_logical_rows(weights, tmp_path, dtype):
+    pruned = qembag.FloatTable(weights.astype(dtype)).prune([3, 5, 6, 36])
+    pruned.save(tmp_path / "pruned.safetensors")
+    assert float_tensors(tmp_path / "pruned.safetensors")["table"][1] == (NUM_ROWS, DIM)
+    source = open_source(tmp_path / "pruned.safetensors")
+    assert (source.num_rows, source.dim) == (NUM_ROWS, DIM)
+    for max_rows in (None, 1, 5):
+        assert np.array_equal(rows_of(source, 2, max_rows), pruned.dequantize()[2:])
+    assert np.array_equal(read_rows(source, np.array([0, 5, 36])), pruned.dequantize([0, 5, 36]))
+
+
+def test_a_mapping_may_be_in_any_order(weights, tmp_path):
+    mapping = np.array([4, -1, 0, 4, 36], np.int32)
+    table = qembag.FloatTable(weights, compressed_indices_mapping=mapping)
+    table.save(tmp_path / "a.safetensors")
+    assert np.array_equal(rows_of(open_source(tmp_path / "a.safetensors")), table.dequantize())
+
+
+def test_a_mapping_that_lies_is_refused(weights, tmp_path):
+    name = "a.compressed_indices_mapping"
+    for dtype, mapping, text in [
+        ("I32", np.int32([0, 99]), "99"),
+        ("I32", np.int32([[0]]), "I32 of 1"),
+        ("U8", b"a", "I32 of 1"),
+    ]:
+        array = np.frombuffer(mapping, np.uint8) if isinstance(mapping, bytes) else mapping.astype("<i4")
+        tensors = {"a": ("F32", weights.astype("<f4")), name: (dtype, array)}
+        with pytest.raises(ValueError, match=text):
+            open_source(write_safetensors(tmp_path / "a.safetensors", tensors))

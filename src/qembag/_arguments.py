@@ -193,8 +193,8 @@ def method(value: object, bits: int) -> str:
     return text
 
 
-def importance(value: object, dim: int, chosen: str) -> NDArray[np.float32] | None:
-    """The weight of each column's error, scaled so that the largest is 1; None if not given."""
+def importance(value: object, dim: int, group_size: int, chosen: str) -> NDArray[np.float32] | None:
+    """The weight of each column's error, scaled so that the largest in each group is 1; None if not given."""
     if value is None:
         return None
     if chosen != "lsq":
@@ -208,7 +208,10 @@ def importance(value: object, dim: int, chosen: str) -> NDArray[np.float32] | No
         raise ValueError(f"importance[{wrong[0]}] must be finite and not negative, got {numbers[wrong[0]]:g}")
     if not numbers.any():
         raise ValueError("importance must have a number above 0, got zeros only")
-    shares: NDArray[np.float32] = (numbers / numbers.max()).astype(np.float32)
+    # A group is fitted by itself, and sums of its squares must not underflow because another group has larger weights.
+    starts = np.arange(0, dim, group_size)
+    largest = np.repeat(np.maximum.reduceat(numbers, starts), np.diff(starts, append=dim))
+    shares: NDArray[np.float32] = np.divide(numbers, largest, out=np.zeros(dim), where=largest > 0).astype(np.float32)
     return shares
 
 

@@ -136,7 +136,7 @@ def quantize_part(
             f"{name} must have 2 dimensions (rows, dim) and a dim of 1 or more, got {_errors.kind_of(array)}"
         )
     layout = aligned(bits, array.shape[1], scale_dtype, scale_first, group_size, row_alignment)
-    counted = _arguments.importance(importance, layout.dim, chosen)
+    counted = _arguments.importance(importance, layout.dim, layout.group_size, chosen)
     packed = pack_rows(
         array, layout, name, first_row=first_row, method=chosen, importance=counted, num_threads=num_threads
     )
@@ -153,7 +153,7 @@ def update_rows(
 ) -> None:
     """See `QuantizedTable.update`. Everything is checked and quantized before any row is written."""
     chosen = _arguments.method(method, table.bits)
-    counted = _arguments.importance(importance, table.dim, chosen)
+    counted = _arguments.importance(importance, table.dim, table.layout.group_size, chosen)
     numbers = table._stored_rows(rows)
     if not table.data.flags.writeable:
         raise ValueError("table must have rows that can be written to, got read-only ones")

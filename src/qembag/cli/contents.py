@@ -13,6 +13,7 @@ from ..formats.sources import Source, float_tensors, open_source, read_rows
 from ..formats.tables import listed, open_tables
 from ..table import QuantizedTable
 from .arrays import load_array
+from .output import Failure, complain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,7 +52,7 @@ def contents_of(path: Path) -> Contents:
     OSError, ValueError
         If a file cannot be read, or is not in its format.
     """
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         array = load_array(path)
         if array.dtype.kind == "f" and array.ndim == 2:
             return Contents({path.stem: open_source(path)}, [], {})
@@ -72,6 +73,17 @@ def contents_of(path: Path) -> Contents:
     return Contents(tables, [tensor for tensor in tensors if tensor.name not in parts], metadata)
 
 
+def tell_what_is_left_out(prog: str, source: Path, target: Path, tables: Mapping[str, AnyTable]) -> None:
+    """Say which tensors of the source are in none of the tables; refuse to lose them by replacing their file."""
+    contents = contents_of(source)
+    names = [*(name for name in contents.tables if name not in tables), *(tensor.name for tensor in contents.tensors)]
+    if not names:
+        return
+    if target.exists() and target.samefile(source):
+        raise Failure(f"{target}: has tensors that are no tables, and would lose them: {listed(map(repr, names))}")
+    complain(prog, f"leaves out tensors that are no tables: {listed(map(repr, names))}")
+
+
 def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
     """The tensors of a file or of all files of an index, and the metadata of each file."""
     if not path.name.endswith(".index.json"):
@@ -90,7 +102,7 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
 
 def stored_table(path: Path, name: str | None) -> AnyTable:
     """The table of that name, or the only one; of a .npy file its floats."""
-    if path.suffix != ".npy":
+    if path.suffix.lower() != ".npy":
         tables = open_tables(path)
         return tables[chosen(tables, name)]
     if name is not None:

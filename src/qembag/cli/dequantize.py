@@ -12,7 +12,7 @@ from ..formats.safetensors_file import header_bytes
 from ..formats.tables import open_tables
 from .arguments import refuse_existing
 from .arrays import little_endian, npy_rows
-from .contents import chosen
+from .contents import chosen, tell_what_is_left_out
 from .output import about, progress
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         if options.table is not None or options.target.suffix == ".npy":
             name = chosen(tables, options.table)
             some = {name: tables[name]}
+        else:
+            tell_what_is_left_out("qembag dequantize", options.source, options.target, tables)
     with (
         about(options.source, writes=options.target),
         replacing(options.target) as file,

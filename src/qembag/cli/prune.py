@@ -11,7 +11,7 @@ from ..formats.tables import open_tables, save_tables
 from ..pruning import choose_rows
 from .arguments import count, positive, refuse_existing
 from .arrays import load_array
-from .contents import chosen
+from .contents import chosen, tell_what_is_left_out
 from .output import about, plural, show
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
     add(
-        "target", metavar="TARGET", type=Path, help="the .safetensors file to write, with SOURCE's other tables as well"
+        "target",
+        metavar="TARGET",
+        type=Path,
+        help="the .safetensors file or index to write, with SOURCE's other tables as well",
     )
     add("--table", metavar="NAME", help="the one to prune, where there are several")
     add("--min-norm", metavar="X", type=positive, help="keep rows of at least this norm")
@@ -47,6 +50,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         wrong("give either --keep, or one or more of --min-norm, --min-count, --max-rows and --max-bytes")
     if (options.min_count is not None and options.counts is None) or (options.keep and options.counts):
         wrong("--counts must come with --min-count, and may with --max-rows and --max-bytes; not with --keep")
+    if not options.target.name.endswith((".safetensors", ".index.json")):
+        wrong(f"TARGET must be a .safetensors file or an .index.json, got {options.target}")
     refuse_existing(options.target, options.force)
     arrays = {
         name: np.asarray(load_array(path))
@@ -55,6 +60,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     }
     with about(options.source):
         tables = open_tables(options.source)
+        tell_what_is_left_out("qembag prune", options.source, options.target, tables)
         name = chosen(tables, options.table)
         table = tables[name]
         if options.keep is None:

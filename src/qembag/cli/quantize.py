@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
+    if options.target.suffix != ".safetensors":
+        wrong(f"TARGET must be a .safetensors file, got {options.target}")
     refuse_existing(options.target, options.force)
     if options.importance is not None and options.method != "lsq":
         wrong("--importance must come with --method lsq")

@@ -276,7 +276,11 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
         metadata = index.get("metadata", {})
         if type(metadata) is not dict:
             raise ValueError(f"metadata must be an object, got {brief(metadata)}")
-        files = {name: _inside(path.parent, name) for name in set(names.values())}
+        folder = path.parent
+        if path.is_symlink() and not all(folder.joinpath(name).exists() for name in set(names.values())):
+            # A link to an index that stands beside its files elsewhere. In Hugging Face's cache they are all links.
+            folder = path.resolve().parent
+        files = {name: _inside(folder, name) for name in set(names.values())}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     # Other values are numbers, such as total_size.

@@ -20,7 +20,8 @@ from ..float_table import FloatTable
 from ..layout import FloatLayout, RowLayout
 from .replace import replacing
 from .safetensors_file import brief, header_bytes, read_index
-from .table_file import MAPPING, RESERVED, ROWS, TABLES_KEY, VERSION, VERSION_KEY
+from .stored import MAPPING
+from .table_file import RESERVED, ROWS, TABLES_KEY, VERSION, VERSION_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,6 +271,7 @@ def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
 def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str, str], limit: int | None) -> None:
     if "total_size" in metadata:
         raise ValueError("metadata must not have the key total_size, which the index itself uses")
+    path = Path(os.path.realpath(path))  # a link is followed, and the files lie beside the index itself
     stem = path.name.removesuffix(INDEX_SUFFIX).removesuffix(".safetensors")
     shards = _shards(handles, limit)
     # New names, so that after a crash the old index or the new one has all its files.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .safetensors_file import Tensor
+
 # Rows are read in blocks of about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest; blocks of
 # 32 MiB took 1.3 times as long, since caches do not hold two of them. posix_fadvise made no difference.
 BLOCK_BYTES = 8 << 20
@@ -40,7 +42,11 @@ class Source:
         Bytes of a row as it is stored.
     refused : bool
         Whether the rows themselves were invalid, as opposed to a failure to read them.
+    path : Path or None
+        The file that is read.
     """
+
+    path: Path | None = None
 
     def __init__(self, name: str, num_rows: int | None, dim: int, dtype: str, row_nbytes: int) -> None:
         self.name, self.num_rows, self.dim, self.dtype, self.row_nbytes = name, num_rows, dim, dtype, row_nbytes
@@ -98,6 +104,7 @@ class FileSource(Source):
     def __init__(self, stored: Stored, name: str) -> None:
         num_rows, dim = stored.shape
         super().__init__(name, num_rows, dim, stored.kind, dim * stored.element.itemsize)
+        self.path = stored.path
         self._stored = stored
         self._stamp = _stamp(os.stat(stored.path))
 
@@ -111,7 +118,7 @@ class FileSource(Source):
         num_rows, dim = self._stored.shape
         starts = range(start_row, num_rows, at_once)
         buffers = [np.empty(min(at_once, num_rows - start_row) * dim, self._stored.element) for _ in starts[:2]]
-        with self._opened() as file:
+        with self.opened() as file:
 
             def read(number: int) -> NDArray[Any]:
                 start = starts[number]
@@ -133,7 +140,7 @@ class FileSource(Source):
         # Neighbouring rows are read at once.
         ends = [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
         begin = 0
-        with self._opened() as file:
+        with self.opened() as file:
             for end in ends:
                 for low in range(begin, end, at_once):
                     part = slice(low, min(low + at_once, end))
@@ -143,7 +150,7 @@ class FileSource(Source):
                 begin = end
         return found
 
-    def _opened(self) -> BinaryIO:
+    def opened(self) -> BinaryIO:
         """The open file. Raises OSError if it changed since this source was made."""
         file = open(self._stored.path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
         if _stamp(os.fstat(file.fileno())) != self._stamp:
@@ -171,6 +178,40 @@ class FileSource(Source):
             if not count:
                 raise OSError(f"{self._stored.path}: was cut short while it was being read")
             waiting = waiting[count:]
+
+
+class PrunedSource(Source):
+    """The logical rows of a pruned table in a file, as float32; pruned rows are zeros."""
+
+    def __init__(self, stored: FileSource, mapping: Tensor) -> None:
+        self._stored = stored
+        with stored.opened() as file:
+            file.seek(mapping.start)
+            numbers = np.frombuffer(file.read(mapping.nbytes), "<i4").astype(np.int32)
+        try:
+            self._mapping = _arguments.checked_mapping(numbers, stored.num_rows or 0)
+        except IndexError as error:
+            raise ValueError(f"{stored.path}: tensor {stored.name!r}: {error}") from None
+        size = np.dtype(np.float32).itemsize
+        super().__init__(stored.name, len(numbers), stored.dim, stored.dtype, stored.dim * size)
+        self.path = stored.path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._stored.identity | super().identity
+
+    def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
+        at_once = self._at_once(max_rows)
+        for start in range(start_row, len(self._mapping), at_once):
+            yield self.read_rows(np.arange(start, min(start + at_once, len(self._mapping))))
+
+    def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.zeros((len(numbers), self.dim), np.float32)
+        stored = self._mapping[numbers]
+        # Each stored row is read once, in the order of the file.
+        unique, places = np.unique(stored[stored >= 0].astype(np.int64), return_inverse=True)
+        found[stored >= 0] = self._stored.read_rows(unique)[places]
+        return found
 
 
 def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDArray[Any], None, None]:
@@ -306,14 +347,15 @@ def open_source(source: object, tensor: str | None = None) -> Source:
     )
 
 
-def file_source(stored: Stored, name: str) -> FileSource:
+def file_source(stored: Stored, name: str) -> Source:
     """The source for a tensor of that name. The array of a ``.npy`` file has no name: it is called "table"."""
-    return FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+    source = FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+    return source if stored.mapping is None else PrunedSource(source, stored.mapping)
 
 
 def float_tensors(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, int]]]:
     """The dtype and shape of each 2-D tensor of floats in a file, by name; for a ``.npy`` file the name is its stem."""
-    return {name: (stored.kind, stored.shape) for name, stored in stored_floats(Path(path)).items()}
+    return {name: (stored.kind, stored.logical_shape) for name, stored in stored_floats(Path(path)).items()}
 
 
 def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]:

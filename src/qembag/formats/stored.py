@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .safetensors_file import Tensor, read_header, read_index
+from .safetensors_file import Tensor, brief, read_header, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MAPPING = ".compressed_indices_mapping"
 # Types of floats, as safetensors and as NumPy name them.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -24,6 +25,12 @@ class Stored(NamedTuple):
     dtype: str  # NumPy's, with the byte order; or "bfloat16", which is little-endian
     shape: tuple[int, int]
     by_columns: bool = False
+    mapping: Tensor | None = None  # of a pruned table: the row of each logical row, -1 for none
+
+    @property
+    def logical_shape(self) -> tuple[int, int]:
+        """With the rows that are pruned."""
+        return self.shape if self.mapping is None else (self.mapping.shape[0], self.shape[1])
 
     @property
     def kind(self) -> str:
@@ -75,8 +82,16 @@ def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
         if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0:
             kind = FLOATS[tensor.dtype]
             dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
-            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]))
+            mapping = _mapping_of(name, tensors, path)
+            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]), mapping=mapping)
     return found
+
+
+def _mapping_of(name: str, tensors: dict[str, tuple[Tensor, Path]], path: Path) -> Tensor | None:
+    mapping, where = tensors.get(name + MAPPING, (None, path))
+    if mapping is not None and (mapping.dtype != "I32" or len(mapping.shape) != 1 or where != path):
+        raise ValueError(f"{path}: {brief(mapping.name)} must be I32 of 1 dimension, in the file of its table")
+    return mapping
 
 
 def _npy(path: Path) -> Stored:

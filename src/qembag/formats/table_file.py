@@ -15,6 +15,7 @@ from .. import table as code_table
 from ..float_table import FloatTable
 from ..table import QuantizedTable
 from .safetensors_file import Header, Tensor, brief, read_header, read_json
+from .stored import MAPPING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1
 RESERVED = "qembag."
 VERSION_KEY, TABLES_KEY = "qembag.version", "qembag.tables"
-ROWS, MAPPING = ".rows", ".compressed_indices_mapping"
+ROWS = ".rows"
 DESCRIPTION = {"bits", "dim", "scale_dtype", "scale_first", "group_size"}
 FLOATS = {"F32", "F16", "BF16"}
 # The types of a file as NumPy's; bfloat16 as its bits.

@@ -12,7 +12,8 @@ from .prefault import prefault
 from .progress import check as check_progress
 from .safetensors_file import brief, read_whole_index
 from .saving import INDEX_SUFFIX, as_path, checked_text, describe, save_tables
-from .table_file import MAPPING, RESERVED, TableFile
+from .stored import MAPPING
+from .table_file import RESERVED, TableFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

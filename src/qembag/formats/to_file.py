@@ -66,8 +66,8 @@ def quantize_to_file(
         A path is that of a ``.npy`` file, a ``.safetensors`` file (F16, BF16, F32 or F64) or an ``.index.json`` of
         several; files are read in blocks of some megabytes. A memory-mapped array works too, but the system may count
         its pages as this process's memory: prefer the path of its file. An iterable gives blocks of rows with the same
-        dim, each of any number of rows; a block must fit in memory. All logical rows of a table are taken, pruned ones
-        as zeros.
+        dim, each of any number of rows; a block must fit in memory. All logical rows of a table are taken, also of one
+        in a file; pruned ones are zeros.
     path : path
         The file to write. An existing file is replaced when the new one is complete.
     bits, method, importance, scale_dtype, scale_first, group_size, row_alignment, num_threads
@@ -128,6 +128,9 @@ def quantize_to_file(
     if target.name.endswith(INDEX_SUFFIX):
         raise ValueError(f"path must be the name of one file, got an index, {_errors.shown(str(target))}")
     sources = _sources(source, tensors, name)
+    for path_read in {one.path for one in sources.values() if one.path is not None}:
+        if target.exists() and target.samefile(path_read):
+            raise ValueError(f"path must be another file than source, got {_errors.shown(str(target))} for both")
     job = Job(_tables(sources, options), options, metadata)
     part = Unfinished(target)
     try:
@@ -288,7 +291,8 @@ class Job:
     def run(self, part: Unfinished, report: Report) -> None:
         """Make all rows that are not done yet. The last few that are done are made again and compared."""
         done = part.rows_done
-        first = max(done - CHECKED_ROWS, 0)
+        # A complete file has no journal left that would tell another source: all of its rows are compared.
+        first = 0 if part.is_whole else max(done - CHECKED_ROWS, 0)
         before = bytes_before = 0  # the rows of the tables before this one, and their bytes in the sources
         start = self._data_start
         for table in self._tables:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Read as the length of a safetensors header, this is beyond the limit: no reader takes an unfinished file as complete.
 MAGIC = b"qembag\xff\xff"
+# How a complete file that could not be renamed goes on after the length of its header.
+OWN_HEADER = b'{"__metadata__":{"qembag.version"'
 FRONT = struct.Struct("<8sQ")  # MAGIC, where the journal is
 TEXT = struct.Struct("<QI4x")  # length and checksum of the JSON text
 SLOT = struct.Struct("<QI4x")  # rows done, checksum
@@ -75,8 +77,23 @@ class Unfinished:
     # ---- The journal ------------------------------------------------------------------------------------------------
 
     def begin(self, text: bytes, journal_at: int) -> None:
-        """Make an empty file with a journal. `text` is a JSON object."""
+        """Make an empty file with a journal. `text` is a JSON object.
+
+        Raises
+        ------
+        FileExistsError
+            If a file of that name is there which is none of ours: others use the suffix too.
+        """
+        front = self._get(0, len(OWN_HEADER) + 8)
+        if any(front) and not front.startswith(MAGIC) and front[8:] != OWN_HEADER:
+            raise FileExistsError(
+                errno.EEXIST, "is there, and no unfinished file of qembag: move it away", str(self.path)
+            )
+        mode = mode_of(self.target)
         with self._writing():
+            if mode is not None:
+                with contextlib.suppress(OSError):  # some file systems have no permissions
+                    os.chmod(self.path, mode)
             self._file.truncate(0)
             self._slots_at, self._check = journal_at + TEXT.size, _check_of(text)
             slots = b"".join(self._slot(0) for _ in range(SLOTS))
@@ -208,10 +225,6 @@ class Unfinished:
             self._put(0, header[: FRONT.size])
             self._put(spaces, header[spaces:])
             self._file.truncate(data_end)
-            mode = mode_of(self.target)
-            if mode is not None:
-                with contextlib.suppress(OSError):  # some file systems have no permissions
-                    os.chmod(self.path, mode)
             os.fsync(self._file.fileno())
         # From here on nothing is removed: if renaming fails, as on Windows while the old file is mapped, the complete
         # file waits for `resume=True`.
@@ -278,4 +291,5 @@ def _opened_alone(path: Path) -> BinaryIO:
 
 
 def _made(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o666)
+    # Not through a link, which would have another file overwritten.
+    return os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
