@@ -200,5 +200,5 @@ def test_what_cannot_be_measured(command, tmp_path):
     assert "must be a number above 0" in command.refuses("bench", "a.npy", "--seconds", "0")
     np.save(tmp_path / "a.npy", np.zeros((0, 4), np.float32))
     assert "the table must have rows" in command.fails("bench", tmp_path / "a.npy")
-    np.save(tmp_path / "a.npy", np.zeros((2, 4)))
+    np.save(tmp_path / "a.npy", np.zeros((2, 4), np.int64))
     assert command.fails("bench", tmp_path / "a.npy").startswith(str(tmp_path / "a.npy"))

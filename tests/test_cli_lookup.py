@@ -216,8 +216,8 @@ def test_options_that_do_not_go_together(command, path, tmp_path):
 
 
 def test_floats_in_npy_are_a_table(command, tmp_path, given):
-    for dtype in ("<f4", ">f4"):
-        np.save(tmp_path / "rows.npy", float_rows().astype(dtype))
+    for dtype, order in (("<f4", "C"), (">f4", "F"), ("<f8", "C"), (">f8", "F")):
+        np.save(tmp_path / "rows.npy", np.asarray(float_rows(), dtype, order=order))
         given(b"1\n")
         assert np.array_equal(vectors(command("lookup", tmp_path / "rows.npy"))[0], float_rows()[1])
     assert "--table is for files" in command.fails("lookup", tmp_path / "rows.npy", "--table", "x")

@@ -108,7 +108,10 @@ def stored_table(path: Path, name: str | None) -> AnyTable:
     if name is not None:
         raise ValueError("--table is for files of tables with names, not for .npy")
     array = load_array(path)
-    return FloatTable(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+    if array.dtype.kind == "f" and array.dtype.itemsize == 8:
+        return FloatTable(as_float32(array))
+    native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return FloatTable(np.ascontiguousarray(native) if native.ndim == 2 else native)
 
 
 def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -114,7 +115,8 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[int, int | None, int]
         now = time.monotonic()
         if now - start < PATIENCE or (width and now - shown < PAUSE):
             return
-        line = progress_line(rows, total, nbytes, now - start)
+        # A longer line would wrap, and each report would scroll.
+        line = progress_line(rows, total, nbytes, now - start)[: shutil.get_terminal_size().columns - 1]
         write(stream, f"\r{line.ljust(width)}")
         shown, width = now, len(line)
 
@@ -136,7 +138,8 @@ def progress_line(rows: int, total: int | None, nbytes: int, seconds: float) -> 
     parts = [f"{rows:,} rows" if total is None else f"{rows:,} of {total:,} rows"]
     if total:
         parts[0] += f" ({rows / total:.0%})"
-    parts.append(f"{human_bytes(nbytes / seconds)}/s")
+    if nbytes:
+        parts.append(f"{human_bytes(nbytes / seconds)}/s")
     if total and 0 < rows <= total:
         left = round(seconds * (total - rows) / rows)
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
