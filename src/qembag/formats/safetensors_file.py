@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -277,7 +278,7 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if type(metadata) is not dict:
             raise ValueError(f"metadata must be an object, got {brief(metadata)}")
         folder = path.parent
-        if path.is_symlink() and not all(folder.joinpath(name).exists() for name in set(names.values())):
+        if path.is_symlink() and not all(os.path.lexists(folder.joinpath(name)) for name in names.values()):
             # A link to an index that stands beside its files elsewhere. In Hugging Face's cache they are all links.
             folder = path.resolve().parent
         files = {name: _inside(folder, name) for name in set(names.values())}
