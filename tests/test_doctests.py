@@ -17,9 +17,9 @@ import pytest
 import qembag
 
 MODULES = [
-    importlib.import_module(f"qembag.{module.name}")
-    for module in pkgutil.iter_modules(qembag.__path__)
-    if not module.name.startswith(("_kernels", "__main__"))
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(qembag.__path__, "qembag.")
+    if not module.name.startswith(("qembag._kernels", "qembag.__main__"))
 ]
 
 
