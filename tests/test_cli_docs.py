@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,24 +11,13 @@ from pathlib import Path
 import pytest
 
 from conftest import UNDER_SANITIZER, child_environment
+from support.documents import blocks, is_as_shown
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 pytestmark = [
     pytest.mark.skipif(not PAGE.exists(), reason="the documents are not beside the tests"),
     pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="no bash"),
 ]
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Each block of shell, and the indented lines that follow it: what it prints."""
-    found = re.findall(r"(?m)^```sh\n((?:.*\n)*?)```\n(?:\n((?:(?:    .*)?\n)+))?", text)
-    return [(script, re.sub("(?m)^    ", "", printed).strip()) for script, printed in found]
-
-
-def is_as_shown(printed: str, shown: str) -> bool:
-    """With "..." for what differs from run to run."""
-    pattern = re.escape(shown).replace(re.escape("..."), ".*")
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
 def executable(path: Path, text: str) -> None:
@@ -46,7 +34,7 @@ def test_each_command_runs_and_prints_what_is_shown(tmp_path):
     executable(programs / "qembag", f'#!/bin/sh\nexec "{sys.executable}" -m qembag "$@"\n')
     executable(programs / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     environment = child_environment(PATH=f"{programs}{os.pathsep}{os.environ['PATH']}")
-    for script, shown in blocks(PAGE.read_text()):
+    for script, shown in blocks(PAGE.read_text(), "sh"):
         command = ["bash", "-e", "-o", "pipefail", "-c", script]
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -57,13 +45,13 @@ def test_each_command_runs_and_prints_what_is_shown(tmp_path):
 
 
 def test_each_command_is_there():
-    text = "".join(script for script, _ in blocks(PAGE.read_text()))
+    text = "".join(script for script, _ in blocks(PAGE.read_text(), "sh"))
     named = {"quantize", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench"}
     assert {name for name in named if f"qembag {name} " in text} == named
 
 
 def test_blocks_and_what_they_print_are_found():
     text = "a\n\n```sh\necho 1\necho 2\n```\n\n    1\n    2\n\nb\n\n```sh\ntrue\n```\n"
-    assert blocks(text) == [("echo 1\necho 2\n", "1\n2"), ("true\n", "")]
+    assert blocks(text, "sh") == [("echo 1\necho 2\n", "1\n2"), ("true\n", "")]
     assert is_as_shown("1.25 s\nok\n", "... s\nok")
     assert not is_as_shown("1.25 s\nbad\n", "... s\nok")

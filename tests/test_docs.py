@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from pathlib import Path
 
 import pytest
+
+from support.documents import blocks, is_as_shown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -18,23 +19,11 @@ PAGES = [
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Each block of Python, and the indented lines that follow it: what it prints."""
-    found = re.findall(r"(?m)^```python\n((?:.*\n)*?)```\n(?:\n((?:(?:    .*)?\n)+))?", text)
-    return [(code, re.sub("(?m)^    ", "", printed).strip()) for code, printed in found]
-
-
-def is_as_shown(printed: str, shown: str) -> bool:
-    """With "..." for what differs from run to run."""
-    pattern = re.escape(shown).replace(re.escape("..."), ".*")
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__docs__"}
-    for code, shown in blocks(page.read_text()):
+    for code, shown in blocks(page.read_text(), "python"):
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             exec(compile(code, str(page), "exec"), names)  # noqa: S102 (our own documents)
@@ -43,7 +32,7 @@ def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatc
 
 def test_blocks_and_what_they_print_are_found():
     text = "a\n\n```python\nprint(1)\n\nprint(2)\n```\n\n    1\n\n    2\n\nb\n\n```python\nx = 1\n```\n"
-    assert blocks(text) == [("print(1)\n\nprint(2)\n", "1\n\n2"), ("x = 1\n", "")]
+    assert blocks(text, "python") == [("print(1)\n\nprint(2)\n", "1\n\n2"), ("x = 1\n", "")]
     assert is_as_shown("1.25 s\nok\n", "... s\nok")
     assert not is_as_shown("1.25 s\nbad\n", "... s\nok")
     assert {page.name for page in PAGES} >= {"quality.md", "updating.md"}

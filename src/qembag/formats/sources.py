@@ -163,14 +163,14 @@ class FileSource(Source):
         begin, (num_rows, dim) = self._stored.start, self._stored.shape
         if not self._stored.by_columns:
             rows = buffer[: count * dim].reshape(count, dim)
-            self._fill(file, begin + start_row * self.row_nbytes, rows)
+            self.fill(file, begin + start_row * self.row_nbytes, rows)
             return rows
         columns = buffer[: count * dim].reshape(dim, count)
         for number, column in enumerate(columns):
-            self._fill(file, begin + (number * num_rows + start_row) * buffer.itemsize, column)
+            self.fill(file, begin + (number * num_rows + start_row) * buffer.itemsize, column)
         return columns.T
 
-    def _fill(self, file: BinaryIO, position: int, out: NDArray[Any]) -> None:
+    def fill(self, file: BinaryIO, position: int, out: NDArray[Any]) -> None:
         file.seek(position)
         waiting = out.reshape(-1).view(np.uint8).data
         while len(waiting):
@@ -185,11 +185,11 @@ class PrunedSource(Source):
 
     def __init__(self, stored: FileSource, mapping: Tensor) -> None:
         self._stored = stored
+        numbers = np.empty(mapping.shape, "<i4")
         with stored.opened() as file:
-            file.seek(mapping.start)
-            numbers = np.frombuffer(file.read(mapping.nbytes), "<i4").astype(np.int32)
+            stored.fill(file, mapping.start, numbers)
         try:
-            self._mapping = _arguments.checked_mapping(numbers, stored.num_rows or 0)
+            self._mapping = _arguments.checked_mapping(numbers.astype(np.int32), stored.num_rows or 0)
         except IndexError as error:
             raise ValueError(f"{stored.path}: tensor {stored.name!r}: {error}") from None
         size = np.dtype(np.float32).itemsize
