@@ -283,40 +283,41 @@ cdef inline bint find_pairs(Tile *tile, bint is_half, const int bits) noexcept n
 cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
                        float *scratch, Fit *fit, bint is_plain) noexcept nogil:
     """Interleave the units for a fit. The missing elements of shorter units get weight 0."""
-    cdef Py_ssize_t dim = job.layout.group_size, group, number, i
+    cdef Py_ssize_t dim = job.layout.group_size, group, number, used, i
     cdef const float *values[TILE_UNITS]
     cdef const float *importance[TILE_UNITS]
     cdef Py_ssize_t dims[TILE_UNITS]
     cdef float *side_by_side = scratch
     cdef float *counted = scratch + TILE_UNITS * dim
-    cdef bint is_uneven = weights.shape[1] % dim != 0
+    cdef bint is_weighted = job.importance != NULL or weights.shape[1] % dim != 0
     cdef Unit unit
     for number in range(TILE_UNITS):
         # Lanes without a unit repeat the last unit; their results are not used.
-        unit = unit_of(&job.layout, tile, weights, out, min(number, tile.num_units - 1), is_plain)
+        used = min(number, tile.num_units - 1)
+        unit = unit_of(&job.layout, tile, weights, out, used, is_plain)
         values[number], dims[number] = unit.values, unit.dim
-        group = (tile.first + min(number, tile.num_units - 1)) % job.layout.num_groups
+        group = (tile.first + used) % job.layout.num_groups
         importance[number] = NULL
         if job.importance != NULL:
             importance[number] = job.importance + group * dim
     for i in range(dim):
         for number in range(TILE_UNITS):
             side_by_side[TILE_UNITS * i + number] = values[number][i] if i < dims[number] else 0
-    if is_uneven or job.importance != NULL:
+    if is_weighted:
         for i in range(dim):
             for number in range(TILE_UNITS):
                 counted[TILE_UNITS * i + number] = 0
                 if i < dims[number]:
                     counted[TILE_UNITS * i + number] = 1 if importance[number] == NULL else importance[number][i]
     fit.values = side_by_side
-    fit.weights = counted if is_uneven or job.importance != NULL else NULL
+    fit.weights = counted if is_weighted else NULL
     fit.dim = dim
     fit.is_half = job.layout.pair_size == 2
     fit.top = lanes_broadcast(<float> ((1 << job.layout.bits) - 1))
 
 
 cdef void improve_pairs(const Quantize *job, Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
-                        float *scratch, bint is_plain, int bits) noexcept nogil:
+                        float *scratch, bint is_plain) noexcept nogil:
     """Replace the min-max pair by the least-squares pair, in the units where that lowers the squared error."""
     cdef lanes scale = lanes_load(tile.scales), bias = lanes_load(tile.biases), inverse = lanes_load(tile.inverses)
     cdef double losses[TILE_UNITS]
@@ -420,7 +421,7 @@ cdef inline RowFault quantize_tile(const Quantize *job, Tile *tile, const float[
                 return TOO_WIDE
     if fault == FINE:
         if job.method == LEAST_SQUARES:
-            improve_pairs(job, tile, weights, out, scratch, is_plain, bits)
+            improve_pairs(job, tile, weights, out, scratch, is_plain)
         write_units(&job.layout, tile, weights, out, is_plain, bits)
     return fault
 
