@@ -69,7 +69,8 @@ def contents_of(path: Path) -> Contents:
     for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
-    parts = {part for name in tables for part in (name, f"{name}.rows", f"{name}.compressed_indices_mapping")}
+    suffixes = ("", ".rows", ".compressed_indices_mapping", ".row_weights")
+    parts = {name + suffix for name in tables for suffix in suffixes}
     return Contents(tables, [tensor for tensor in tensors if tensor.name not in parts], metadata)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAPPING = ".compressed_indices_mapping"
+ROW_WEIGHTS = ".row_weights"
 # Types of floats, as safetensors and as NumPy name them.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
