@@ -37,7 +37,7 @@ __all__ = [
     "show_config",
 ]
 
-# Imported when they are first used: lookups alone need none of it, and it would triple the time of `import qembag`.
+# Imported at first use: lookups do not need these modules, and they would triple the time of `import qembag`.
 _AT_FIRST_USE = {
     "choose_rows": ".pruning",
     "compare": ".verdict.compare",

@@ -194,7 +194,7 @@ def method(value: object, bits: int) -> str:
 
 
 def importance(value: object, dim: int, chosen: str) -> NDArray[np.float32] | None:
-    """What each element counts, the largest as 1."""
+    """The weight of each column's error, scaled so that the largest is 1; None if not given."""
     if value is None:
         return None
     if chosen != "lsq":

@@ -258,8 +258,8 @@ NO_BOUNDS = numpy.empty((0, 2), numpy.float32)
 def quantize(const float[:, ::1] weights not None, LayoutFields layout not None, uint8_t[:, ::1] out not None,
              const float[:, ::1] bounds, int method, const float[::1] importance, int64_t num_bins, double ratio,
              int num_threads):
-    """Rows of floats into `out`; `bounds` has the minimum and maximum of each, where a row is one group; `importance`
-    a number for each element of a row. None, or (what is wrong, row, group)."""
+    """Quantize rows of floats into `out`. `bounds` has each row's minimum and maximum, if a row is one group;
+    `importance` has a weight for each element of a row. Returns None, or (what is wrong, row, group)."""
     cdef const float[:, ::1] own_bounds = NO_BOUNDS if bounds is None else bounds
     cdef Quantize job
     cdef Py_ssize_t unit = 0, first = 0, end, num_rows = weights.shape[0], num_groups = layout.fields.num_groups

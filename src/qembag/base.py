@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 
 
 class Table(_handle.HandleOwner):
-    """A thin object over a compiled handle. What its two kinds share; not made by itself."""
+    """A thin object over a compiled handle: the base of `QuantizedTable` and `FloatTable`, not used by itself."""
 
     __slots__ = ("_owners", "_source")
 
     _source: tuple[TableFile, str] | None
 
     def _set(self, handle: _handle.TableHandle) -> None:
-        # The mapped file that it is a table of, and its name there.
+        # The mapped file that the table comes from, and its name there.
         self._source = None
         self._handle = handle
-        # Whose memory it is. With this second reference NumPy's `resize` refuses to free it: of
-        # `table.data.base.resize` it would count no more than two, a view's and the call's own, and take that for
-        # nobody else.
+        # The owners of the memory. Without this second reference, NumPy's `table.data.base.resize` would count only
+        # the view's and the call's own, and free memory that is still in use.
         self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
 
     @classmethod
     def _of(cls, data: NDArray[np.uint8], layout: _handle.LayoutFields, mapping: NDArray[np.int32] | None) -> Self:
-        """A table of its parts, whatever arguments a subclass takes."""
+        """A table made from its parts, whatever arguments a subclass's constructor takes."""
         rows = _arguments.rows(data, "data").view()
         table = cls.__new__(cls)
         table._set(_handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows))))
@@ -82,7 +81,7 @@ class Table(_handle.HandleOwner):
     def dequantize(
         self, rows: ArrayLike | None = None, *, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """The table's values as float32: of codes ``fma(code, scale, bias)``; those of floats as they are.
+        """The table's values as float32: ``fma(code, scale, bias)`` for codes; floats as they are.
 
         Parameters
         ----------
@@ -131,12 +130,12 @@ class Table(_handle.HandleOwner):
         return _handle.dequantize(self._handle, self._numbers(item), None)
 
     def _taken(self, numbers: Any) -> NDArray[np.uint8]:
-        """Some of the stored rows."""
+        """The stored rows with these numbers."""
         rows: NDArray[np.uint8] = self._handle.rows[numbers]
         return rows
 
     def _numbers(self, item: Any) -> NDArray[Any]:
-        """The rows that an index chooses, from 0, in time of its own size."""
+        """The numbers, from 0, of the rows that an index chooses; takes time in proportion to the index."""
         count = self.num_embeddings
         if isinstance(item, (list, np.ndarray)):
             array = _arguments.as_array(item, "index")
@@ -155,14 +154,14 @@ class Table(_handle.HandleOwner):
         return numbers
 
     def _stored_rows(self, rows: Any) -> NDArray[np.integer[Any]]:
-        """The stored rows of logical ones, none of which may be pruned."""
+        """The numbers of the stored rows for logical ones. Raises ValueError if one of them is pruned."""
         array = _arguments.integers(rows, "rows")
         if array.ndim != 1:
             raise ValueError(f"rows must have 1 dimension, got {_errors.kind_of(array)}")
         numbers = self._in_range(array, "rows")
         if self._handle.mapping is None:
             return numbers
-        # Checked in a copy: the caller may have written to the mapping since the table was made.
+        # Copied, then checked again: the caller may have written to the mapping since the table was made.
         mapping = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
         stored: NDArray[np.integer[Any]] = mapping[numbers]
         pruned = np.flatnonzero(stored < 0)
@@ -172,9 +171,9 @@ class Table(_handle.HandleOwner):
         return stored
 
     def _in_range(self, array: NDArray[Any], name: str) -> NDArray[np.integer[Any]]:
-        """Integers of one dimension as logical rows."""
+        """1-D integers as row numbers. Raises IndexError if one is out of range."""
         count = self.num_embeddings
-        numbers: NDArray[np.integer[Any]] = _arguments.plain_integers(array).copy()  # what was checked stays as it was
+        numbers: NDArray[np.integer[Any]] = _arguments.plain_integers(array).copy()  # safe from later writes
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
         if wrong.size:
             place = int(wrong[0])
@@ -200,22 +199,22 @@ class Table(_handle.HandleOwner):
         return file.reduced(self, name)
 
     def _reduced(self) -> tuple[Any, ...]:
-        """How it pickles with its rows."""
+        """The pickle of a table that is not mapped: with its rows."""
         raise NotImplementedError
 
     def save(
         self, path: str | os.PathLike[str], *, name: str = "table", metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Save it to a file of its own; see `save_tables`, which saves several.
+        """Save this table to a file; `save_tables` saves several to one file.
 
         Parameters
         ----------
         path : str or path
-            Where to, as for `save_tables`.
+            The file to write; see `save_tables`.
         name : str
-            Its name in the file.
+            The table's name in the file.
         metadata : dict of str, optional
-            Texts to save with it. Keys must not begin with ``qembag.``.
+            Strings to save with it. Keys must not begin with ``qembag.``.
 
         Raises
         ------
@@ -236,21 +235,21 @@ class Table(_handle.HandleOwner):
         save_tables(path, {checked_text(name, "name"): self}, metadata=metadata)
 
     def prefault(self, *, progress: Progress = False) -> None:
-        """Read rows and mapping through once, so that lookups in a mapped file do not wait for the disk.
+        """Read rows and mapping once, so that lookups in a mapped file do not wait for the disk.
 
-        The system may drop them again where memory is short. Of a table in memory this takes little time and does
-        nothing.
+        The system may drop the pages again if memory is short. A table that is already in memory does not need this;
+        the call then takes little time.
 
         Parameters
         ----------
         progress : bool or callable
             True shows a bar on standard error (tqdm, ``pip install 'qembag[progress]'``). A callable is called as
-            ``progress(rows_done, num_rows, bytes_done)``; what it raises ends the reading.
+            ``progress(rows_done, num_rows, bytes_done)``; an exception from it ends the reading and propagates.
 
         Raises
         ------
         TypeError
-            If `progress` is neither.
+            If `progress` is neither a bool nor a callable.
         ImportError
             If tqdm is not installed.
 
@@ -265,22 +264,22 @@ class Table(_handle.HandleOwner):
         prefault([self], progress)
 
     def prune(self, keep: ArrayLike) -> Self:
-        """A table without some of the rows; logical numbers stay as they are.
+        """A table without some of the rows. Row numbers stay the same: pruned rows are looked up as zeros.
 
         Parameters
         ----------
         keep : array_like of bool, shape (num_embeddings,), or of integers
-            Which logical rows to keep, or their numbers. Rows pruned already stay so.
+            The logical rows to keep, as a mask or as numbers. Rows that are already pruned stay pruned.
 
         Returns
         -------
         The same kind of table
-            With the kept rows, copied, and a `compressed_indices_mapping`.
+            A copy of the kept rows, with a `compressed_indices_mapping`.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            If `keep` is neither; if a mask has another length; if a number is out of range.
+            If `keep` is neither a mask nor integers; if a mask has a wrong length; if a number is out of range.
 
         Examples
         --------
@@ -306,7 +305,7 @@ class Table(_handle.HandleOwner):
         if self._handle.mapping is None:
             rows = np.flatnonzero(kept)
         else:
-            # Checked once more, in a copy: the caller may have written to the mapping since the table was made.
+            # Copied, then checked again, as in `_stored_rows`.
             stored = _arguments.checked_mapping(self._handle.mapping.copy(), self.num_rows)
             kept &= stored >= 0
             rows = stored[kept].astype(np.intp)

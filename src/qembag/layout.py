@@ -132,7 +132,7 @@ class RowLayout(LayoutFields):
         return padded
 
     def put(self, rows: NDArray[np.uint8], numbers: NDArray[np.integer[Any]], packed: NDArray[np.uint8]) -> None:
-        """Packed rows in the place of those with these numbers, whose padding stays as it is."""
+        """Overwrite the rows with these numbers by packed rows; their padding stays as it is."""
         rows[:, : self.used_bytes][numbers] = packed[:, : self.used_bytes]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,11 +152,11 @@ class RowLayout(LayoutFields):
         return found
 
     def bytes_of(self, num_rows: int) -> int:
-        """The bytes of so many rows."""
+        """The bytes of `num_rows` rows."""
         return num_rows * self.row_bytes
 
     def rows_in(self, num_bytes: int) -> int:
-        """The whole rows in so many bytes."""
+        """How many whole rows fit in `num_bytes` bytes."""
         return num_bytes // self.row_bytes
 
     @property
@@ -337,17 +337,17 @@ def aligned(
     return RowLayout(bits, dim, **options, row_bytes=-(-tight.row_bytes // multiple) * multiple)
 
 
-# ---- Of whole tables -------------------------------------------------------------------------------------------------
+# ---- Whole tables ----------------------------------------------------------------------------------------------------
 
 
 def table_bytes(layout: LayoutFields, num_rows: int, num_embeddings: int | None = None) -> int:
-    """Bytes of so many rows, and of a mapping (int32) of so many entries where the table is pruned."""
+    """Bytes of `num_rows` rows and, for a pruned table, of its int32 mapping of `num_embeddings` entries."""
     mapping = 0 if num_embeddings is None else np.dtype(np.int32).itemsize * num_embeddings
     return layout.row_bytes * num_rows + mapping
 
 
 def rows_within(layout: LayoutFields, num_bytes: int, num_embeddings: int) -> int:
-    """The most rows of a pruned table of so many bytes; below 0 where the mapping alone takes more."""
+    """How many rows a pruned table of `num_bytes` bytes may have; below 0 if the mapping alone takes more."""
     return (num_bytes - table_bytes(layout, 0, num_embeddings)) // layout.row_bytes
 
 

@@ -99,12 +99,12 @@ cdef struct Quantize:
     Method method
     float num_bins              # of the greedy search
     float kept_bins             # it stops at this many of the bins
-    const float *importance     # of each element of a row, for least squares; NULL: they matter alike
+    const float *importance     # weights of a row's elements, for least squares; NULL: equal
 
 
 cdef inline double quantizing_work(const Quantize *job, double num_rows) noexcept nogil:
-    """What rows cost, by the measure of `work_of`. The greedy search goes over a row twice for each bin, least squares
-    some forty times, sixteen rows at once; min-max takes less than a lookup's row from memory."""
+    """What rows cost, in the units of `work_of`. The greedy search goes over a row twice for each bin, least squares
+    about forty times, sixteen rows at once; min-max costs less than looking up a row from memory."""
     cdef double work = num_rows * (job.layout.dim + 64.0 * job.layout.num_groups)
     if job.method == GREEDY:
         return work * 2 * job.num_bins

@@ -1,4 +1,4 @@
-"""Which rows of a table to keep, and what is lost with the others."""
+"""Which rows of a table to keep, and what dropping the others costs."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from .verdict.text import human_bytes
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-# Norms are computed about so many elements at a time, which stay in the cache as float64.
+# Norms are computed for about this many elements at a time, which fit in the cache as float64.
 ELEMENTS_AT_ONCE = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowChoice:
-    """Rows to keep, for ``table.prune(choice)``, and what is lost with the others.
+    """The rows to keep, for ``table.prune(choice)``, and what dropping the others costs.
 
     Attributes
     ----------
     keep : ndarray of bool, shape (num_embeddings,)
-        Which logical rows are kept; never one that is pruned already.
+        Which logical rows are kept; False for rows that are already pruned.
     num_kept, num_dropped : int
-        Rows that are kept, and rows that are there and are not.
+        How many rows are kept, and how many are dropped; rows that are already pruned count as neither.
     traffic_dropped : float or None
-        The share of lookups, by `counts`, that hit a dropped row; None without counts, 0 where they are all zero.
+        The share of lookups, from 0 to 1, that hit a dropped row; None without `counts`, 0 if all are zero.
     error : float
-        The relative squared error of the table by dropping: ``sum(norms[dropped]**2) / sum(norms**2)``; with counts
-        ``sum(counts[dropped] * norms[dropped]**2) / sum(counts * norms**2)``, which is that of all rows that are looked
-        up. 0 where the sums are zero.
+        The relative squared error that dropping causes: ``sum(norms[dropped]**2) / sum(norms**2)``; with `counts`
+        ``sum(counts[dropped] * norms[dropped]**2) / sum(counts * norms**2)``. 0 if the denominator is zero.
     nbytes_before, nbytes_after : int
-        Bytes of the table, and of ``table.prune(choice)``, whose mapping counts.
+        Bytes of the table, and of ``table.prune(choice)``, including its mapping.
     """
 
     keep: NDArray[np.bool_]
@@ -79,15 +78,15 @@ def choose_rows(
     Parameters
     ----------
     table : QuantizedTable, FloatTable, or array_like of floats, shape (num_rows, dim)
-        Rows that are pruned already stay so. An array as `FloatTable` takes it.
+        An array as for `FloatTable`. Rows that are already pruned stay pruned.
     min_norm : float, optional
         Keep only rows whose Euclidean norm is at least this.
     min_count : int, optional
-        Keep only rows that were looked up at least so often. Needs `counts`.
+        Keep only rows that were looked up at least this often. Needs `counts`.
     max_rows : int, optional
-        Keep at most so many.
+        Keep at most this many rows.
     max_bytes : int, optional
-        Keep at most so many that the pruned table, with its mapping of 4 bytes a logical row, has no more bytes.
+        Keep so few rows that the pruned table takes at most this many bytes, with its mapping of 4 bytes a logical row.
     counts : array_like of integers, shape (num_embeddings,), optional
         How often each logical row was looked up.
 
@@ -98,15 +97,14 @@ def choose_rows(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, no condition is given, the mapping alone takes more than `max_bytes`, or a row is not
-        finite.
+        If an argument is wrong; if no condition is given; if the mapping alone takes more than `max_bytes`; if the norm
+        of a row is not finite.
 
     Notes
     -----
-    Rows must meet all conditions. Where more do than `max_rows` or `max_bytes` allows, the least used ones are dropped
-    first, of those the ones with the smallest norms, and of those the ones with the highest numbers; without counts,
-    the ones with the smallest norms. Norms are of the values that a lookup gives, in float64. The table is read in
-    blocks: beside it, a row takes some 30 bytes.
+    A kept row meets all conditions. If more rows do than `max_rows` or `max_bytes` allows, the least used are dropped
+    first (with `counts`), then those with the smallest norms, then those with the highest numbers. Norms are of the
+    values that a lookup gives, in float64. The table is read in blocks; the call needs about 30 bytes a row besides.
 
     Examples
     --------
@@ -139,7 +137,7 @@ def choose_rows(
     if min_norm is not None:
         keep &= norms >= _norm(min_norm)
     if used is not None and min_count is not None:
-        # As NumPy's: a Python number beyond the array's type does not compare in each NumPy.
+        # A NumPy number: some versions of NumPy cannot compare an array with a Python int beyond its type.
         keep &= used >= np.uint64(min(_at_least(min_count, 0, "min_count"), 2**64 - 1))
     drop_least(keep, min(most), norms, used)
     dropped = there & ~keep
@@ -157,7 +155,7 @@ def choose_rows(
 
 
 def norms_of(table: Table) -> NDArray[np.float64]:
-    """Of each logical row; 0 where it is pruned."""
+    """The norm of each logical row; 0 if it is pruned."""
     norms = np.empty(table.num_embeddings)
     step = max(ELEMENTS_AT_ONCE // table.dim, 1)
     for start in range(0, len(norms), step):
@@ -172,7 +170,7 @@ def norms_of(table: Table) -> NDArray[np.float64]:
 def drop_least(
     keep: NDArray[np.bool_], most: int, norms: NDArray[np.float64], counts: NDArray[np.uint64] | None
 ) -> None:
-    """Take rows out of `keep` until there are at most so many."""
+    """Clear entries of `keep` until at most `most` are left."""
     candidates = np.flatnonzero(keep)
     if len(candidates) <= most:
         return
@@ -206,7 +204,7 @@ def _norm(value: object) -> float:
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         raise TypeError(f"min_norm must be a number, got {_errors.kind_of(value)}")
     try:
-        number = float(value)  # a subclass may compare as it likes
+        number = float(value)  # a subclass may compare in its own way
     except OverflowError:
         number = math.inf
     if not 0 <= number < math.inf:

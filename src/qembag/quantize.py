@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from .layout import RowLayout
 
-# The reference's defaults for the greedy search: the range in this many bins, of which it may give up this share.
+# PyTorch's defaults for the greedy search: the range has this many bins, and the search may drop this share of them.
 GREEDY_BINS = 200
 GREEDY_RATIO = 0.16
-# Rows that are not float32 in one piece are converted this many elements at a time.
+# Rows that are not contiguous float32 are converted this many elements at a time.
 CONVERTED_AT_ONCE = 1 << 20
 
 
@@ -45,22 +45,22 @@ def quantize(
         ``ceil(dim / 4) + 4`` at 2.
     method : {"minmax", "greedy", "lsq"}
         "minmax" spreads the codes from the minimum to the maximum. "greedy" (4 and 2 bits) narrows that range
-        step by step while the squared error falls, as PyTorch does it. "lsq" searches for the scale and bias with the
-        least squared error, which is never above that of "minmax" in any row: at 2 bits it is about half of
-        PyTorch's, in the same bytes. The result is the same on each processor.
+        step by step while the squared error falls, as PyTorch does. "lsq" searches for the scale and bias with the
+        smallest squared error. On no row is the error above that of "minmax"; at 2 bits it is about half of
+        PyTorch's, in the same bytes. The result is the same on every processor.
     importance : array_like of floats, shape (dim,), optional
-        With "lsq": what the squared error of each column counts, 0 or more; only ratios matter. All alike if not given.
+        For "lsq": the weight of each column's squared error, 0 or more; only ratios matter. Equal if not given.
     scale_dtype : {float32, float16}, optional
         The stored type of scales and biases; float32 at 8 bits and float16 at 4 and 2 if not given.
     scale_first : bool
-        Put scales and biases before the codes of a row, as FBGEMM's table-batched operator and TorchRec have them.
+        Put scales and biases before the codes of a row, as FBGEMM's table-batched operator and TorchRec do.
     group_size : int, optional
-        Quantize each so many elements of a row with a scale and a bias of their own: a multiple of 16. The last group
-        may be shorter. If not given, a row is one group.
+        Elements that share a scale and a bias: a multiple of 16. The last group of a row may be shorter. If not given,
+        a row is one group.
     row_alignment : int
-        Pad rows with zeros to a multiple of so many bytes.
+        Pad rows with zeros to a multiple of this many bytes.
     num_threads : int, optional
-        For this call; see `set_num_threads`.
+        Threads for this call; see `set_num_threads`.
 
     Returns
     -------
@@ -72,18 +72,18 @@ def quantize(
         If `weights` is not an array of floats, or an option has a wrong type.
     ValueError
         If `weights` is not 2-D or a row is empty; if a row holds a NaN or an infinity, or values that its scale and
-        bias cannot hold as `scale_dtype`; if an option is unknown or out of range; if `importance` has another shape,
-        a number that is negative or not finite, or comes with another method.
+        bias cannot hold as `scale_dtype`; if an option is unknown or out of range; if `importance` has a wrong shape,
+        only zeros, or a number that is negative or not finite, or if the method is not "lsq".
 
     Notes
     -----
     By default the bytes are those of PyTorch's ``quantized::embedding_bag_{byte,4bit,2bit}_prepack``, for "greedy" with
-    ``optimized_qparams=True``. At 8 bits with float16 scales the formula is that of 4 bits with 256 codes, as in
-    TorchRec; at 4 and 2 bits with float32 scales it is their own without the roundings to float16.
+    ``optimized_qparams=True``. 8 bits with float16 scales use the formula of 4 bits with 256 codes, as TorchRec does;
+    4 and 2 bits with float32 scales use their own formula without rounding to float16.
 
     "lsq" alternates between the nearest codes for a scale and bias, and the scale and bias of the linear regression of
-    the values on those codes (Lloyd's method), from several widths. Its scales are positive or negative; a group whose
-    error "minmax" has as low keeps the bytes of "minmax".
+    the values on those codes (Lloyd's method), starting from several ranges. Scales may be negative. A group keeps the
+    bytes of "minmax" unless its error becomes smaller.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def quantize_part(
     row_alignment: int,
     num_threads: int | None,
 ) -> QuantizedTable:
-    """`quantize` for some rows of many: errors call them `name` and count from `first_row`."""
+    """`quantize` for a part of a table: errors call it `name` and count rows from `first_row`."""
     bits = _arguments.bits(bits)
     chosen = _arguments.method(method, bits)
     array = _arguments.floats(weights, name, allow_double=True, allow_bfloat16=True)
@@ -151,7 +151,7 @@ def update_rows(
     importance: ArrayLike | None,
     num_threads: int | None,
 ) -> None:
-    """See `QuantizedTable.update`. All is checked and quantized before a row is written."""
+    """See `QuantizedTable.update`. Everything is checked and quantized before any row is written."""
     chosen = _arguments.method(method, table.bits)
     counted = _arguments.importance(importance, table.dim, chosen)
     numbers = table._stored_rows(rows)
@@ -180,8 +180,8 @@ def pack_rows(
     ratio: float = GREEDY_RATIO,
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The packed rows of a 2-D array of floats; `bounds` (num_rows, 2) in place of their own minima and maxima, where a
-    row is one group. Errors count rows from `first_row`."""
+    """The packed rows of a 2-D array of floats. `bounds`, of shape (num_rows, 2), replaces their own minima and maxima;
+    it needs a layout with one group a row. Errors count rows from `first_row`."""
     num_rows = len(weights)
     threads = _runtime.resolve_threads(num_threads)
     packed = np.empty((num_rows, layout.row_bytes), dtype=np.uint8)

@@ -1,21 +1,21 @@
 # Part of _kernels.pyx: the scale and bias that minimize the squared error of the values of a unit.
 #
-# For given codes c the best pair is a linear regression of the values x on them:
+# For given codes c the best pair is the linear regression of the values x on them:
 #     scale = (n sum(c x) - sum(c) sum(x)) / (n sum(c c) - sum(c) sum(c)),  bias = (sum(x) - scale sum(c)) / n
-# with a weight in each sum where elements matter differently. For a given pair the best code of a value is the nearest.
-# Each in turn lowers the error down to a local minimum (Lloyd's method), of which there are many at 4 bits: so the
-# search starts from several widths, and again from pairs a little beside the best one.
+# with a weight in each sum if elements have weights. For a given pair the best code of a value is the nearest one.
+# Alternating between the two lowers the error to a local minimum (Lloyd's method). At 4 bits there are many, so the
+# search starts from several widths, and again from pairs close to the best one.
 #
-# Sixteen units are fitted at once, a lane each: a unit's result does not depend on the others, nor on the width of the
-# processor's vectors, and no fma is needed, which some processors lack. All sums run over the elements in order.
+# Sixteen units are fitted at once, one per lane. A unit's result depends neither on the others nor on the width of the
+# processor's vectors. There is no fma, since some processors lack it. All sums run over the elements in order.
 
 cdef extern from "lanes.h" nogil:
     lanes lanes_where_less(lanes, lanes, lanes, lanes)
 
 cdef enum:
-    # On normal rows of 64 and 256 and on word pieces, 2 and 4 bits, six starts of 1 step, 4 steps and 8 nudges of 4
-    # come within 1.5 % of the squared error that twenty times as many steps reach; with seven starts of 8 steps alone
-    # it is 1 to 3 % higher.
+    # Six starts of 1 step, then 4 steps, then 8 nudges of 4 steps come within 1.5 % of the squared error that twenty
+    # times as many steps reach (normal rows of 64 and 256, and word pieces; 2 and 4 bits). Seven starts of 8 steps,
+    # without nudges, end 1 to 3 % higher.
     NUM_STARTS = 6
     FIRST_STEPS = 4
     NUM_NUDGES = 8
@@ -30,9 +30,9 @@ NUDGE_SHIFTS[:] = [-0.4, -0.2, 0.2, 0.4, -0.4, -0.2, 0.2, 0.4]
 
 
 cdef struct Fit:
-    # Element i of unit k is values[16 i + k].
+    # Element i of unit k is values[16 * i + k].
     const float *values
-    const float *weights        # of the elements, likewise; NULL: 1 each
+    const float *weights        # of the elements, in the same order; NULL: 1 each
     Py_ssize_t dim
     bint is_half
     lanes top                   # the largest code
@@ -46,7 +46,7 @@ cdef struct Sums:
     lanes codes                 # of the weighted codes
     lanes squares               # of their squares
     lanes values                # of the values less the bias
-    lanes products              # of codes and those
+    lanes products              # of the weighted codes and the values less the bias
     lanes loss                  # of the squared errors
 
 
@@ -79,8 +79,8 @@ cdef inline void sum_up(const Fit *fit, lanes scale, lanes bias, Sums *sums, con
 
 
 cdef void descend(Fit *fit, const lanes *first_scale, const lanes *first_bias, int num_steps) noexcept nogil:
-    """Some steps from a pair; the fit keeps the best of those met. A step may lead to numbers that are not finite:
-    their loss is not below any."""
+    """`num_steps` steps from a pair; the fit keeps the best pair seen. A step may give numbers that are not finite;
+    their loss compares below no other, so they are not kept."""
     cdef lanes scale = first_scale[0], bias = first_bias[0], kept
     cdef Sums sums
     cdef int step
@@ -97,7 +97,7 @@ cdef void descend(Fit *fit, const lanes *first_scale, const lanes *first_bias, i
         fit.scale = lanes_where_less(sums.loss, kept, scale, fit.scale)
         fit.bias = lanes_where_less(sums.loss, kept, bias, fit.bias)
         fit.loss = lanes_where_less(sums.loss, kept, sums.loss, kept)
-        # Where all codes are one, this is 0 over 1: the scale becomes 1, and the pair is not kept.
+        # If all codes are equal, this is 0 / 1; `lanes_nonzero` then makes the scale 1.
         scale = lanes_div(
             lanes_sub(lanes_mul(fit.total, sums.products), lanes_mul(sums.codes, sums.values)),
             lanes_nonzero(lanes_sub(lanes_mul(fit.total, sums.squares), lanes_mul(sums.codes, sums.codes))))
@@ -105,7 +105,7 @@ cdef void descend(Fit *fit, const lanes *first_scale, const lanes *first_bias, i
 
 
 cdef void fit_pairs(Fit *fit, const lanes *low, const lanes *high) noexcept nogil:
-    """Sets the best scale and bias of each unit; `low` and `high` are its bounds."""
+    """Set the best scale and bias of each unit; `low` and `high` are the units' bounds."""
     cdef lanes half = lanes_broadcast(0.5)
     cdef lanes half_top = lanes_mul(half, fit.top)
     cdef lanes middle = lanes_add(lanes_mul(half, low[0]), lanes_mul(half, high[0]))
@@ -133,7 +133,7 @@ cdef void fit_pairs(Fit *fit, const lanes *low, const lanes *high) noexcept nogi
 
 cdef void find_losses(const Fit *fit, const lanes *scale, const lanes *bias, const lanes *inverse,
                       double *losses) noexcept nogil:
-    """The squared errors of the values as they will be read, in double."""
+    """The squared errors of the values as lookups will read them, in double."""
     cdef float scales[16]
     cdef float biases[16]
     cdef float codes[16]
@@ -148,8 +148,8 @@ cdef void find_losses(const Fit *fit, const lanes *scale, const lanes *bias, con
     for i in range(fit.dim):
         lanes_store(codes, nearest_code(lanes_sub(lanes_load(fit.values + 16 * i), bias[0]), inverse[0], fit.top))
         for k in range(16):
-            # A product of a code and a scale is exact in double: this is fma(code, scale, bias), but that it may be
-            # rounded twice, which no loss shows.
+            # The product of a code and a scale is exact in double, so this is fma(code, scale, bias), except that it
+            # may round twice, which is too small to change a loss.
             value = <float> (<double> codes[k] * <double> scales[k] + <double> biases[k])
             error = <double> fit.values[16 * i + k] - <double> value
             weight = 1 if fit.weights == NULL else fit.weights[16 * i + k]

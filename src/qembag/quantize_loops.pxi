@@ -282,7 +282,7 @@ cdef inline bint find_pairs(Tile *tile, bint is_half, const int bits) noexcept n
 
 cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
                        float *scratch, Fit *fit, bint is_plain) noexcept nogil:
-    """The units side by side, for a fit: of the shorter ones the last elements have no weight."""
+    """Interleave the units for a fit. The missing elements of shorter units get weight 0."""
     cdef Py_ssize_t dim = job.layout.group_size, group, number, i
     cdef const float *values[TILE_UNITS]
     cdef const float *importance[TILE_UNITS]
@@ -292,7 +292,7 @@ cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1
     cdef bint is_uneven = weights.shape[1] % dim != 0
     cdef Unit unit
     for number in range(TILE_UNITS):
-        # Lanes without a unit have the last one: their results are not used.
+        # Lanes without a unit repeat the last unit; their results are not used.
         unit = unit_of(&job.layout, tile, weights, out, min(number, tile.num_units - 1), is_plain)
         values[number], dims[number] = unit.values, unit.dim
         group = (tile.first + min(number, tile.num_units - 1)) % job.layout.num_groups
@@ -317,7 +317,7 @@ cdef void gather_units(const Quantize *job, const Tile *tile, const float[:, ::1
 
 cdef void improve_pairs(const Quantize *job, Tile *tile, const float[:, ::1] weights, uint8_t[:, ::1] out,
                         float *scratch, bint is_plain, int bits) noexcept nogil:
-    """Least squares in the place of minimum and maximum, for the units whose squared error is less by it."""
+    """Replace the min-max pair by the least-squares pair, in the units where that lowers the squared error."""
     cdef lanes scale = lanes_load(tile.scales), bias = lanes_load(tile.biases), inverse = lanes_load(tile.inverses)
     cdef double losses[TILE_UNITS]
     cdef double fitted_losses[TILE_UNITS]
@@ -336,7 +336,7 @@ cdef void improve_pairs(const Quantize *job, Tile *tile, const float[:, ::1] wei
     lanes_store(biases, fit.bias)
     lanes_store(inverses, inverse)
     for number in range(TILE_UNITS):
-        # Not less by rounding alone: whoever adds up the errors in another order must find it less too.
+        # By more than rounding: a sum of the errors in another order must be smaller too.
         if fitted_losses[number] < losses[number] * (1 - 1e-9):
             tile.scales[number] = scales[number]
             tile.biases[number] = biases[number]
@@ -434,7 +434,7 @@ cdef void write_padding(const Layout *layout, uint8_t[:, ::1] out, Py_ssize_t fi
 
 cdef inline Py_ssize_t tile_units(const Quantize *job) noexcept nogil:
     if job.method == LEAST_SQUARES:
-        return TILE_UNITS       # fitted side by side, a lane each
+        return TILE_UNITS       # fitted side by side, one per lane
     return max(min(TILE_ELEMENTS // job.layout.group_size, <Py_ssize_t> TILE_UNITS), 1)
 
 
@@ -504,7 +504,7 @@ cdef RowFault quantize_chunk(const Quantize *job, const float[:, ::1] weights, c
             room = <uint8_t *> calloc(job.layout.group_size + 1, 2 * TILE_UNITS * sizeof(float))
         if room == NULL:
             return NO_MEMORY
-        # From the next cache line on: a vector that spans two takes twice as long.
+        # Aligned to a cache line: a load that spans two lines takes twice as long.
         scratch = <float *> (room + (64 - <size_t> room % 64) % 64)
     if job.layout.bits == 8:
         fault = quantize_units(job, weights, bounds, out, first, end, scratch, bad_unit, 8)
@@ -542,7 +542,7 @@ cdef RowFault quantize_shared(const Quantize *job, const float[:, ::1] weights, 
     cdef Py_ssize_t bad_units[MAX_CHUNKS]
     cdef Py_ssize_t chunk, num_chunks
     cdef bint is_forked = parallel_is_forked()
-    # The region of min-max pays earlier than its work says.
+    # Min-max pays for a parallel region earlier than its work suggests.
     cdef double work = quantizing_work(job, <double> (end - first))
     if work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
         return quantize_chunk(job, weights, bounds, out, first, end, unit)

@@ -178,25 +178,26 @@ class QuantizedTable(Table):
     ) -> None:
         """Quantize new values for some rows, in place.
 
-        A lookup that runs in another thread meanwhile may read a row half old and half new. Where a model is refreshed
-        while it serves, make a new table and swap it in: ``docs/updating.md`` shows how.
+        Not atomic: a lookup that runs at the same time in another thread may read a row half old and half new. To
+        refresh a model while it serves, make a new table and swap it in: ``docs/updating.md`` shows how.
+        If an error is raised, the table is unchanged.
 
         Parameters
         ----------
         rows : array_like of integers, shape (n,)
-            Logical rows, from 0. Of a row that comes twice, the last one counts.
+            Logical rows, from 0. If a row is given twice, its last values count.
         weights : array_like of float32, float16, float64 or bfloat16, shape (n, dim)
             Their new values.
         method, importance, num_threads
-            As for `quantize`. The layout is the table's.
+            As for `quantize`. The table keeps its layout.
 
         Raises
         ------
         TypeError
-            If `rows` are no integers or `weights` no floats.
+            If `rows` is not of integers or `weights` not of floats.
         ValueError
-            If the table's rows are read-only; if a shape is wrong; if a row is pruned; if `weights` cannot be
-            quantized. The table is then as it was.
+            If the table's rows are read-only; if a shape is wrong; if a row is pruned; if an option is wrong; if
+            `weights` cannot be quantized.
         IndexError
             If a row is out of range.
 
@@ -210,14 +211,14 @@ class QuantizedTable(Table):
                [ 0.,  5., 10., 15.],
                [ 0.,  0.,  0.,  0.]], dtype=float32)
         """
-        from .quantize import update_rows  # which makes tables: it imports this module
+        from .quantize import update_rows  # `quantize` imports this module
 
         update_rows(self, rows, weights, method, importance, num_threads)
 
     def _put(self, numbers: NDArray[np.integer[Any]], packed: NDArray[np.uint8]) -> None:
-        """Packed rows in the place of the stored ones with these numbers."""
+        """Overwrite the stored rows with these numbers by packed rows."""
         self.layout.put(self._handle.rows, numbers, packed)
-        # What `ops.embedding_bag_prepack` was given is no more what the rows hold.
+        # The rows no longer hold what `ops.embedding_bag_prepack` was given.
         self._per_channel = None
 
     def to_layout(

@@ -1,1 +1,1 @@
-"""Files of tables: reading, writing, and what they are made from."""
+"""Files of tables: reading and writing them, and the sources of rows that they are made from."""

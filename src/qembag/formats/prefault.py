@@ -1,4 +1,4 @@
-"""Reads tables through once, so that a mapped file is in memory before it is asked."""
+"""Reads tables once, so that a mapped file is in memory before lookups need it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ..base import Table
     from .progress import Progress
 
-# About so many bytes between two reports, and between two moments at which Python heeds a Ctrl-C.
+# About this many bytes are read between two progress reports, and between two chances for Python to handle Ctrl-C.
 TOUCHED_AT_ONCE = 1 << 23
 
 
 def prefault(tables: Iterable[Table], progress: Progress) -> None:
-    """Read a byte of each page of their rows and mappings."""
+    """Read a byte of each page of the tables' rows and mappings."""
     handles = [table._handle for table in tables]
     num_rows = sum(len(handle.rows) for handle in handles)
     rows_done = bytes_done = 0
@@ -44,5 +44,5 @@ def _touch(rows: NDArray[np.uint8]) -> None:
         return
     whole: NDArray[Any] = rows.reshape(1, -1) if rows.flags.c_contiguous else rows
     whole[:, :: mmap.PAGESIZE].max()
-    # The last page of each, where it begins between two steps.
+    # Also the last page of each row, which the steps may miss.
     whole[:, -1].max()

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar of tqdm's, or the caller's function."""
+"""Progress of a long job: a tqdm bar, or the caller's function."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Report: TypeAlias = Callable[[int, int], None]
 def reporting(
     progress: Progress, rows_total: int | None, bytes_total: int | None, *, rows_done: int = 0, bytes_done: int = 0
 ) -> Iterator[Report]:
-    """A function to call with the rows and the bytes done so far, those of an earlier run among them.
+    """A function to call with the rows and bytes done so far, including those of an earlier run.
 
     Parameters
     ----------
     progress : bool or callable
         True shows a bar on standard error (tqdm). A callable is called as
-        ``progress(rows_done, rows_total, bytes_done)``, in this thread; what it raises passes through.
+        ``progress(rows_done, rows_total, bytes_done)``, in this thread; its exceptions propagate.
     rows_total, bytes_total : int or None
-        None where nobody knows.
+        None if unknown.
     rows_done, bytes_done : int
-        What an earlier run did: it does not count for the speed.
+        What an earlier run did; not counted in the speed.
 
     Raises
     ------
     TypeError
-        If `progress` is neither.
+        If `progress` is neither a bool nor a callable.
     ImportError
         If tqdm is not installed.
 
@@ -71,12 +71,12 @@ def reporting(
 
 
 def check(progress: Any) -> bool:
-    """Whether there is something to show, if `progress` is a flag or a function; for callers with work to do before.
+    """Check `progress` before any work is done. Returns whether there is progress to report.
 
     Raises
     ------
     TypeError, ImportError
-        As `reporting`.
+        As for `reporting`.
     """
     if callable(progress):
         return True
@@ -91,14 +91,14 @@ def check(progress: Any) -> bool:
 
 def _bar_class() -> Any:
     try:
-        # By name, so that type checkers do not need the extra either.
+        # By name, so that type checkers do not need the extra.
         tqdm = importlib.import_module("tqdm")
     except ImportError:
         raise ImportError("progress=True needs the tqdm package: pip install 'qembag[progress]'") from None
 
     class _Bar(tqdm.tqdm):  # type: ignore[misc,name-defined]
-        # In the caller's process: no thread of tqdm's that watches its bars, and no lock of multiprocessing's, for
-        # which newer Pythons start a process.
+        # Neither tqdm's monitor thread nor its multiprocessing lock, for which newer Pythons start a process: a library
+        # must not start either in its caller's process.
         monitor_interval = 0
         _lock = threading.RLock()
 

@@ -1,4 +1,4 @@
-"""A file that is there whole, or not at all."""
+"""Writes a file whole, or not at all."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-# What a file system says that cannot flush a folder.
+# The errors of file systems that cannot flush a folder.
 CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of `path` when all is written and flushed to disk.
+    """A new file to write to, which replaces `path` once everything is written and flushed to disk.
 
-    Until then it lies in the same folder under another name (``.NAME.TOKEN.tmp``). After an error, that one is gone and
-    what was at `path` is still there. After a crash the old file is there or the new one, whole; the other name may be
-    left. The new file gets the permissions of the old one, or those of any new file. A link is followed.
+    Until then it has a temporary name in the same folder (``.NAME.TOKEN.tmp``). After an error the temporary file is
+    removed, and `path` is as before. After a crash `path` is the old file or the whole new one; a temporary file may be
+    left. The new file gets the permissions of the old one, or the default ones. A symbolic link is followed.
 
     Raises
     ------
     OSError
-        That names `path`, if the file cannot be made, written or renamed, or if `path` is no regular file.
+        Names `path`: if the file cannot be created, written or renamed, or if `path` is not a regular file.
     """
     target = Path(os.path.realpath(path))
-    # Of a long name the beginning: 20 characters are at most 80 bytes of the 255 that a name may have.
+    # 20 characters of the name are at most 80 of the 255 bytes that a name may have.
     temporary = target.with_name(f".{target.name[:20]}.{os.urandom(8).hex()}.tmp")
     try:
         mode = mode_of(target)
-        # Where the old file has permissions of its own, nobody else reads the new one before it has them.
+        # If there is an old file, nobody else can read the new one before it has the old one's permissions.
         with open(temporary, "x+b", opener=None if mode is None else _open_for_us) as file:
             if mode is not None:
                 os.chmod(temporary, mode)
@@ -56,7 +56,7 @@ def _open_for_us(name: str, flags: int) -> int:
 
 
 def mode_of(target: Path) -> int | None:
-    """The permissions of the file that is there."""
+    """The permissions of the existing file, or None. Raises OSError if it is not a regular file."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def mode_of(target: Path) -> int | None:
 
 
 def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
-    """The error, naming the file that was asked for."""
+    """The error, with the path that the caller gave."""
     text = error.strerror
     if os.name == "nt" and isinstance(error, PermissionError):
         text = f"{text} (on Windows no file is replaced while it is mapped or open)"
@@ -77,13 +77,13 @@ def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
 
 
 def flush(file: IO[bytes]) -> None:
-    """Have it on disk."""
+    """Flush the file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Have its names on disk, where the system has a way to say so."""
+    """Flush the folder's names to disk, if the system can."""
     if os.name == "nt":
         return
     try:

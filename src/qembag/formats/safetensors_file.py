@@ -1,8 +1,8 @@
-"""The header of a safetensors file, and the index of several files, read without trust.
+"""The header of a safetensors file, and the index of several files, read without trusting them.
 
-Nothing here believes a number that a file gives: what is allocated is what was read, and arithmetic is that of Python's
-integers. A file is refused for all that the format's README forbids, even where its own library lets it pass (it takes
-the last of two equal names).
+No number in a file is trusted: allocations depend on what was read, and arithmetic uses Python's unbounded integers.
+A file is refused for everything that the format's README forbids, even if the official library accepts it (for example,
+it takes the last of two equal names).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 # The limit of the format.
 MAX_HEADER = 100_000_000
-# NumPy's limit. The format has none; no library that writes it makes arrays of more dimensions.
+# NumPy's limit. The format has none, but no library that writes it has arrays of more dimensions.
 MAX_RANK = 64
 MAX_NUMBER = 2**63 - 1
 ALIGNMENT = 64
 LENGTH_BYTES = 8
 
-# The bits of an element.
+# Bits of an element.
 DTYPES = {
     **dict.fromkeys(["F4"], 4),
     **dict.fromkeys(["F6_E2M3", "F6_E3M2"], 6),
@@ -58,34 +58,34 @@ class Header(NamedTuple):
     data_start: int
 
 
-# Shows a value of a file in an error, in bounded memory and depth, whatever it is.
+# Shows any value from a file in an error message, in bounded memory and depth.
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
 brief = _repr.repr
 
 
 class _Fault(ValueError):
-    """What is wrong with a text of JSON."""
+    """What is wrong with a JSON text."""
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def read_json(text: str | bytes, *, only_whole_numbers: bool = True) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises
     ------
     ValueError
-        If it is no JSON or no UTF-8, gives a name twice, nests too deeply, has lone surrogates, or numbers other than
-        whole ones from 0 to 2**63 - 1.
+        If it is not JSON or not UTF-8, has a name twice, nests too deeply, or has lone surrogates; and, if
+        `only_whole_numbers`, if it has a number other than a whole one from 0 to 2**63 - 1.
     """
     kinds: dict[str, Any] = {"parse_int": _whole_number, "parse_float": _no_number} if only_whole_numbers else {}
     try:
         whole = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(whole, object_pairs_hook=_unique, parse_constant=_no_number, **kinds)
         if "\\u" in whole:
-            # Only an escape makes lone surrogates of UTF-8, which no text may hold.
+            # Lone surrogates cannot be in UTF-8, only in escapes.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Fault:
         raise
@@ -130,7 +130,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     Raises
     ------
     ValueError
-        That begins with `path`, if the file is not in the format, or its data is not all there.
+        Begins with `path`: if the file is not in the format, or its data is incomplete.
     """
     try:
         return _header_of(file)
@@ -199,12 +199,12 @@ def _tensor(name: str, entry: Any, data_start: int) -> Tensor:
 
 
 def _are_numbers(value: Any) -> bool:
-    # True is a number for Python, and not in the format.
+    # For Python True is an int; in the format it is not a number.
     return type(value) is list and all(type(number) is int for number in value)
 
 
 def _in_order(tensors: list[Tensor], start: int, size: int) -> dict[str, Tensor]:
-    """By place, if they fill the file from `start` on, with no gap and no overlap."""
+    """The tensors by position. Raises ValueError unless they fill the file from `start` on without gap or overlap."""
     tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
     last = None
     end = start
@@ -223,14 +223,14 @@ def _in_order(tensors: list[Tensor], start: int, size: int) -> dict[str, Tensor]
 def header_bytes(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str], size: int = 0
 ) -> bytes:
-    """A header for tensors of a name, dtype and shape each, whose data follow one another in this order.
+    """A header for tensors, given as (name, dtype, shape), whose data follow one another in this order.
 
-    Padded with spaces, so that data begin at a multiple of 64, and not before `size`.
+    It is padded with spaces, so that the data begins at a multiple of 64, and not before `size`.
 
     Raises
     ------
     ValueError
-        If it would be longer than the format allows.
+        If the header would be longer than the format allows.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -249,22 +249,22 @@ def header_bytes(
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The file of each tensor that an `*.index.json` names, beside it or in folders below.
+    """The file of each tensor that an `*.index.json` names. The files are beside it or in folders below.
 
     Raises
     ------
     ValueError
-        That begins with `path`, if it is no index, or names files outside its folder.
+        Begins with `path`: if the file is not an index, or names files outside its folder.
     """
     return read_whole_index(path)[0]
 
 
 def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """`read_index`, and the texts of its metadata."""
+    """As `read_index`, and the strings in the metadata of the index."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        # Of what is asked for, not of what is there, Python makes room at once.
+        # `read` allocates the size that it is asked for, not the size that is there.
         text = file.read(min(size, MAX_HEADER))
     try:
         if size > MAX_HEADER:
@@ -279,15 +279,15 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
         files = {name: _inside(path.parent, name) for name in set(names.values())}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    # Sizes and the like are numbers there.
+    # Other values are numbers, such as total_size.
     kept = {key: value for key, value in metadata.items() if type(value) is str}
     return {name: files[file] for name, file in names.items()}, kept
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file of that name, if it lies in the folder."""
+    """The path of that file. Raises ValueError unless it lies in the folder."""
     parts = name.split("/")
-    # On Windows a backslash parts folders; a colon names a drive, or a stream of a file.
+    # On Windows a backslash separates folders; a colon names a drive, or a stream of a file.
     if any(part in ("", ".", "..") for part in parts) or any(character in name for character in "\\:\0"):
         raise ValueError(f"must name files in its own folder, got {brief(name)}")
     path = folder.joinpath(*parts)
@@ -295,7 +295,7 @@ def _inside(folder: Path, name: str) -> Path:
         target, real = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):
         raise ValueError(f"must name files in its own folder, got {brief(name)}, a loop of links") from None
-    # The cache of Hugging Face: `snapshots/REVISION` has links to `blobs`.
+    # In the cache of Hugging Face, `snapshots/REVISION` has links to `blobs`.
     blobs = [real.parent.parent / "blobs"] if real.parent.name == "snapshots" else []
     if not any(target.is_relative_to(root) for root in [real, *blobs]):
         raise ValueError(f"must name files in its own folder, got {brief(name)}, a link to {target}")

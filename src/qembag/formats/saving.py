@@ -1,4 +1,4 @@
-"""Saving tables to files. `docs/format.md` has the format."""
+"""Saving tables to files. The format is in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 AnyTable: TypeAlias = Table | np.ndarray[Any, np.dtype[Any]]
 INDEX_SUFFIX = ".index.json"
 FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-# Rows are copied, where they must be, and written this many bytes at a time.
+# Rows are written, and copied if need be, this many bytes at a time.
 WRITTEN_AT_ONCE = 1 << 23
 
 
@@ -48,16 +48,16 @@ def save_tables(
     Parameters
     ----------
     path : str or path
-        Where to. If its name ends in ``.index.json``, the tables go to one or several files beside it, and it says
-        which is where, as Hugging Face has it: ``model.safetensors.index.json`` and, for example,
+        The file to write. If its name ends in ``.index.json``, it becomes an index, as Hugging Face writes it, and the
+        tables go to one or several files beside it: ``model.safetensors.index.json`` and, for example,
         ``model-1f3a9c04-00001-of-00002.safetensors``.
     tables : QuantizedTable, FloatTable, array of floats, or dict of them by name
-        A single one gets the name "table". An array has 2 dimensions, of float32, float16 or bfloat16.
+        A single table gets the name "table". Arrays have shape (num_rows, dim) and are float32, float16 or bfloat16.
     metadata : dict of str, optional
-        Texts to save with them. Keys must not begin with ``qembag.``.
+        Strings to save with the tables. Keys must not begin with ``qembag.``.
     max_shard_bytes : int, optional
-        For an index: begin another file where the present one would hold more than so many bytes of tables. A table
-        stays in one file, even if it is larger.
+        For an index: begin a new file when the current one would hold more than this many bytes of tables. A table is
+        never split, even if it is larger.
 
     Raises
     ------
@@ -65,20 +65,20 @@ def save_tables(
         If an argument has a wrong type.
     ValueError
         If a name is empty, or two tables would take the same name in the file; if `metadata` has a key that is not
-        allowed; if `max_shard_bytes` is given and `path` is no index.
+        allowed; if `max_shard_bytes` is given and `path` is not an index.
     IndexError
-        If a mapping was changed and names a row that is not there.
+        If a mapping was changed since its table was made, and names a row that does not exist.
     OSError
-        That names `path`, if the file cannot be written.
+        Names `path`: if the file cannot be written.
 
     Notes
     -----
-    The file takes its name when all is written and flushed to disk: after an error or a crash, the old file is there or
-    the new one. Tables may be saved to the file that they are mapped from: they keep the old one, which lives on
-    without a name. (Not on Windows, which refuses to replace a mapped file.) Of an index, the files have new names for
-    each save; those of the old index are removed at last. A crash may leave files behind that no index names.
+    The new file replaces `path` once everything is written and flushed to disk: after an error or a crash, `path` is
+    the old file or the new one. Tables may be saved to the file that they are mapped from; they keep the old file,
+    which lives on without a name. (Not on Windows, which refuses to replace a mapped file.) With an index, every save
+    uses new file names, and removes the files of the old index last. A crash may leave files that no index names.
 
-    Bytes of rows that are padding are saved as zeros. The scales and zero points that `ops.embedding_bag_prepack` was
+    Padding bytes of rows are saved as zeros. The scales and zero points that `ops.embedding_bag_prepack` was
     given, for its unpack, are not saved.
 
     Examples
@@ -108,7 +108,7 @@ def save_tables(
 
 
 def as_path(path: object) -> Path:
-    """The argument of that name."""
+    """The argument `path`, checked."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or a path, got {kind_of(path)}")
     name = os.fspath(path)
@@ -124,7 +124,7 @@ def as_path(path: object) -> Path:
 
 
 def _handles(tables: object) -> dict[str, TableHandle]:
-    """The tables by name, each as it is at this moment."""
+    """The handle of each table, by name."""
     if isinstance(tables, (Table, np.ndarray)):
         return {"table": _handle_of(tables, "tables")}
     if not isinstance(tables, Mapping):
@@ -134,7 +134,7 @@ def _handles(tables: object) -> dict[str, TableHandle]:
         text = checked_text(name, "tables must be a dict by name; its keys")
         if text in ("", "__metadata__"):
             raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
-        if text in found:  # of subclasses of str that are not equal
+        if text in found:  # keys of a subclass of str may differ and have the same text
             raise ValueError(f"tables must have each name once, got {shown(text)} twice")
         found[text] = _handle_of(table, f"tables[{shown(text)}]")
     if not found:
@@ -153,7 +153,7 @@ def _handle_of(table: object, name: str) -> TableHandle:
 
 
 def _check_apart(handles: dict[str, TableHandle]) -> None:
-    """A reader finds mappings by name, and so also where there is none."""
+    """Raise if tensor names collide. A reader finds mappings by name, so unpruned tables reserve theirs too."""
     owners: dict[str, str] = {}
     for name, handle in handles.items():
         rows = name + ROWS if isinstance(handle.layout, RowLayout) else name
@@ -167,7 +167,7 @@ def _check_apart(handles: dict[str, TableHandle]) -> None:
 
 
 def checked_text(value: object, what: str) -> str:
-    """A str that UTF-8 can hold, without a subclass's ways."""
+    """The text as a plain str, not a subclass. Raises ValueError if it cannot be encoded as UTF-8."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be str, got {kind_of(value)}")
     text = _arguments.exact_text(value)
@@ -193,7 +193,7 @@ def _metadata(metadata: object) -> dict[str, str]:
 
 
 def describe(layouts: Mapping[str, RowLayout], metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """The `__metadata__` of a file with tables of codes in these layouts, by name, and with the user's `metadata`."""
+    """The `__metadata__` of a file: the layouts of its tables of codes, by name, and the user's `metadata`."""
     described = {
         name: {
             "bits": layout.bits,
@@ -222,7 +222,7 @@ class _Part(NamedTuple):
 
 
 def _parts(handles: dict[str, TableHandle]) -> list[_Part]:
-    """In the order of the file: larger elements first, so that each tensor is aligned."""
+    """The tensors in file order: larger elements first, so that each tensor is aligned."""
     parts = []
     for name, handle in handles.items():
         layout = handle.layout
@@ -237,25 +237,25 @@ def _parts(handles: dict[str, TableHandle]) -> list[_Part]:
 
 
 def _write(file: IO[bytes], handles: dict[str, TableHandle], metadata: dict[str, str]) -> None:
-    """Header, then tensors."""
+    """Write the header, then the tensors."""
     parts = _parts(handles)
     layouts = {name: handle.layout for name, handle in handles.items() if isinstance(handle.layout, RowLayout)}
     file.write(header_bytes([(part.name, part.dtype, part.shape) for part in parts], describe(layouts, metadata)))
     for part in parts:
         for block in _mapping_of(part.handle) if part.dtype == "I32" else _rows_of(part.handle):
             if block.size:
-                # Of float tables, the mapping's too: the file is little-endian.
+                # The file is little-endian. Rows of codes (itemsize 1) are so in memory already.
                 swapped = sys.byteorder == "big" and part.itemsize > 1
                 file.write(block.view(f"u{part.itemsize}").byteswap().data if swapped else block.data)
 
 
 def _mapping_of(handle: TableHandle) -> Iterator[NDArray[Any]]:
-    # Checked once more, in a copy: the caller may have written to it since the table was made.
+    # Copied, then checked again: the caller may have written to it since the table was made.
     yield _arguments.checked_mapping(np.array(handle.mapping), len(handle.rows))
 
 
 def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
-    """The rows, some at a time; what is padding in them as zeros."""
+    """The rows in blocks, with zeros for padding."""
     rows, layout = handle.rows, handle.layout
     at_once = max(WRITTEN_AT_ONCE // max(layout.row_bytes, 1), 1)
     for start in range(0, len(rows), at_once):
@@ -269,10 +269,10 @@ def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
 
 def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str, str], limit: int | None) -> None:
     if "total_size" in metadata:
-        raise ValueError("metadata must not have the key total_size, which an index has of its own")
+        raise ValueError("metadata must not have the key total_size, which the index itself uses")
     stem = path.name.removesuffix(INDEX_SUFFIX).removesuffix(".safetensors")
     shards = _shards(handles, limit)
-    # New names, so that a crash leaves the old index with its files, or the new one with its own.
+    # New names, so that after a crash the old index or the new one has all its files.
     token = os.urandom(4).hex()
     names = [f"{stem}-{token}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     placed = {part.name: name for name, shard in zip(names, shards, strict=True) for part in _parts(shard)}
@@ -294,7 +294,7 @@ def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str
 
 
 def _shards(handles: dict[str, TableHandle], limit: int | None) -> list[dict[str, TableHandle]]:
-    """The tables of each file, in their order."""
+    """The tables of each file, in order."""
     shards: list[dict[str, TableHandle]] = [{}]
     size = 0
     for name, handle in handles.items():
@@ -312,7 +312,7 @@ def _size_of(handle: TableHandle) -> int:
 
 
 def _old_shards(path: Path, stem: str) -> list[Path]:
-    """The files of the index that is there, of those that this module names so."""
+    """The files of the existing index whose names follow the pattern of this module."""
     named = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{8}}-\d{{5,}}-of-\d{{5,}}\.safetensors")
     try:
         files = set(read_index(path).values())

@@ -1,4 +1,4 @@
-"""Where float rows come from: files, arrays, tables and iterables, read block by block in bounded memory."""
+"""Sources of float rows: files, arrays, tables and iterables, read block by block in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A block of rows that are read takes about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest;
-# those of 32 took 1.3 times as long, since caches do not hold two of them. Advice to the system about how the file is
-# read made no difference.
+# Rows are read in blocks of about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest; blocks of
+# 32 MiB took 1.3 times as long, since caches do not hold two of them. Advising the system on access made no difference.
 BLOCK_BYTES = 8 << 20
 
 
@@ -30,17 +29,17 @@ class Source:
     Attributes
     ----------
     name : str
-        What errors and files call it: of a tensor its own name, else "table".
+        Its name in errors and files: the tensor's own name, else "table".
     num_rows : int or None
-        None where only the end of an iterable tells.
+        None for an iterable, whose length is not known before its end.
     dim : int
+        Elements of a row.
     dtype : str
-        Of an element as it is stored: "float32", "float16", "float64" or "bfloat16"; of an iterable that of its first
-        block.
+        The stored type: "float32", "float16", "float64" or "bfloat16"; for an iterable that of its first block.
     row_nbytes : int
         Bytes of a row as it is stored.
     refused : bool
-        Whether an error came from what was read, not from reading it.
+        Whether the rows themselves were invalid, as opposed to a failure to read them.
     """
 
     def __init__(self, name: str, num_rows: int | None, dim: int, dtype: str, row_nbytes: int) -> None:
@@ -49,17 +48,17 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this source from another: plain values by name."""
+        """Values by name that identify this source. All can be written as JSON."""
         return {"rows": self.num_rows, "dim": self.dim}
 
     def blocks(self, start_row: int = 0, max_rows: int | None = None) -> Generator[NDArray[Any], None, None]:
-        """The rows from `start_row` on, at most `max_rows` at a time (else some megabytes): 2-D arrays of float16,
-        float32 or float64 in any order of bytes; bfloat16 comes as float32. A block holds until the next is asked for:
-        its memory is used again."""
+        """The rows from `start_row` on, in blocks of at most `max_rows` rows, or of some megabytes if None: 2-D arrays
+        of float16, float32 or float64 in any byte order; bfloat16 comes as float32. A block is valid until the next one
+        is requested, which may reuse its memory."""
         raise NotImplementedError
 
     def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Some rows, whose numbers ascend, as float32. See the function of this name."""
+        """The rows with these numbers, ascending, as float32. See the function `read_rows`."""
         raise NotImplementedError
 
     def _at_once(self, max_rows: int | None) -> int:
@@ -70,7 +69,7 @@ class Source:
 
 
 class ArraySource(Source):
-    """Of an array, or of a table, whose pruned rows are zeros."""
+    """Rows of an array, or of a table; its pruned rows are zeros."""
 
     def __init__(self, rows: NDArray[Any] | Table, name: str, dtype: str) -> None:
         size = 4 if isinstance(rows, Table) else rows.itemsize
@@ -94,7 +93,7 @@ class ArraySource(Source):
 
 
 class FileSource(Source):
-    """Of a file, which is read, not mapped: mapped pages would count as this process's memory."""
+    """Rows of a file, which is read, not mapped: mapped pages would count as this process's memory."""
 
     def __init__(self, stored: Stored, name: str) -> None:
         num_rows, dim = stored.shape
@@ -123,7 +122,7 @@ class FileSource(Source):
 
     def read_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.empty((len(numbers), self.dim), np.float32)
-        if self._stored.by_columns:  # where a row is not in one piece: as fast as all of them
+        if self._stored.by_columns:  # a row is not contiguous: reading all rows takes no longer
             position = 0
             for block in self.blocks():
                 low, high = np.searchsorted(numbers, [position, position + len(block)])
@@ -131,7 +130,7 @@ class FileSource(Source):
                 position += len(block)
             return found
         at_once = self._at_once(None)
-        # Neighbours are read in one piece.
+        # Neighbouring rows are read at once.
         ends = [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
         begin = 0
         with self._opened() as file:
@@ -145,7 +144,7 @@ class FileSource(Source):
         return found
 
     def _opened(self) -> BinaryIO:
-        """The file, if it is still the one that was looked at first."""
+        """The open file. Raises OSError if it changed since this source was made."""
         file = open(self._stored.path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
         if _stamp(os.fstat(file.fileno())) != self._stamp:
             file.close()
@@ -153,7 +152,7 @@ class FileSource(Source):
         return file
 
     def _read(self, file: BinaryIO, start_row: int, count: int, buffer: NDArray[Any]) -> NDArray[Any]:
-        """Some rows of the file, in the buffer."""
+        """Read `count` rows of the file into the buffer; returns a 2-D view of it."""
         begin, (num_rows, dim) = self._stored.start, self._stored.shape
         if not self._stored.by_columns:
             rows = buffer[: count * dim].reshape(count, dim)
@@ -175,7 +174,7 @@ class FileSource(Source):
 
 
 def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDArray[Any], None, None]:
-    """What `read` gives for 0 to `count` - 1, the next in a thread while the caller works on the one before."""
+    """Yield ``read(0)`` to ``read(count - 1)``; a thread reads the next while the caller works on the current one."""
     from concurrent.futures import ThreadPoolExecutor  # imports logging: not for each `import qembag`
 
     if count == 0:
@@ -190,7 +189,7 @@ def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDA
 
 
 def _as_floats(rows: NDArray[Any]) -> NDArray[Any]:
-    """Of bits of bfloat16, exactly: they are the upper half of a float32."""
+    """Bits of bfloat16 as float32, exactly: they are its upper half. Other rows as they are."""
     if rows.dtype.kind != "u":
         return rows
     wide = rows.astype(np.uint32)
@@ -206,12 +205,12 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 
 
 class IterableSource(Source):
-    """Of an iterable of blocks, which is run through once."""
+    """Rows of an iterable of blocks, which is consumed once."""
 
     def __init__(self, blocks: Iterable[object], name: str) -> None:
         self._taken = 0
         self._rest = iter(blocks)
-        # Its dim must be known, and its rows come once.
+        # The first block tells the dim. It is kept: an iterable gives its rows only once.
         first = next(self._rest, self)
         if first is self:
             raise ValueError("source must give at least one block of rows, got an iterable of none")
@@ -263,19 +262,19 @@ def is_path(source: object) -> bool:
 
 
 def open_source(source: object, tensor: str | None = None) -> Source:
-    """A source of rows.
+    """The source of rows that the argument means.
 
     Parameters
     ----------
     source : path, 2-D array of floats, table, or iterable of 2-D arrays of floats
-        The path of a ``.npy`` file, a ``.safetensors`` file or an ``.index.json`` of several.
+        A path is that of a ``.npy`` file, a ``.safetensors`` file or an ``.index.json`` of several.
     tensor : str, optional
-        Which tensor of a file; the only 2-D one of floats if not given.
+        The name of a tensor in the file. If not given, the file must have only one 2-D tensor of floats.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        If it is none of these, if a file cannot be read, or has no such tensor.
+        If `source` is none of these; if a file cannot be read, or has no such tensor.
 
     Examples
     --------
@@ -296,7 +295,7 @@ def open_source(source: object, tensor: str | None = None) -> Source:
         raise ValueError(f"tensor must be None for a source that is no file, got {_errors.shown(tensor)}")
     if isinstance(source, Table):
         return ArraySource(source, "table", getattr(source, "dtype", "float32"))
-    # Lists are iterables of blocks. Tensors of other libraries can be run through too, but are arrays.
+    # Lists are iterables of blocks. Tensors of other libraries are iterable too, but count as arrays.
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         array = _float_array(source, "source")
         return ArraySource(array, "table", array.dtype.name)
@@ -308,29 +307,36 @@ def open_source(source: object, tensor: str | None = None) -> Source:
 
 
 def file_source(stored: Stored, name: str) -> FileSource:
-    """Of a tensor of that name in a file; a ``.npy`` file has no names."""
+    """The source for a tensor of that name. The array of a ``.npy`` file has no name: it is called "table"."""
     return FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
 
 
 def float_tensors(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, int]]]:
-    """The 2-D tensors of floats in a file: dtype and shape by name. A ``.npy`` file has one, with the file's stem."""
+    """The dtype and shape of each 2-D tensor of floats in a file, by name; for a ``.npy`` file the name is its stem."""
     return {name: (stored.kind, stored.shape) for name, stored in stored_floats(Path(path)).items()}
 
 
 def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Some rows of an array or a file, which is not read whole.
+    """Some rows of an array or a file, without reading all of it.
 
     Parameters
     ----------
     source : Source
-        No iterable.
+        Not an `IterableSource`.
     numbers : ndarray of int64, shape (count,)
-        Their numbers, ascending.
+        The numbers of the rows, ascending.
 
     Returns
     -------
     ndarray of float32, shape (count, dim)
-        float64 rounded; what is beyond float32 is an infinity.
+        float64 is rounded; values beyond float32 become infinities.
+
+    Raises
+    ------
+    TypeError
+        If `source` is an iterable.
+    OSError
+        If the file cannot be read, or changed.
 
     Examples
     --------
@@ -346,7 +352,7 @@ def read_rows(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.float32]
 
 
 def _only(found: dict[str, Stored], path: Path) -> str:
-    """The name of the only tensor."""
+    """The name of the only tensor. Raises ValueError if there are none or several."""
     if len(found) != 1:
         raise ValueError(f"{path}: must hold one 2-D tensor of floats where none is named; {listed(found)}")
     return next(iter(found))

@@ -1,4 +1,4 @@
-"""Where in a file tables of floats lie: .npy, .safetensors, and indices of several of these."""
+"""Where rows of floats lie in a file: .npy, .safetensors, or an index of several .safetensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .safetensors_file import Tensor, read_header, read_index
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The elements of rows of floats, as safetensors and as NumPy name them.
+# Types of floats, as safetensors and as NumPy name them.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -21,7 +21,7 @@ class Stored(NamedTuple):
 
     path: Path
     start: int
-    dtype: str  # NumPy's, with the order of bytes; or "bfloat16", which is little-endian
+    dtype: str  # NumPy's, with the byte order; or "bfloat16", which is little-endian
     shape: tuple[int, int]
     by_columns: bool = False
 
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 
     @property
     def element(self) -> np.dtype[Any]:
-        """As it is read: of bfloat16 the bits."""
+        """The dtype to read elements with; for bfloat16 that of its bits."""
         return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
 
 
@@ -47,7 +47,7 @@ def stored_floats(path: Path) -> dict[str, Stored]:
     Raises
     ------
     ValueError, OSError
-        That names the file, if it is none of the kinds that are read, damaged, or cannot be read.
+        Names the file: if it has another suffix, is damaged, or cannot be read.
     """
     name = path.name.lower()
     if name.endswith(".npy"):
@@ -80,13 +80,13 @@ def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
 
 
 def _npy(path: Path) -> Stored:
-    """Never reads a pickle."""
+    """The array of a .npy file. Never reads a pickle."""
     with open(path, "rb") as file:
         try:
             version = np.lib.format.read_magic(file)
             if version not in ((1, 0), (2, 0), (3, 0)):
                 raise ValueError(f"its version is {version}")
-            # A header of version 3 differs in names of fields alone, which no floats have.
+            # Version 3 differs from 2 only in the encoding of field names, which arrays of floats do not have.
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, by_columns, dtype = read(file)
         except (MemoryError, OSError):

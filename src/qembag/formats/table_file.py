@@ -1,4 +1,4 @@
-"""A file of tables: which tensors make which table, and the tables of a mapped file, which pickle by its path."""
+"""A file of tables: which tensors make up which table; tables of a mapped file, which pickle as its path."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ VERSION_KEY, TABLES_KEY = "qembag.version", "qembag.tables"
 ROWS, MAPPING = ".rows", ".compressed_indices_mapping"
 DESCRIPTION = {"bits", "dim", "scale_dtype", "scale_first", "group_size"}
 FLOATS = {"F32", "F16", "BF16"}
-# As they lie in a file. Of bfloat16 NumPy knows the bits.
+# The types of a file as NumPy's; bfloat16 as its bits.
 _KINDS = {"U8": "u1", "I32": "<i4", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 STORED = {name: np.dtype(kind) for name, kind in _KINDS.items()}
 READ_AT_ONCE = 1 << 26
-# What tells whether a file is still the one that a table was pickled from: so many places, of so many bytes.
+# To check that a table's bytes are still those that were pickled, this many places of this many bytes are hashed.
 NUM_SAMPLES, SAMPLE_BYTES = 16, 4096
 
 
 class Plan(NamedTuple):
-    """The tensors of a table, and how rows of codes are laid out, as the file says."""
+    """The tensors of a table, and for codes the file's description of their layout, not checked yet."""
 
     rows: Tensor
     mapping: Tensor | None
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
 
 def plans_of(header: Header) -> dict[str, Plan]:
-    """The tables of a file, by name."""
+    """The tables of a file, sorted by name."""
     tensors = header.tensors
     plans: dict[str, Plan] = {}
     for name, description in _descriptions(header.metadata).items():
@@ -69,7 +69,7 @@ def _descriptions(metadata: Mapping[str, str]) -> dict[str, Any]:
     if version is None and described is None:
         return {}
     if version is None or described is None:
-        raise ValueError(f"__metadata__ must have both {VERSION_KEY} and {TABLES_KEY}, or none of them")
+        raise ValueError(f"__metadata__ must have both {VERSION_KEY} and {TABLES_KEY}, or neither")
     if version != str(VERSION):
         hint = ", a newer one: update qembag" if version.isdecimal() and version[0] != "0" else ""
         raise ValueError(f"{VERSION_KEY} must be '{VERSION}', got {brief(version)}{hint}")
@@ -102,7 +102,7 @@ def _layout_of(plan: Plan) -> layouts.RowLayout:
     if bits not in (8, 4, 2):
         raise ValueError(f"bits must be 8, 4 or 2, got {bits}")
     others = {key: value for key, value in given.items() if key != "bits"}
-    # Not the tensor's own name: `of_rows` remembers what it was asked.
+    # Not the tensor's own name: `of_rows` caches by its arguments.
     return layouts.of_rows(rows.shape[1], bits, "its tensor", **others)
 
 
@@ -110,10 +110,10 @@ def _layout_of(plan: Plan) -> layouts.RowLayout:
 
 
 class TableFile:
-    """A file of tables, mapped, or open to be read.
+    """A file of tables, mapped or open for reading.
 
-    Mapped tables hold it, and pickle as their name and this file; it pickles as its path and a check. A pickle of many
-    tables thus names, and opens, the file once.
+    Mapped tables refer to it, and pickle as this object and their name; this object pickles as its path and a check. So
+    a pickle of many tables names the file once, and unpickling opens it once.
     """
 
     __slots__ = ("_memory", "_stream", "header", "path", "plans")
@@ -139,7 +139,7 @@ class TableFile:
             self.close()
 
     def close(self) -> None:
-        """Close what it reads from; memory stays mapped while anything uses it."""
+        """Close the stream. Memory stays mapped while anything uses it."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -150,13 +150,13 @@ class TableFile:
 
     @property
     def size(self) -> int:
-        """Of the file; its tensors end with it."""
+        """Bytes of the file, which ends where its last tensor ends."""
         return max(
             (tensor.start + tensor.nbytes for tensor in self.header.tensors.values()), default=self.header.data_start
         )
 
     def table(self, name: str, kind: Any = None) -> QuantizedTable | FloatTable:
-        """The table of that name; its class may be a subclass."""
+        """The table of that name, of class `kind` if given."""
         plan = self.plans[name]
         table: QuantizedTable | FloatTable
         try:
@@ -178,7 +178,7 @@ class TableFile:
         return table
 
     def _array(self, tensor: Tensor) -> NDArray[Any]:
-        """A tensor in the host's byte order: in the mapped memory, if it has that there, or a copy."""
+        """A tensor in the host's byte order: a view of mapped memory if possible, else a copy."""
         dtype = STORED[tensor.dtype]
         array: NDArray[Any]
         if tensor.nbytes == 0:
@@ -209,11 +209,11 @@ class TableFile:
         return (_reopened, (str(self.path), self.size, self._hash_of([(0, self.header.data_start)])))
 
     def reduced(self, table: Table, name: str) -> tuple[Any, ...]:
-        """How a table of it pickles."""
+        """The pickle of a table of this file."""
         return (_table_of_file, (type(table), self, name, self.check(name)))
 
     def check(self, name: str) -> bytes:
-        """What tells whether the table's bytes are the same, read in a few places."""
+        """A hash of the table's bytes, sampled in a few places."""
         plan = self.plans[name]
         pieces: list[tuple[int, int]] = []
         for tensor in plan[:2]:
@@ -226,7 +226,7 @@ class TableFile:
         return self._hash_of(pieces)
 
     def _hash_of(self, pieces: list[tuple[int, int]]) -> bytes:
-        import hashlib  # takes a millisecond, which `import qembag` need not
+        import hashlib  # takes a millisecond: not for each `import qembag`
 
         found = hashlib.blake2b(digest_size=16)
         for start, length in pieces:
@@ -238,9 +238,9 @@ def _map(descriptor: int) -> NDArray[np.uint8]:
     if sys.version_info >= (3, 13) and os.name != "nt":
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
     else:
-        # Python keeps a descriptor of its own.
+        # Here mmap keeps a descriptor of its own.
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    # This array holds a buffer of the memory, so that nobody can close it; one made by `ndarray` would not.
+    # This array exports the map's buffer, so that nobody can close the map; an array made by `ndarray` would not.
     return np.frombuffer(memory, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Opening files of tables. `docs/format.md` has the format."""
+"""Opening files of tables. The format is in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["Tables", "describe", "open_table", "open_tables", "save_tables"]
 
 
 class Tables(dict[str, "QuantizedTable | FloatTable"]):
-    """The tables of a file by name, and what else its writer noted.
+    """The tables of a file by name, with the file's metadata.
 
     Attributes
     ----------
     metadata : dict of str
-        What `save_tables` was given, or another writer's texts.
+        The `metadata` that `save_tables` was given, or another writer's strings.
     """
 
     metadata: dict[str, str]
@@ -46,35 +46,38 @@ class Tables(dict[str, "QuantizedTable | FloatTable"]):
 def open_tables(
     path: str | os.PathLike[str], *, mmap: bool = True, populate: bool = False, progress: Progress = False
 ) -> Tables:
-    """The tables of a file that `save_tables` made, and the float tables of any safetensors file.
+    """Open the tables of a file that `save_tables` wrote, or the float tables of any safetensors file.
 
     Parameters
     ----------
     path : str or path
-        A safetensors file; or, where its name ends in ``.index.json``, the index of several.
+        A safetensors file; or, if its name ends in ``.index.json``, an index of several.
     mmap : bool
-        Map the file: nothing is read before it is looked up, and processes share the memory. Such tables are read-only.
-        They pickle as the file's path, their name and a check, so that other processes map it too. If the file is
-        truncated while it is in use, the system ends the process; replace it, as `save_tables` does. False reads
-        the tables into memory of their own, which can be written to.
+        Map the file into memory: rows are read when they are looked up, and processes share the memory. Mapped tables
+        are read-only. They pickle as the file's path, their name and a check, so that other processes map the file too.
+        If the file is truncated while in use, the system ends the process; replace it instead, as `save_tables` does.
+        False reads the tables into memory of their own, which is writable.
     populate : bool
-        Read mapped tables through once, as `QuantizedTable.prefault` does.
+        Read mapped tables into memory now, as `QuantizedTable.prefault` does.
     progress : bool or callable
         For `populate`; see `QuantizedTable.prefault`.
 
     Returns
     -------
     Tables
-        A dict by name, in the order of names, with an attribute `metadata`. Tables of codes, and each tensor of
-        float32, float16 or bfloat16 with two dimensions.
+        A dict sorted by name, with an attribute `metadata`: tables of codes, and each 2-D tensor of float32, float16
+        or bfloat16.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        That names file and fault: if it is no safetensors file, damaged, of a newer version of the format, or if a
-        table in it is not as described; if it has no table; if an index names files outside its folder.
+        Names the file and what is wrong: if it is not a safetensors file, damaged, or of a newer version of the
+        format; if a table is not as the file describes it; if there is no table; if an index names files outside its
+        folder.
+    ImportError
+        If ``progress=True`` and tqdm is not installed.
 
     Examples
     --------
@@ -102,14 +105,14 @@ def open_tables(
 def open_table(
     path: str | os.PathLike[str], name: str | None = None, *, mmap: bool = True, populate: bool = False
 ) -> QuantizedTable | FloatTable:
-    """One table of a file.
+    """Open one table of a file; see `open_tables`.
 
     Parameters
     ----------
     path, mmap, populate
         As for `open_tables`.
     name : str, optional
-        Its name. May be left out where the file has one table.
+        The table's name. May be omitted if the file has only one table.
 
     Returns
     -------
@@ -118,7 +121,7 @@ def open_table(
     Raises
     ------
     OSError, ValueError
-        As for `open_tables`; if there is no table of that name, or none is given and there are several.
+        As for `open_tables`; ValueError also if there is no table `name`, or no name is given and there are several.
 
     Examples
     --------
@@ -141,7 +144,7 @@ def open_table(
 
 
 def _open(path: str | os.PathLike[str], mmap: bool, choose: Callable[[Path, list[str]], list[str]]) -> Tables:
-    """Of the tables of a file, or of an index, those whose names are chosen."""
+    """The chosen tables of a file, or of an index. `choose` gets the path and all names, and returns some."""
     whole = Path(os.path.abspath(as_path(path)))
     mapped = _arguments.flag(mmap, "mmap")
     with contextlib.ExitStack() as stack:
@@ -163,7 +166,7 @@ def _open(path: str | os.PathLike[str], mmap: bool, choose: Callable[[Path, list
 
 
 def _files_of_index(path: Path, mapped: bool, stack: contextlib.ExitStack) -> tuple[list[TableFile], dict[str, str]]:
-    """The files that an index names, and the texts of its metadata."""
+    """The files that an index names, and the strings in its metadata."""
     tensors, metadata = read_whole_index(path)
     files: dict[Path, TableFile] = {}
     seen: dict[str, Path] = {}
@@ -209,6 +212,6 @@ def _only(wanted: str | None) -> Callable[[Path, list[str]], list[str]]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error; of many, the first ones."""
+    """Names for an error message: the first 20, and how many more."""
     some = list(names)
     return ", ".join(some[:20]) + (f" and {len(some) - 20} more" if len(some) > 20 else "")

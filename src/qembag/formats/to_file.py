@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ..layout import RowLayout
     from .progress import Progress, Report
 
-# Where a run goes on, so many rows before are made again and compared: another source has other rows.
+# A resumed run makes the last this many rows again and compares them, to find a source that has changed.
 CHECKED_ROWS = 64
-# The header of a source of unknown length has room for so many rows.
+# If the length of the source is unknown, the header has room for this many rows.
 MAX_ROWS = 10**15
 
 
@@ -54,44 +54,47 @@ def quantize_to_file(
     progress: Progress = False,
     resume: bool = False,
 ) -> None:
-    """Quantize rows that need not fit in memory to a file for `open_table`: the bytes of `save_tables`.
+    """Quantize rows that need not fit in memory, to a file as `save_tables` writes it.
 
-    The work lies in ``path.part`` until it is whole; then it takes the place of `path` at once. An interruption
-    (Ctrl-C, a kill, an error of the source or of `progress`) leaves ``path.part``, from which the same call with
-    ``resume=True`` goes on. Bad data and a failed write, as on a full disk, remove it.
+    Rows are written to ``path.part``, which is renamed to `path` when it is complete. An interruption (Ctrl-C, a kill,
+    an exception in the source or in `progress`) leaves ``path.part``; the same call with ``resume=True`` continues from
+    it. It is removed if the data is invalid or a write fails, as on a full disk.
 
     Parameters
     ----------
     source : path, 2-D array of floats, table, or iterable of 2-D arrays of floats
-        A ``.npy`` file, a ``.safetensors`` file (F16, BF16, F32 or F64) or an ``.index.json`` of several, which are
-        read in blocks of some megabytes. A memory-mapped array serves too, but the system may count its pages as this
-        process's memory; the path of its file does not. An iterable gives blocks of rows of one dim, each of any number
-        of rows; its block must fit in memory. Of a table all logical rows are taken, pruned ones as zeros.
+        A path is that of a ``.npy`` file, a ``.safetensors`` file (F16, BF16, F32 or F64) or an ``.index.json`` of
+        several; files are read in blocks of some megabytes. A memory-mapped array works too, but the system may count
+        its pages as this process's memory: prefer the path of its file. An iterable gives blocks of rows with the same
+        dim, each of any number of rows; a block must fit in memory. All logical rows of a table are taken, pruned ones
+        as zeros.
     path : path
-        The file to write. A file that is there is replaced when the new one is whole.
+        The file to write. An existing file is replaced when the new one is complete.
     bits, method, importance, scale_dtype, scale_first, group_size, row_alignment, num_threads
         As for `quantize`.
     tensors : str or sequence of str, optional
-        Names or patterns (``"*.embed_tokens.weight"``) of tensors of a file: each becomes a table of its name, all of
-        them in the one new file. If not given, the only 2-D tensor of floats.
+        Names or patterns (``"*.embed_tokens.weight"``) of tensors in the source file. Each tensor becomes a table with
+        the same name; all tables go to the one new file. If not given, the file must have only one 2-D tensor of
+        floats.
     name : str, optional
-        The table's name, where it is one; else the tensor's, or "table".
+        The name of the table, if there is only one; by default the tensor's name, or "table".
     metadata : mapping of str to str, optional
-        What else the file is to say; as for `save_tables`.
+        Strings to save with the tables; see `save_tables`.
     progress : bool or callable
         True shows rows, bytes a second and the time left on standard error (``pip install 'qembag[progress]'``).
-        A function is called as ``progress(rows_done, rows_total, bytes_done)`` after each block, with the bytes of
-        `source`, and None in place of a total that is not known.
+        A function is called as ``progress(rows_done, rows_total, bytes_done)`` after each block. Bytes are those of
+        `source`; `rows_total` is None if it is not known.
     resume : bool
-        Go on with ``path.part`` where there is one, else begin. All other arguments must be as they were. An iterable
-        must give the same rows from the first on: those done are skipped; other borders of blocks do not matter. The
-        last rows done are made again and compared, which finds most sources that have changed.
+        Continue from ``path.part`` if it exists, else start. All other arguments must be as before. An iterable must
+        give the same rows again from the first one; finished rows are skipped, and blocks may be divided differently.
+        The last finished rows are made again and compared, which detects most sources that have changed.
 
     Raises
     ------
     TypeError, ValueError
-        As for `quantize`, with the number of the row in all of `source`; if `source` or `tensors` names nothing that
-        can be quantized; if ``path.part`` was begun with other arguments, or its rows are not those of `source`.
+        As for `quantize`, with row numbers counted from the start of the tensor or source; if `source` or `tensors`
+        names nothing that can be quantized; with ``resume=True``, if ``path.part`` was begun with other arguments or
+        has other rows than `source`.
     OSError
         If a file cannot be read or written, or another process is writing to ``path.part``.
     ImportError
@@ -123,7 +126,7 @@ def quantize_to_file(
     goes_on = _arguments.flag(resume, "resume")
     target = as_path(path)
     if target.name.endswith(INDEX_SUFFIX):
-        raise ValueError(f"path must be the name of one file, got that of an index, {_errors.shown(str(target))}")
+        raise ValueError(f"path must be the name of one file, got an index, {_errors.shown(str(target))}")
     sources = _sources(source, tensors, name)
     job = Job(_tables(sources, options), options, metadata)
     part = Unfinished(target)
@@ -144,7 +147,7 @@ def quantize_to_file(
 
 
 class Table(NamedTuple):
-    """One to be made."""
+    """A table to make."""
 
     name: str
     source: Source
@@ -156,7 +159,7 @@ class Table(NamedTuple):
 
     @property
     def name_in_errors(self) -> str:
-        """A tensor's own name where it has one: a source may be several."""
+        """The tensor's own name if it has one, since there may be several."""
         return "source" if self.source.name == "table" else self.source.name
 
 
@@ -164,7 +167,7 @@ class Table(NamedTuple):
 
 
 def _sources(source: object, tensors: object, name: object) -> dict[str, Source]:
-    """By the names of the tables to be."""
+    """The sources, by the names of the tables to make."""
     table_name = None if name is None else _table_name(name)
     if tensors is None:
         found = [open_source(source)]
@@ -183,7 +186,7 @@ def _sources(source: object, tensors: object, name: object) -> dict[str, Source]
 
 
 def _table_name(name: object) -> str:
-    """The argument of that name."""
+    """The argument `name`, checked."""
     if type(name) is not str:
         raise TypeError(f"name must be a str or None, got {_errors.kind_of(name)}")
     is_text = name.isascii() or name == name.encode("utf-8", "ignore").decode()  # without lone surrogates
@@ -196,7 +199,7 @@ def _matches(path: Path, patterns: Sequence[str]) -> list[Source]:
     there = stored_floats(path)
     chosen: dict[str, None] = {}
     for pattern in patterns:
-        # A name may have brackets, which mean something else in a pattern.
+        # An exact name first: brackets in it would mean something else in a pattern.
         matched = [pattern] if pattern in there else fnmatch.filter(there, pattern)
         if not matched:
             raise ValueError(
@@ -209,7 +212,7 @@ def _matches(path: Path, patterns: Sequence[str]) -> list[Source]:
 
 
 def _tables(sources: dict[str, Source], options: dict[str, Any]) -> list[Table]:
-    """In the order of the file. The options are checked: no rows are quantized with them."""
+    """The tables in file order. Quantizing an empty array checks the options."""
     tables = []
     for name, source in sources.items():
         empty = np.empty((0, source.dim), np.float32)
@@ -221,19 +224,19 @@ def _tables(sources: dict[str, Source], options: dict[str, Any]) -> list[Table]:
 
 
 class Job:
-    """All that one call makes.
+    """The work of one call of `quantize_to_file`.
 
     Attributes
     ----------
     num_rows : int or None
-        Of all tables; None where only the end of an iterable tells.
+        Rows of all tables; None for an iterable, whose length is not known before its end.
     """
 
     def __init__(self, tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str] | None) -> None:
         self._tables, self._options = tables, options
         self._metadata = describe({table.name: table.layout for table in tables}, metadata)
         self._text = json.dumps(_description(tables, options, self._metadata)).encode()
-        # Only an iterable does not know how many rows it has, and it is the only table then.
+        # Only an iterable has an unknown number of rows, and then it is the only table.
         self.num_rows = None
         self._header_size = 0
         if tables[0].source.num_rows is not None:
@@ -246,18 +249,18 @@ class Job:
             self._data_start = len(self._header(MAX_ROWS))
 
     def _lengths(self, num_rows: int) -> Iterator[tuple[Table, int]]:
-        """How many of the first so many rows each table has."""
+        """How many of the first `num_rows` rows belong to each table."""
         for table in self._tables:
             length = num_rows if table.source.num_rows is None else min(table.source.num_rows, num_rows)
             num_rows -= length
             yield table, length
 
     def _bytes_of(self, num_rows: int) -> int:
-        """The bytes of the first so many rows."""
+        """The bytes of the first `num_rows` rows in the new file."""
         return sum(table.layout.bytes_of(length) for table, length in self._lengths(num_rows))
 
     def source_bytes_of(self, num_rows: int) -> int:
-        """The bytes that the first so many rows have in their sources."""
+        """The bytes of the first `num_rows` rows in their sources."""
         return sum(table.source.row_nbytes * length for table, length in self._lengths(num_rows))
 
     def _header(self, num_rows: int) -> bytes:
@@ -267,9 +270,9 @@ class Job:
         return header_bytes(tensors, self._metadata, self._header_size)
 
     def start(self, part: Unfinished, resume: bool) -> None:
-        """Go on with the file, or begin it."""
+        """Continue the unfinished file, or begin it."""
         if resume:
-            # A run that was killed at its very end: all rows are there, and the header but for spaces.
+            # The last run was killed at its very end: the file has all rows, and the header except trailing spaces.
             rows = self.num_rows
             if rows is None:
                 rows = self._tables[0].layout.rows_in(max(part.size - self._data_start, 0))
@@ -283,7 +286,7 @@ class Job:
         part.begin(self._text, self._journal_at)
 
     def run(self, part: Unfinished, report: Report) -> None:
-        """Make all rows that are not done; and the last few that are, which are compared."""
+        """Make all rows that are not done yet. The last few that are done are made again and compared."""
         done = part.rows_done
         first = max(done - CHECKED_ROWS, 0)
         before = bytes_before = 0  # the rows of the tables before this one, and their bytes in the sources
@@ -319,7 +322,7 @@ class Job:
 
     @staticmethod
     def _put(part: Unfinished, codes: NDArray[np.uint8], position: int, row: int, done: int) -> None:
-        """Compare the rows that are done already, and write the others."""
+        """Compare the rows that are already done, and write the others."""
         old = codes[: max(done - row, 0)]
         is_longer = part.is_whole and len(old) < len(codes)
         if is_longer or (len(old) and part.read(position, old.nbytes) != old.tobytes()):
@@ -334,7 +337,7 @@ class Job:
 
 
 def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What is made of what, for the journal: a run with another one cannot go on."""
+    """What is made from what, for the journal. A run can be resumed only with the same description."""
     layout = tables[0].layout
     importance = options["importance"]
     if importance is not None:
@@ -358,5 +361,5 @@ def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping
 
 
 def _number(value: Any) -> int | None:
-    """Of Python's, and of few digits."""
+    """The option as a Python int of limited length."""
     return None if value is None else min(int(value), sys.maxsize)

@@ -1,9 +1,9 @@
-"""The file `PATH.part` that a table is written to until it is whole, with a journal to go on from.
+"""The file `PATH.part` that a table is written to until it is complete, with a journal to resume from.
 
-All is at its final place, but for the header. There a front of 16 bytes says where the journal is: after the data where
-their size is known, else behind the space that is kept for the header. The journal is a length and a check, two slots
-that are written in turns, and a JSON text that says what is being made of what. A slot is a number of rows that are
-safely in the file, and a check; of two good slots the larger number counts.
+Everything is at its final place except the header. In its place, a front of 16 bytes says where the journal is: after
+the data if its size is known, else after the space reserved for the header. The journal is a length and a checksum, two
+slots that are written in turn, and a JSON text that says what is being made from what. A slot is a number of rows that
+are safely in the file, and a checksum; of two valid slots the larger number counts.
 """
 
 from __future__ import annotations
@@ -30,74 +30,74 @@ from .replace import flush_folder, mode_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# As the length of a safetensors header this is beyond the format's limit: nobody takes an unfinished file for a whole.
+# Read as the length of a safetensors header, this is beyond the limit: no reader takes an unfinished file as complete.
 MAGIC = b"qembag\xff\xff"
 FRONT = struct.Struct("<8sQ")  # MAGIC, where the journal is
-TEXT = struct.Struct("<QI4x")  # length and check of the JSON text
-SLOT = struct.Struct("<QI4x")  # rows done, check
+TEXT = struct.Struct("<QI4x")  # length and checksum of the JSON text
+SLOT = struct.Struct("<QI4x")  # rows done, checksum
 SLOTS = 2
-# At most so much work is lost to a crash.
+# A crash loses about this much work at most.
 SECONDS_BETWEEN_SLOTS = 1.0
-# Blocks of few rows are gathered to writes of this size.
+# Small blocks of rows are gathered into writes of this size.
 BUFFER_BYTES = 1 << 20
 
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 class Unfinished:
-    """The open file, which no other process has.
+    """The open, locked `PATH.part`.
 
     Attributes
     ----------
     path : Path
-        Of the unfinished file.
+        The path of the unfinished file.
     rows_done : int
-        Rows that were written; some of them may be in buffers.
+        Rows that were written; some of them may still be in buffers.
     is_whole : bool
-        Whether an earlier run wrote all of it, and died before it was renamed.
+        Whether an earlier run wrote everything, and died before the file was renamed.
     is_spoiled : bool
-        Whether nothing can come of this file.
+        Whether this file can no longer become the result.
     """
 
     def __init__(self, target: Path) -> None:
-        # A link is followed, as where a file is written to.
+        # A symbolic link is followed, as in `replacing`.
         self.target = Path(os.path.realpath(target))
         self.path = Path(f"{self.target}.part")
-        mode_of(self.target)  # found out before the work, not after it: whether a file can be there
+        mode_of(self.target)  # raises before the work if `target` cannot be replaced
         self.rows_done = 0
         self.is_whole = self.is_spoiled = self._is_final = False
         self._file = _opened_alone(self.path)
         self._slots_at = 0  # 0: there is no journal yet
         self._next_slot = 0
-        self._check = 0  # of the journal's text: a slot belongs to it
+        self._check = 0  # checksum of the journal's text, which seeds that of its slots
         self._last_slot = time.monotonic()
 
     # ---- The journal ------------------------------------------------------------------------------------------------
 
     def begin(self, text: bytes, journal_at: int) -> None:
-        """Make an empty file with a journal, of a text that is a JSON object."""
+        """Make an empty file with a journal. `text` is a JSON object."""
         with self._writing():
             self._file.truncate(0)
             self._slots_at, self._check = journal_at + TEXT.size, _check_of(text)
             slots = b"".join(self._slot(0) for _ in range(SLOTS))
             self._put(journal_at, TEXT.pack(len(text), self._check) + slots + text)
             self._sync()
-            # Last: where there is a front, there is a journal. It lies in one sector: it is there whole or not at all.
+            # Last: if there is a front, there is a journal. It lies in one sector, so it is there whole or not at all.
             self._put(0, FRONT.pack(MAGIC, journal_at))
 
     def has_header(self, header: bytes) -> bool:
-        """Whether the file begins with it; spaces at its end do not count."""
+        """Whether the file begins with `header`, apart from its trailing spaces."""
         wanted = header.rstrip()
         self.is_whole = self._get(0, len(wanted)) == wanted
         return self.is_whole
 
     def resume(self, expected: bytes) -> bool:
-        """Take `rows_done` from the journal; False where no run has come so far as to write one.
+        """Take `rows_done` from the journal. False if no run got as far as to write one.
 
         Raises
         ------
         ValueError
-            If the file has no journal, or one of other work.
+            If the journal is damaged, missing, or of another job.
         """
         front = self._get(0, FRONT.size)
         if not any(front):
@@ -123,7 +123,7 @@ class Unfinished:
         for number in range(SLOTS):
             slot = head[TEXT.size + number * SLOT.size :][: SLOT.size]
             rows, _ = SLOT.unpack(slot)
-            # The next one replaces the older.
+            # The next slot replaces the older one.
             if slot == self._slot(rows) and rows >= self.rows_done:
                 self.rows_done, self._next_slot = rows, 1 - number
         return True
@@ -138,14 +138,14 @@ class Unfinished:
         return SLOT.pack(rows, zlib.crc32(rows.to_bytes(8, "little"), self._check))
 
     def note(self, *, now: bool = False) -> None:
-        """Write a slot for the rows that are done: `now`, or where a second has passed since the last.
+        """Write a slot for the rows that are done, if `now` or if a second has passed since the last slot.
 
-        A flush in a thread, while the next rows are made, was no faster.
+        Flushing in a thread, while the next rows are made, was no faster.
         """
         if not self._slots_at or (not now and time.monotonic() - self._last_slot < SECONDS_BETWEEN_SLOTS):
             return
         with self._writing():
-            # First the rows, then the slot that says that they are there.
+            # The rows must be on disk before the slot that counts them.
             self._sync()
             position = self._file.tell()
             self._put(self._slots_at + self._next_slot * SLOT.size, self._slot(self.rows_done))
@@ -185,7 +185,7 @@ class Unfinished:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """An error names the file, which is of no use then."""
+        """After a failed write, the error names the file, and the file is spoiled."""
         try:
             yield
         except OSError as error:
@@ -195,12 +195,12 @@ class Unfinished:
     # ---- Ends -------------------------------------------------------------------------------------------------------
 
     def finish(self, header: bytes, data_end: int) -> None:
-        """Put the header where it belongs, and the file in its place.
+        """Write the header, and rename the file to `target`.
 
-        Whenever the process dies, the journal can be read or the header is whole but for spaces at its end.
+        Whenever the process dies, either the journal is readable or the header is complete except trailing spaces.
         """
         self.note(now=True)
-        self._slots_at = 0  # no more slots: they would lie in what is final
+        self._slots_at = 0  # no more slots: they would overwrite final bytes
         with self._writing():
             spaces = len(header.rstrip())
             self._put(FRONT.size, header[FRONT.size : spaces])
@@ -210,11 +210,11 @@ class Unfinished:
             self._file.truncate(data_end)
             mode = mode_of(self.target)
             if mode is not None:
-                with contextlib.suppress(OSError):  # of a file system that has no permissions
+                with contextlib.suppress(OSError):  # some file systems have no permissions
                     os.chmod(self.path, mode)
             os.fsync(self._file.fileno())
-        # From here on nothing is removed: where the new name is refused, as on Windows while the old file is mapped,
-        # the whole file waits for `resume=True`.
+        # From here on nothing is removed: if renaming fails, as on Windows while the old file is mapped, the complete
+        # file waits for `resume=True`.
         self._is_final = True
         if not HAS_LOCKS:
             self._file.close()
@@ -222,12 +222,12 @@ class Unfinished:
         flush_folder(self.target.parent)
 
     def leave(self) -> None:
-        """After an error or an interruption: keep what can go on, else remove the file."""
+        """After an error or an interruption: keep the file if it can be resumed, else remove it."""
         if self._is_final:
             return
         is_useless = self.is_spoiled
         if not is_useless:
-            # Where this fails, the older slot counts.
+            # If this fails, the older slot counts.
             with contextlib.suppress(OSError):
                 self.note(now=True)
                 is_useless = self.size == 0
@@ -238,14 +238,14 @@ class Unfinished:
                 os.unlink(self.path)
 
     def close(self) -> None:
-        """Let others have the file."""
-        # What is still in buffers is in no slot; on a full disk it cannot be written.
+        """Close the file, which releases the lock."""
+        # No slot counts what is still in buffers; on a full disk it cannot be written.
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def _check_of(text: bytes) -> int:
-    """Not 0 for an empty text: bytes of a hole in the file are no journal."""
+    """The checksum; not 0 for an empty text, so that zeros in a hole of the file are not a valid journal."""
     return zlib.crc32(MAGIC + text)
 
 
@@ -254,7 +254,7 @@ def journal_size(text: bytes) -> int:
 
 
 def _opened_alone(path: Path) -> BinaryIO:
-    """The file, made if need be, with a lock that ends with the process."""
+    """The file, created if need be, with a lock that ends with the process."""
     while True:
         file = open(path, "r+b", buffering=BUFFER_BYTES, opener=_made)  # noqa: SIM115 (the caller closes it)
         try:
