@@ -1,4 +1,4 @@
-"""What files hold, for the commands that read them: tables of the package's, tensors of floats, and the rest."""
+"""What files hold, for the commands that read them: qembag tables, tensors of floats, and the rest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 AnyTable: TypeAlias = QuantizedTable | FloatTable
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
-# A sample has as many.
+# Bytes of a sample.
 SAMPLE = 8 << 20
 
 
 class Block(NamedTuple):
-    """Some rows that are stored: their logical numbers, their values, and of codes the pairs of scale and bias."""
+    """Some stored rows: logical numbers, values, and for codes the pairs of scale and bias, else None."""
 
     numbers: NDArray[np.int64]
     values: NDArray[Any]
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """Tables by name, tensors that are no part of one, and the metadata of whoever wrote the file."""
+    """Tables by name, tensors that belong to no table, and the file's metadata except qembag's own."""
 
     tables: dict[str, AnyTable | Source]
     tensors: list[Tensor]
@@ -62,7 +62,7 @@ def contents_of(path: Path) -> Contents:
     tables: dict[str, AnyTable | Source] = {}
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
     floats = float_tensors(path)
-    # float64 is no type of a table's; it can be quantized.
+    # A float64 tensor is not a table, but it can be quantized.
     if described or any(dtype != "float64" for dtype, _ in floats.values()):
         opened = open_tables(path)
         tables, metadata = dict(opened), opened.metadata
@@ -101,7 +101,7 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
 
 
 def stored_table(path: Path, name: str | None) -> AnyTable:
-    """The table of that name, or the only one; of a .npy file its floats."""
+    """The table of that name, or the only one; for a .npy file a table of its floats."""
     if path.suffix.lower() != ".npy":
         tables = open_tables(path)
         return tables[chosen(tables, name)]
@@ -115,7 +115,7 @@ def stored_table(path: Path, name: str | None) -> AnyTable:
 
 
 def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:
-    """The name, if there is such a table; without one that of the only table."""
+    """The name, if there is such a table; if None, the name of the only table."""
     if name is None and len(tables) == 1:
         return next(iter(tables))
     if name is None or name not in tables:
@@ -158,7 +158,7 @@ def blocks_of(table: AnyTable | Source) -> Iterator[Block]:
 
 
 def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
-    """A block of those of the logical rows that are not pruned, if there are any."""
+    """A block of those of the logical rows `numbers` that are not pruned, if any."""
     mapping = table.compressed_indices_mapping
     stored = numbers if mapping is None else mapping[numbers]
     numbers, stored = numbers[stored >= 0], stored[stored >= 0]
@@ -168,7 +168,7 @@ def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
 
 
 def sample_of(table: AnyTable | Source) -> NDArray[Any]:
-    """Values of rows that are not pruned, evenly spaced."""
+    """Values of evenly spaced rows that are not pruned."""
     most = max(SAMPLE // (np.dtype(np.float32).itemsize * table.dim), 1)
     if isinstance(table, Source):
         return read_rows(table, spaced(table.num_rows or 0, most))
@@ -180,5 +180,5 @@ def sample_of(table: AnyTable | Source) -> NDArray[Any]:
 
 
 def spaced(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of the numbers below `count`."""
+    """At most `most` of the numbers below `count`, evenly spaced."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

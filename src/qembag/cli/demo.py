@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = f"made here, {DEFAULT_SHAPE[0]:,} x {DEFAULT_SHAPE[1]}"
     add = parser.add_argument
     add("--table", metavar="FILE", type=Path, help=f"a .npy or .safetensors file, or an index (default: {made})")
-    add("--tensor", metavar="NAME", help="which tensor of the file, where it has several tables of floats")
+    add("--tensor", metavar="NAME", help="which tensor, if the file has several tables of floats")
     add("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
-    add("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
+    add("--length", metavar="N", type=count, default=50, help="mean rows per bag (default: %(default)s)")
     # One thread, like NumPy: a fair comparison, and stable when other processes use the cores.
-    add("--threads", metavar="N", type=count, default=1, help="of a lookup (default: %(default)s)")
-    add("--seed", metavar="N", type=from_zero, default=0, help="of the traffic (default: %(default)s)")
+    add("--threads", metavar="N", type=count, default=1, help="threads of a lookup (default: %(default)s)")
+    add("--seed", metavar="N", type=from_zero, default=0, help="seed of the table and the bags (default: %(default)s)")
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
@@ -118,7 +118,7 @@ def time_rounds(contenders: list[Contender], draw: Callable[[], Batch], rng: np.
     while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
         batch = draw()
         seconds = [0.0] * len(contenders)
-        # In random order: otherwise each contender would always run with the caches that the same other one left.
+        # In random order: otherwise each contender would always find the caches as the same other one left them.
         for number in rng.permutation(len(contenders)):
             start = time.perf_counter()
             contenders[number].look_up(batch)

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
     add("target", metavar="TARGET", type=Path, help="a .npy file for one table, or a .safetensors file for all")
-    add("--table", metavar="NAME", help="this one only")
-    add("--dtype", choices=tuple(TENSOR_DTYPES), default="float32", help="to write (default: %(default)s)")
-    add("--force", action="store_true", help="replace TARGET")
+    add("--table", metavar="NAME", help="only this table")
+    add("--dtype", choices=tuple(TENSOR_DTYPES), default="float32", help="type of the floats (default: %(default)s)")
+    add("--force", action="store_true", help="replace TARGET if it exists")
     add("-q", "--quiet", action="store_true", help="show no progress")
 
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 def values(
     tables: Mapping[str, AnyTable], dtype: str, report: Callable[[int, int | None, int], None] | None
 ) -> Iterator[NDArray[Any]]:
-    """The rows of all tables by name, some megabytes at a time; pruned ones are zeros."""
+    """The rows of all tables, sorted by name, some megabytes at a time; pruned rows are zeros."""
     total, done, nbytes = sum(table.num_embeddings for table in tables.values()), 0, 0
     for name, table in sorted(tables.items()):
         at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)

@@ -1,4 +1,4 @@
-"""Bags of rows as they are looked up in practice: what a comparison and the demo measure on."""
+"""Random bags of rows, as skewed as in practice, for comparisons, the demo and the benchmark."""
 
 from __future__ import annotations
 
