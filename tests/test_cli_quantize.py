@@ -7,7 +7,7 @@ import pytest
 
 import qembag
 from qembag import cli
-from qembag.cli import dequantize
+from qembag.cli import contents
 from support.commands import float_rows
 
 
@@ -193,7 +193,7 @@ def test_options_that_the_table_refuses(command, source, target):
 
 @pytest.fixture(params=[1, 1000, 8 << 20])
 def at_once(request, monkeypatch):
-    monkeypatch.setattr(dequantize, "AT_ONCE", request.param)
+    monkeypatch.setattr(contents, "AT_ONCE", request.param)
 
 
 @pytest.mark.parametrize("name", ["codes", "pruned", "floats"])

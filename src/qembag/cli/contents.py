@@ -16,7 +16,7 @@ from .arrays import load_array
 from .output import Failure, complain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -69,14 +69,19 @@ def contents_of(path: Path) -> Contents:
     for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
+    return Contents(tables, others(tensors, tables), metadata)
+
+
+def others(tensors: list[Tensor], tables: Iterable[str]) -> list[Tensor]:
+    """The tensors that belong to none of the tables."""
     parts = {part for name in tables for part in (name, f"{name}.rows", f"{name}.compressed_indices_mapping")}
-    return Contents(tables, [tensor for tensor in tensors if tensor.name not in parts], metadata)
+    return [tensor for tensor in tensors if tensor.name not in parts]
 
 
 def tell_what_is_left_out(prog: str, source: Path, target: Path, tables: Mapping[str, AnyTable]) -> None:
     """Say which tensors of the source are in none of the tables; refuse to lose them by replacing their file."""
-    contents = contents_of(source)
-    names = [*(name for name in contents.tables if name not in tables), *(tensor.name for tensor in contents.tensors)]
+    tensors, _ = tensors_of(source)
+    names = [tensor.name for tensor in others(tensors, tables)]
     if not names:
         return
     if target.exists() and target.samefile(source):
@@ -140,6 +145,23 @@ def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:
 # ---- Block by block --------------------------------------------------------------------------------------------------
 
 
+def rows_at_once(table: AnyTable | Source) -> int:
+    """How many rows of values to make at a time."""
+    return rows_in(AT_ONCE, table)
+
+
+def rows_in(nbytes: int, table: AnyTable | Source) -> int:
+    """How many rows of values are about so many bytes; at least 1."""
+    return max(nbytes // (np.dtype(np.float32).itemsize * table.dim), 1)
+
+
+def numbers_of(table: AnyTable) -> Iterator[NDArray[np.int64]]:
+    """All logical rows, as many at a time as `rows_at_once` says."""
+    step = rows_at_once(table)
+    for start in range(0, table.num_embeddings, step):
+        yield np.arange(start, min(start + step, table.num_embeddings))
+
+
 def num_stored(table: AnyTable | Source) -> int:
     return (table.num_rows or 0) if isinstance(table, Source) else table.num_rows
 
@@ -152,9 +174,8 @@ def blocks_of(table: AnyTable | Source) -> Iterator[Block]:
             yield Block(np.arange(start, start + len(values)), values, None)
             start += len(values)
         return
-    at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
-    for start in range(0, table.num_embeddings, at_once):
-        yield from some_of(table, np.arange(start, min(start + at_once, table.num_embeddings)))
+    for numbers in numbers_of(table):
+        yield from some_of(table, numbers)
 
 
 def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
@@ -169,7 +190,7 @@ def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
 
 def sample_of(table: AnyTable | Source) -> NDArray[Any]:
     """Values of evenly spaced rows that are not pruned."""
-    most = max(SAMPLE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    most = rows_in(SAMPLE, table)
     if isinstance(table, Source):
         return read_rows(table, spaced(table.num_rows or 0, most))
     mapping = table.compressed_indices_mapping

@@ -13,7 +13,7 @@ import numpy as np
 from ..formats.replace import replacing
 from ..lookup import embedding, embedding_bag
 from .arrays import load_array, npy_rows, npy_to_stdout
-from .contents import stored_table
+from .contents import rows_at_once, stored_table
 from .output import about, progress
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ EXAMPLE = """\
   qembag lookup words.safetensors --indices bags.npy --mode mean --out vectors.npy
   echo 3 17 17 4 | qembag lookup words.safetensors
 """
-# Vectors are made about AT_ONCE bytes at a time; text is read in pieces of at most CHUNK bytes.
-AT_ONCE, CHUNK = 8 << 20, 1 << 18
+# Text is read in pieces of at most this many bytes.
+CHUNK = 1 << 18
 SEPARATORS = {"text": b" ", "csv": b","}
 
 
@@ -104,11 +104,6 @@ def text_to(file: BinaryIO, form: str) -> Write:
     return write
 
 
-def at_once(table: AnyTable) -> int:
-    """How many vectors to make at a time."""
-    return max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
-
-
 # ---- Indices in an array ---------------------------------------------------------------------------------------------
 
 
@@ -122,7 +117,7 @@ def of_array(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[n
             raise ValueError("--mode and --weights are for bags: indices must have 2 dimensions, got 1")
         if weights is not None and weights.shape != indices.shape:
             raise ValueError(f"--weights must have the shape of the indices, {indices.shape}, got {weights.shape}")
-        step = at_once(table)
+        step = rows_at_once(table)
         for start in range(0, len(indices), step):
             refuse_wrong(indices[start : start + step], table.num_embeddings, start)
         for start in range(0, len(indices), step):
@@ -158,10 +153,10 @@ def of_text(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[np
         if is_stdin and sys.stdin is None:
             raise OSError("it is closed")
         file = sys.stdin.buffer if is_stdin else stack.enter_context(options.indices.open("rb"))
-        number = 1
+        number, step = 1, rows_at_once(table)
         for lines in lines_of(file):
-            for start in range(0, len(lines), at_once(table)):
-                bags = [line.replace(b",", b" ").split() for line in lines[start : start + at_once(table)]]
+            for start in range(0, len(lines), step):
+                bags = [line.replace(b",", b" ").split() for line in lines[start : start + step]]
                 numbers, fault = parsed(bags, table.num_embeddings)
                 lengths = [len(bag) for bag in bags[: len(bags) if fault is None else fault[0]]]
                 if lengths:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..lookup import embedding_bag
 from ..quantize import quantize
 from .measures import Distance, distance, lowest, summary
 from .report import Report, Variant
-from .traffic import traffic
+from .traffic import time_rounds, traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +36,6 @@ NUM_BAGS, BAG_LENGTH = 2000, 50
 # Rows and bags are judged about this many elements at a time, which fit in the cache as float64.
 ELEMENTS_AT_ONCE = 1 << 17
 NUM_WORST = 10
-# Medians are stable within 30 rounds. After MAX_SECONDS no new round starts.
-MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
 
 
 class Source(NamedTuple):
@@ -167,7 +165,9 @@ def compare(
             judged.append(Judged(method, layout, distance(by_rows), distance(by_bags)))
             tables.setdefault(layout, table)
             report(len(rows) * number, rows.nbytes * number)
-    rounds = time_rounds([rows, *tables.values()], draw, rng)
+    timed_tables: list[NDArray[np.float32] | QuantizedTable] = [rows, *tables.values()]
+    jobs = [functools.partial(_summed, table, threads=1) for table in timed_tables]
+    rounds = [np.divide(times, len(timed.indices)) for timed, times in time_rounds(jobs, draw, rng)]
     floats_ns, *medians = np.median(rounds, axis=0).tolist()
     times = dict(zip(tables, medians, strict=True))
     return Report(
@@ -431,21 +431,3 @@ def _summed(table: NDArray[np.float32] | QuantizedTable, bags: Bags, threads: in
     return embedding_bag(
         table, bags.indices, bags.offsets, per_sample_weights=bags.per_sample_weights, num_threads=threads
     )
-
-
-def time_rounds(
-    tables: list[NDArray[np.float32] | QuantizedTable], draw: Callable[[], Bags], rng: np.random.Generator
-) -> list[list[float]]:
-    """For each round, the nanoseconds per row of each table, with one thread, on the same bags."""
-    rounds: list[list[float]] = []
-    end = time.perf_counter() + MAX_SECONDS
-    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
-        batch = draw()
-        times = [0.0] * len(tables)
-        # In random order: otherwise each table would always find the caches as the same other table left them.
-        for number in rng.permutation(len(tables)):
-            start = time.perf_counter_ns()
-            _summed(tables[number], batch, 1)
-            times[number] = (time.perf_counter_ns() - start) / len(batch.indices)
-        rounds.append(times)
-    return rounds
