@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: the parser, and what an argument may be."""
+"""Shared by the commands' arguments: the parser, and the types of arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports an error in one line, without the usage; shows an epilog as it is written."""
+    """Reports an error in one line, without the usage; prints the epilog as written."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -42,7 +42,7 @@ def whole_number(text: str, minimum: int) -> int:
 
 
 def positive(text: str) -> float:
-    """A number above zero, and finite."""
+    """A finite number above zero."""
     try:
         number = float(text)
     except ValueError:
@@ -60,6 +60,6 @@ def key_and_value(text: str) -> tuple[str, str]:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raises where a file would be replaced that nobody said may be."""
+    """Raise Failure if `path` exists, unless `force`."""
     if not force and os.path.lexists(path):
         raise Failure(f"{path}: exists already; --force replaces it")
