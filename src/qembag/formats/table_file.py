@@ -15,7 +15,7 @@ from .. import table as code_table
 from ..float_table import FloatTable
 from ..table import QuantizedTable
 from .safetensors_file import Header, Tensor, brief, read_header, read_json
-from .stored import MAPPING, ROW_WEIGHTS
+from .stored import MAPPING, ROW_WEIGHTS, is_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,24 +56,23 @@ def plans_of(header: Header) -> dict[str, Plan]:
     """The tables of a file, sorted by name."""
     tensors = header.tensors
     plans: dict[str, Plan] = {}
+
+    def plan_of(name: str, rows: Tensor, description: Any) -> Plan:
+        weights = tensors.get(name + ROW_WEIGHTS)
+        return Plan(rows, tensors.get(name + MAPPING), weights if is_weights(weights) else None, description)
+
     for name, description in _descriptions(header.metadata).items():
         rows = tensors.get(name + ROWS)
         if rows is None:
             raise ValueError(f"table {brief(name)} has no tensor {brief(name + ROWS)}")
-        plans[name] = Plan(rows, tensors.get(name + MAPPING), _weights_of(name, tensors), description)
+        plans[name] = plan_of(name, rows, description)
     parts = {tensor.name for plan in plans.values() for tensor in plan.tensors}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0 and name not in parts:
             if name in plans:
                 raise ValueError(f"has two tables {brief(name)}, one of codes and one of floats")
-            plans[name] = Plan(tensor, tensors.get(name + MAPPING), _weights_of(name, tensors), None)
+            plans[name] = plan_of(name, tensor, None)
     return dict(sorted(plans.items()))
-
-
-def _weights_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The row weights of a table. A table of floats may have that name: it is a table of its own."""
-    weights = tensors.get(name + ROW_WEIGHTS)
-    return weights if weights is not None and (weights.dtype, len(weights.shape)) == ("F32", 1) else None
 
 
 def _descriptions(metadata: Mapping[str, str]) -> dict[str, Any]:
