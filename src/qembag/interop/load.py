@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _arguments, _errors
-from ..formats.safetensors_file import brief
+from ..formats.safetensors_file import MAX_HEADER, brief
 from ..formats.saving import INDEX_SUFFIX, as_path
 from ..formats.stored import stored_floats
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
@@ -175,14 +175,15 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
 
 def _kind_of(memory: Memory) -> str:
     head = memory.bytes[:9].tobytes()
+    # Asked before any magic number of a byte or two, with which the length of a header may begin.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return "safetensors"
     if head.startswith(b"PK") or head[:1] == b"\x80" or memory.bytes[257:262].tobytes() == b"ustar":
         return "torch"  # in zip files; others of torch are refused by its reader, which says why
     if head.startswith(b"GGUF"):
         return "gguf"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head[8:] == b"{":
-        return "safetensors"
     raise ValueError(
         "is none of the files that load_tables knows: of torch (zip), model2vec, sentence-transformers, WordLlama, "
         f"GGUF, safetensors or .npy; it begins with {head[:8]!r}"
