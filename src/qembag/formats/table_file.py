@@ -127,10 +127,11 @@ class TableFile:
     a pickle of many tables names the file once, and unpickling opens it once.
     """
 
-    __slots__ = ("_memory", "_stream", "header", "path", "plans")
+    __slots__ = ("_map", "_memory", "_stream", "header", "path", "plans")
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self.path = path
+        self._map: mmap.mmap | None = None
         self._memory: NDArray[np.uint8] | None = None
         self._stream = path.open("rb")
         try:
@@ -138,7 +139,7 @@ class TableFile:
             try:
                 self.plans = plans_of(self.header)
                 if mapped:
-                    _, self._memory = map_file(self._stream.fileno())
+                    self._map, self._memory = map_file(self._stream.fileno())
                     if len(self._memory) != self.size:
                         raise ValueError("changed while it was opened")
             except ValueError as error:
@@ -152,6 +153,10 @@ class TableFile:
     def close(self) -> None:
         """Close the stream. Memory stays mapped while anything uses it."""
         self._stream.close()
+
+    def release(self) -> None:
+        """Let the system take back the pages that were read; see `release_pages`."""
+        release_pages(self._map)
 
     def __enter__(self) -> Self:
         return self
@@ -256,6 +261,12 @@ def map_file(descriptor: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     # This array exports the map's buffer, so that nobody can close the map; an array made by `ndarray` would not.
     return memory, np.frombuffer(memory, np.uint8)
+
+
+def release_pages(mapped: mmap.mmap | None) -> None:
+    """Let the system take back the pages that were read: they stay in its cache, but not in this process's memory."""
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reopened(path: str, size: int, header_hash: bytes) -> TableFile:
