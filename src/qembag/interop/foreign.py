@@ -63,6 +63,18 @@ def _value_of(given: ByName, name: str) -> int | None:
     return given[name] if name in given else given.get(name.rpartition(".")[2])
 
 
+def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ...]) -> int:
+    """What the caller says of a table that tells itself: the first of `allowed` if nothing.
+
+    One value for all tables is meant for those whose file does not say it; one by name must fit.
+    """
+    if value is None or (isinstance(given, int) and value not in allowed):
+        return allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+    return value
+
+
 class Memory:
     """A file, mapped read-only.
 
