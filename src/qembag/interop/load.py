@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,9 +89,8 @@ def load_tables(
     >>> del tables; folder.cleanup()
     """
     whole = Path(os.path.abspath(as_path(path)))
-    wanted = Wanted(_by_name(bits, "bits", (8, 4, 2, 16, 32)), _by_name(dims, "dims", None), _names(names))
     mapped = _arguments.flag(mmap, "mmap")
-    found = open_foreign(whole, _format(format), wanted)
+    found = open_foreign(whole, _format(format), wanted_of(bits, dims, names))
     with errors_name(whole):
         return {name: found.table(name, mapped=mapped) for name in found.tables}
 
@@ -102,6 +102,7 @@ class Found(NamedTuple):
     tables: Mapping[str, Foreign]
     ready: Mapping[str, QuantizedTable | FloatTable]  # tables of our own files
     file: MappedTables | None
+    metadata: Mapping[str, str] = MappingProxyType({})  # of our own files
 
     def table(self, name: str, *, mapped: bool) -> QuantizedTable | FloatTable:
         if name in self.ready and mapped:
@@ -112,17 +113,25 @@ class Found(NamedTuple):
             table._source = (self.file, name)
         return table
 
+    def release(self) -> None:
+        """Let the system take back the pages that were read of the tables' files."""
+        files = {table._source[0] for table in self.ready.values() if table._source is not None}
+        for file in files if self.file is None else {self.file}:
+            file.release()
+
 
 def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
     """Find the tables of a file or folder; see `load_tables`."""
     with errors_name(path):
-        if path.is_dir():
-            found = _in_folder(path, format, wanted)
-        elif path.name.endswith(INDEX_SUFFIX):
-            found = _ours(path, format)
-        else:
-            found = _in_file(path, format, wanted)
-        return _chosen(found, wanted)
+        found = open_others(path, format, wanted) or _ours(path, format)
+    return _chosen(found, wanted, path)
+
+
+def open_others(path: Path, format: str | None, wanted: Wanted) -> Found | None:
+    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``."""
+    if path.is_dir():
+        return _in_folder(path, format, wanted)
+    return None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
 
 
 @contextlib.contextmanager
@@ -144,7 +153,7 @@ def _in_folder(path: Path, format: str | None, wanted: Wanted) -> Found:
     return _found(kind, tables, format, memory, path, wanted)
 
 
-def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found:
+def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
     memory = Memory(path)
     kind = _kind_of(memory)
     if kind == "torch":
@@ -161,7 +170,7 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found:
         known = None if format == "qembag" else read_safetensors(memory, wanted)
         if known is not None:
             return _found(*known, format, memory, path, wanted)
-    return _ours(path, format)
+    return None
 
 
 def _kind_of(memory: Memory) -> str:
@@ -204,7 +213,8 @@ def _ours(path: Path, format: str | None) -> Found:
         return Found("qembag", tables, {}, MappedTables(path, "qembag", Wanted(), memory, tables))
     opened = open_tables(path)
     ready = {_short(name, opened): table for name, table in opened.items()} if _is_foreign(path) else dict(opened)
-    return Found("qembag", {name: Foreign.of_table(name, table) for name, table in ready.items()}, ready, None)
+    tables = {name: Foreign.of_table(name, table) for name, table in ready.items()}
+    return Found("qembag", tables, ready, None, opened.metadata)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -223,6 +233,11 @@ def _short(name: str, others: Mapping[str, Any]) -> str:
 
 
 # ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def wanted_of(bits: object, dims: object, names: object) -> Wanted:
+    """The arguments of `load_tables`, checked."""
+    return Wanted(_by_name(bits, "bits", (8, 4, 2, 16, 32)), _by_name(dims, "dims", None), _names(names))
 
 
 def _format(format: object) -> str | None:
@@ -268,10 +283,12 @@ def _names(names: object) -> tuple[str, ...] | None:
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"names must be a str or a list of str, got {_errors.kind_of(names)}")
+    if not given:
+        raise ValueError("names must have at least one name, got none")
     return tuple(map(str, given))
 
 
-def _chosen(found: Found, wanted: Wanted) -> Found:
+def _chosen(found: Found, wanted: Wanted, path: Path) -> Found:
     """Only the wanted tables. Raises ValueError if one is not there, or `bits` or `dims` name one that is not."""
     asked = {"names": wanted.names, "bits": wanted.bits, "dims": wanted.dims}
     there = {part for name in found.tables for part in (name, name.rpartition(".")[2])}
@@ -279,7 +296,7 @@ def _chosen(found: Found, wanted: Wanted) -> Found:
         for name in given if isinstance(given, (tuple, Mapping)) else ():
             if name not in there:
                 tables = listed(map(brief, found.tables)) or "none"
-                raise ValueError(f"{argument} must name tables of the file: {tables}; got {brief(name)}")
+                raise ValueError(f"{argument} must name tables of {path}: {tables}; got {brief(name)}")
     kept = {name: table for name, table in found.tables.items() if wanted.wants(name)}
     return found._replace(tables=kept)
 
@@ -297,9 +314,9 @@ class MappedTables:
         self.path, self.format = path, format
         self._wanted, self._memory, self._tables = wanted, memory, tables
 
-    @property
-    def memory(self) -> Memory:
-        return self._memory
+    def release(self) -> None:
+        """Let the system take back the pages that were read."""
+        self._memory.release()
 
     def __deepcopy__(self, memo: object) -> MappedTables:
         return self
