@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from .. import _arguments, _errors
 from ..float_table import FloatTable
 from ..layout import RowLayout
 from ..table import QuantizedTable, table_of
-from . import exporting
+from . import exporting, torchao_file
+from .foreign import Memory, Wanted
 from .tensors import array_of, full_name, has_class, tensor_of
 from .torch_ao import BITS, rows_of_per_channel
+from .torch_tensors import Tensor, Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,8 +132,29 @@ def _of_quantized(weight: Any, dim: int | None) -> QuantizedTable:
     return table_of(QuantizedTable, rows, RowLayout(bits, dim), None)
 
 
-def _of_torchao(weight: Any) -> QuantizedTable:
-    raise NotImplementedError
+def _of_torchao(weight: Any) -> QuantizedTable | FloatTable:
+    """Of torchao's tensor, by the reader of its files; the codes are packed."""
+    parts = {part: _as_in_a_file(getattr(weight, part), part) for part in ("qdata", "scale", "zero_point")}
+    state = {**parts, "target_dtype": str(weight.target_dtype), "block_size": tuple(weight.block_size)}
+    kind = str(weight.dtype).removeprefix("torch.")
+    wrapped = Wrapped("torchao.quantization.IntxUnpackedToInt8Tensor", state, kind, tuple(weight.shape))
+    return torchao_file.table("module.weight", wrapped, Wanted(), parts["qdata"].memory).table(mapped=False)
+
+
+def _as_in_a_file(tensor: Any, part: str) -> Tensor:
+    """A tensor in memory, as the reader of torch's files gives one."""
+    array = array_of(tensor.detach().contiguous(), f"module.weight.{part}")
+    memory = Lent(array.reshape(-1).view(np.uint8))
+    strides = tuple(step // array.itemsize for step in array.strides)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return Tensor(kind, array.shape, strides, 0, memory, sys.byteorder == "big")
+
+
+class Lent(Memory):
+    """A tensor's memory in the place of a mapped file."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.bytes, self._map = array, None
 
 
 def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> dict[str, QuantizedTable | FloatTable]:
@@ -154,7 +178,6 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
         As for `from_module`, naming the module.
     """
     from . import fbgemm, torchrec
-    from .foreign import Wanted
 
     if not has_class(model, "torch.nn.modules.module", "Module"):
         raise TypeError(f"model must be a torch.nn.Module, got {_errors.kind_of(model)}")
