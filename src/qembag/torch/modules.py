@@ -1,7 +1,7 @@
 """torch.nn's embedding modules over tables of qembag."""
 
 # No `from __future__ import annotations`: torch.jit.script reads those of `forward`.
-from typing import Any, Callable, Literal, Self  # noqa: UP035 (as torch.jit.script knows them)
+from typing import Any, Callable, ClassVar, Literal, Self  # noqa: UP035 (as torch.jit.script knows them)
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ class _Lookup(torch.nn.Module):
     """A table's parts as buffers: the base of both modules."""
 
     # For torch.jit.script.
-    __constants__ = ["num_embeddings", "embedding_dim", "padding_idx", "num_threads", "dtype"]
-    __jit_unused_properties__ = ["table"]
+    __constants__: ClassVar[list[str]] = ["num_embeddings", "embedding_dim", "padding_idx", "num_threads", "dtype"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["table"]
 
     rows: Tensor
     compressed_indices_mapping: Tensor | None
@@ -233,7 +233,7 @@ class EmbeddingBag(_Lookup):
     torch.Size([2, 64])
     """
 
-    __constants__ = [*_Lookup.__constants__, "mode", "include_last_offset", "layout"]
+    __constants__: ClassVar[list[str]] = [*_Lookup.__constants__, "mode", "include_last_offset", "layout"]
 
     def __init__(
         self,
@@ -359,14 +359,16 @@ class EmbeddingBag(_Lookup):
     @classmethod
     def _like(cls, module: torch.nn.EmbeddingBag, table: QuantizedTable | FloatTable, num_threads: int | None) -> Self:
         """A module over this table that does what a float one does."""
-        return cls.from_table(
+        made = cls.from_table(
             table,
             mode=module.mode,
             include_last_offset=module.include_last_offset,
             padding_idx=module.padding_idx,
             dtype=module.weight.dtype,
             num_threads=num_threads,
-        ).train(module.training)
+        )
+        made.train(module.training)
+        return made
 
     @classmethod
     def from_quantized(cls, module: torch.nn.Module, *, num_threads: int | None = None) -> Self:
@@ -391,12 +393,14 @@ class EmbeddingBag(_Lookup):
         """
         from ..interop.torch import from_module
 
-        return cls.from_table(
+        made = cls.from_table(
             from_module(module),
             mode="sum",
             include_last_offset=getattr(module, "include_last_offset", False),
             num_threads=num_threads,
-        ).train(module.training)
+        )
+        made.train(module.training)
+        return made
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Sums, means or maxima of bags.
@@ -478,7 +482,7 @@ class Embedding(_Lookup):
     torch.Size([2, 2, 64])
     """
 
-    __constants__ = [*_Lookup.__constants__, "layout"]
+    __constants__: ClassVar[list[str]] = [*_Lookup.__constants__, "layout"]
 
     def __init__(
         self,
@@ -554,16 +558,18 @@ class Embedding(_Lookup):
     def _like(cls, module: torch.nn.Embedding, table: QuantizedTable | FloatTable, num_threads: int | None) -> Self:
         """As that of `EmbeddingBag`."""
         padding_idx, dtype = module.padding_idx, module.weight.dtype
-        return cls.from_table(table, padding_idx=padding_idx, dtype=dtype, num_threads=num_threads).train(
-            module.training
-        )
+        made = cls.from_table(table, padding_idx=padding_idx, dtype=dtype, num_threads=num_threads)
+        made.train(module.training)
+        return made
 
     @classmethod
     def from_quantized(cls, module: torch.nn.Module, *, num_threads: int | None = None) -> Self:
         """A quantized embedding of torch's, ``torch.ao.nn.quantized.Embedding``: see `EmbeddingBag.from_quantized`."""
         from ..interop.torch import from_module
 
-        return cls.from_table(from_module(module), num_threads=num_threads).train(module.training)
+        made = cls.from_table(from_module(module), num_threads=num_threads)
+        made.train(module.training)
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows.

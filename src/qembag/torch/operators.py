@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .._runtime import get_num_threads
 from ..lookup import embedding, embedding_bag
 from .tensors import dim_of, table_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # `rows` and `layout` are those of `tensors.rows_of` and `tensors.layout_text`.
 BAGS = (
@@ -37,13 +39,12 @@ def threads(asked: int | None = None) -> int:
     return min(torch.get_num_threads(), get_num_threads()) if asked is None else asked
 
 
-def array_of(tensor: torch.Tensor | None) -> NDArray[Any] | None:
-    """An argument of a lookup as an array, in the same memory; bfloat16, which NumPy does not have, as float32."""
-    if tensor is None:
+def array_of(weights: torch.Tensor | None) -> NDArray[Any] | None:
+    """Weights as an array, in the same memory; bfloat16, which NumPy does not have, as float32."""
+    if weights is None:
         return None
-    if tensor.requires_grad or tensor.dtype == torch.bfloat16:
-        tensor = tensor.detach().float() if tensor.dtype == torch.bfloat16 else tensor.detach()
-    array: NDArray[Any] = tensor.numpy()
+    plain = weights.detach()
+    array: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     return array
 
 
@@ -76,7 +77,7 @@ def _bags(
     found = embedding_bag(
         table_of(rows, compressed_indices_mapping, layout),
         indices.numpy(),
-        array_of(offsets),
+        None if offsets is None else offsets.numpy(),
         mode=mode,
         per_sample_weights=array_of(per_sample_weights),
         include_last_offset=include_last_offset,

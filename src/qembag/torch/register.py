@@ -9,11 +9,12 @@ import torch
 from .. import ops
 from ..lookup import embedding_bag
 from .operators import array_of, bag_count, threads
-from .tensors import dim_of, table_of
+from .tensors import dim_of, packed_text, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
 # As torch registers them; and as its C++ functions of the `_out` names have them.
@@ -80,11 +81,11 @@ def register_operators(override: bool = False, *, namespace: str = "quantized") 
     As torch's operators do, these always sum: `mode` is accepted and ignored. They take as many threads as both
     `torch.get_num_threads` and `qembag.get_num_threads` allow.
     """
-    defines = torch.library.Library(namespace, "FRAGMENT")  # noqa: TOR901
+    defines = torch.library.Library(namespace, "FRAGMENT")
     defined, overridden, completed = [], [], []
     for width, bits in WIDTHS.items():
         name = f"embedding_bag_{width}_rowwise_offsets"
-        kernel, into, shapes = _kernel_of(width, bits), _kernel_into(width, bits), _shapes_of(bits)
+        kernel, into, shapes = _kernels_of(width, bits)
         if not _is_there(namespace, name):
             defines.define(f"{name}({ARGUMENTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
             defines.impl(name, kernel, "CPU")
@@ -112,56 +113,11 @@ def _is_there(namespace: str, name: str) -> bool:
     return hasattr(getattr(torch.ops, namespace), name)
 
 
-def _sums(
-    width: str,
-    bits: int,
-    out: NDArray[Any] | None,
-    weight: torch.Tensor,
-    indices: torch.Tensor,
-    offsets: torch.Tensor | None,
-    pruned_weights: bool,
-    per_sample_weights: torch.Tensor | None,
-    mapping: torch.Tensor | None,
-    include_last_offset: bool,
-) -> NDArray[Any]:
-    weights = array_of(per_sample_weights)
-    try:
-        table = (
-            None
-            if pruned_weights and mapping is None
-            else table_of(weight, mapping if pruned_weights else None, f'{{"bits": {bits}}}')
-        )
-    except (TypeError, ValueError, IndexError):
-        table = None
-    if table is None:
-        # Bad arguments, which get an error by their own names there; or a mapping of which only entries that are not
-        # used are bad.
-        operator = getattr(ops, f"embedding_bag_{width}_rowwise_offsets")
-        found: NDArray[Any] = operator(
-            weight.numpy(),
-            indices.numpy(),
-            array_of(offsets),
-            False,
-            0,
-            pruned_weights,
-            weights,
-            array_of(mapping),
-            include_last_offset,
-            out=out,
-        )
-        return found
-    return embedding_bag(
-        table,
-        indices.numpy(),
-        array_of(offsets),
-        per_sample_weights=weights,
-        include_last_offset=include_last_offset,
-        out=out,
-        num_threads=threads(),
-    )
+def _kernels_of(width: str, bits: int) -> tuple[Callable[..., torch.Tensor], ...]:
+    """The operator, the one of the `_out` name, and the one that only says what shape the result has."""
+    layout = packed_text(bits)
+    bad = getattr(ops, f"embedding_bag_{width}_rowwise_offsets")
 
-
-def _kernel_of(width: str, bits: int) -> Callable[..., torch.Tensor]:
     def kernel(
         weight: torch.Tensor,
         indices: torch.Tensor,
@@ -172,27 +128,30 @@ def _kernel_of(width: str, bits: int) -> Callable[..., torch.Tensor]:
         per_sample_weights: torch.Tensor | None = None,
         compressed_indices_mapping: torch.Tensor | None = None,
         include_last_offset: bool = False,
+        out: NDArray[np.float32] | None = None,
     ) -> torch.Tensor:
-        mapping = compressed_indices_mapping
-        return torch.from_numpy(
-            _sums(
-                width,
-                bits,
-                None,
-                weight,
-                indices,
-                offsets,
-                pruned_weights,
-                per_sample_weights,
-                mapping,
-                include_last_offset,
-            )
+        numbers = indices.numpy()
+        starts = None if offsets is None else offsets.numpy()
+        weights = None if per_sample_weights is None else array_of(per_sample_weights)
+        try:
+            table = table_of(weight, mapping_of(pruned_weights, compressed_indices_mapping), layout)
+        except (TypeError, ValueError, IndexError):
+            # Bad arguments, which get an error by their own names here; or a mapping of which only entries that are
+            # not used are bad.
+            mapping = None if compressed_indices_mapping is None else compressed_indices_mapping.numpy()
+            options = (False, 0, pruned_weights, weights, mapping, include_last_offset)
+            return torch.from_numpy(bad(weight.numpy(), numbers, starts, *options, out=out))
+        found = embedding_bag(
+            table,
+            numbers,
+            starts,
+            per_sample_weights=weights,
+            include_last_offset=include_last_offset,
+            out=out,
+            num_threads=threads(),
         )
+        return torch.from_numpy(found)
 
-    return kernel
-
-
-def _shapes_of(bits: int) -> Callable[..., torch.Tensor]:
     def shapes(
         weight: torch.Tensor,
         indices: torch.Tensor,
@@ -205,43 +164,25 @@ def _shapes_of(bits: int) -> Callable[..., torch.Tensor]:
         include_last_offset: bool = False,
     ) -> torch.Tensor:
         count = bag_count(indices, offsets, include_last_offset)
-        return weight.new_empty((count, dim_of(weight, f'{{"bits": {bits}}}')), dtype=torch.float32)
+        return weight.new_empty((count, dim_of(weight, layout)), dtype=torch.float32)
 
-    return shapes
-
-
-def _kernel_into(width: str, bits: int) -> Callable[..., torch.Tensor]:
-    def kernel(
-        output: torch.Tensor,
-        weight: torch.Tensor,
-        indices: torch.Tensor,
-        offsets: torch.Tensor | None = None,
-        scale_grad_by_freq: bool = False,
-        mode: int = 0,
-        pruned_weights: bool = False,
-        per_sample_weights: torch.Tensor | None = None,
-        compressed_indices_mapping: torch.Tensor | None = None,
-        include_last_offset: bool = False,
+    def into(
+        output: torch.Tensor, weight: torch.Tensor, indices: torch.Tensor, *rest: Any, **named: Any
     ) -> torch.Tensor:
-        mapping = compressed_indices_mapping
-        shape = (bag_count(indices, offsets, include_last_offset), dim_of(weight, f'{{"bits": {bits}}}'))
+        shape = shapes(weight.to("meta"), indices, *rest, **named).shape
         if output.shape != shape:
             output.resize_(shape)
-        _sums(
-            width,
-            bits,
-            output.detach().numpy(),
-            weight,
-            indices,
-            offsets,
-            pruned_weights,
-            per_sample_weights,
-            mapping,
-            include_last_offset,
-        )
+        kernel(weight, indices, *rest, **{**named, "out": output.detach().numpy()})
         return output
 
-    return kernel
+    return kernel, into, shapes
+
+
+def mapping_of(pruned_weights: bool, mapping: torch.Tensor | None) -> torch.Tensor | None:
+    """As torch's operators take it: ignored unless rows are pruned."""
+    if pruned_weights and mapping is None:
+        raise ValueError  # `qembag.ops` says it better
+    return mapping if pruned_weights else None
 
 
 def _on_cpus(

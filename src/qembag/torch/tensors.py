@@ -6,15 +6,17 @@ import ctypes
 import functools
 import json
 import weakref
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..float_table import FloatTable
 from ..layout import packed_layout
 from ..table import QuantizedTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # No layout's text is longer; a longer one is not ours.
 LONGEST_TEXT = 1000
@@ -51,6 +53,11 @@ def layout_text(table: QuantizedTable | FloatTable) -> str:
     options = {"bits": table.bits, "dim": table.dim, **table.layout.not_default()}
     options.pop("row_bytes", None)  # the tensor's width
     return json.dumps(options)
+
+
+def packed_text(bits: int) -> str:
+    """Of packed rows as torch has them, of any dim."""
+    return json.dumps({"bits": bits})
 
 
 def _layout_options(text: str) -> dict[str, Any]:
