@@ -12,7 +12,7 @@ import pytest
 
 import qembag
 from conftest import child_environment
-from qembag.cli import lookup
+from qembag.cli import contents, lookup
 from support.commands import float_rows, python_m_qembag
 
 
@@ -46,7 +46,7 @@ def vectors(text: str, separator: str | None = None) -> np.ndarray:
 
 @pytest.fixture(params=[1, 8 << 20])
 def at_once(request, monkeypatch):
-    monkeypatch.setattr(lookup, "AT_ONCE", request.param)
+    monkeypatch.setattr(contents, "AT_ONCE", request.param)
 
 
 def test_text_has_a_bag_a_line(command, path, table, given, at_once):
@@ -122,7 +122,7 @@ def test_progress_counts_vectors(command, path, tmp_path, monkeypatch):
         yield None if quiet else lambda *done: reports.append(done)
 
     monkeypatch.setattr(lookup, "progress", watching)
-    monkeypatch.setattr(lookup, "AT_ONCE", 2 * 32 * 4)
+    monkeypatch.setattr(contents, "AT_ONCE", 2 * 32 * 4)
     np.save(tmp_path / "bags.npy", [[1], [2], [3]])
     base = ["lookup", path, "--table", "codes", "--indices", tmp_path / "bags.npy"]
     command(*base, "--out", tmp_path / "out.npy")

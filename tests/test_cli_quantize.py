@@ -7,7 +7,7 @@ import pytest
 
 import qembag
 from qembag import cli
-from qembag.cli import dequantize
+from qembag.cli import contents
 from support.commands import float_rows
 
 
@@ -193,7 +193,7 @@ def test_options_that_the_table_refuses(command, source, target):
 
 @pytest.fixture(params=[1, 1000, 8 << 20])
 def at_once(request, monkeypatch):
-    monkeypatch.setattr(dequantize, "AT_ONCE", request.param)
+    monkeypatch.setattr(contents, "AT_ONCE", request.param)
 
 
 @pytest.mark.parametrize("name", ["codes", "pruned", "floats"])
@@ -310,7 +310,7 @@ def test_tensors_that_are_no_tables_are_named_when_they_are_left_out(tmp_path, t
     tensors = {"table": float_rows(), "ids": np.arange(6), "wide": float_rows().astype(np.float64)}
     source = save_tensors(tmp_path / "mixed.safetensors", tensors)
     assert cli.main([job[0], str(source), str(target), *job[1:]]) == 0
-    expected = f"qembag {job[0]}: leaves out tensors that are no tables: 'wide', 'ids'\n"
+    expected = f"qembag {job[0]}: leaves out tensors that are no tables: 'ids', 'wide'\n"
     assert capsys.readouterr().err == expected
     assert list(qembag.open_tables(target)) == ["table"]
 

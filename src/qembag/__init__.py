@@ -15,6 +15,7 @@ from .table import QuantizedTable
 if TYPE_CHECKING:
     from .formats.tables import open_table, open_tables, save_tables
     from .formats.to_file import quantize_to_file
+    from .interop.load import load_tables
     from .pruning import choose_rows
     from .verdict.compare import compare
 
@@ -27,6 +28,7 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "get_num_threads",
+    "load_tables",
     "open_table",
     "open_tables",
     "ops",
@@ -41,6 +43,7 @@ __all__ = [
 _AT_FIRST_USE = {
     "choose_rows": ".pruning",
     "compare": ".verdict.compare",
+    "load_tables": ".interop.load",
     "open_table": ".formats.tables",
     "open_tables": ".formats.tables",
     "quantize_to_file": ".formats.to_file",

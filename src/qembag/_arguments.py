@@ -392,6 +392,16 @@ def mapping(value: object, *, check_rows: int | None = None, out: object = None)
     return array if check_rows is None else checked_mapping(array, check_rows)
 
 
+def row_weights(value: object, num_embeddings: int) -> NDArray[np.float32] | None:
+    """A weight for each logical row, in one piece."""
+    if value is None:
+        return None
+    array = floats(value, "row_weights", allow_double=True, allow_bfloat16=True)
+    if array.shape != (num_embeddings,):
+        raise ValueError(f"row_weights must have shape ({num_embeddings},), one for each row, got {kind_of(array)}")
+    return np.require(as_float32(array), np.float32, ["C", "A"]).view()
+
+
 def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int32]:
     """The mapping, if each entry is -1 or the number of a row."""
     # See `ops.embedding_bag_prepack` for why not with a plain number.

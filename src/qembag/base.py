@@ -14,31 +14,46 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from .float_table import FloatTable
     from .formats.progress import Progress
     from .formats.table_file import TableFile
+    from .interop.load import MappedTables
+
+
+# Rows are weighted about this many elements at a time.
+WEIGHTED_AT_ONCE = 1 << 18
 
 
 class Table(_handle.HandleOwner):
     """A thin object over a compiled handle: the base of `QuantizedTable` and `FloatTable`, not used by itself."""
 
-    __slots__ = ("_owners", "_source")
+    __slots__ = ("_owners", "_row_weights", "_source")
 
-    _source: tuple[TableFile, str] | None
+    _row_weights: NDArray[np.float32] | None
+    _source: tuple[TableFile | MappedTables, str] | None
 
-    def _set(self, handle: _handle.TableHandle) -> None:
+    def _set(self, handle: _handle.TableHandle, row_weights: NDArray[np.float32] | None = None) -> None:
         # The mapped file that the table comes from, and its name there.
         self._source = None
         self._handle = handle
+        self._row_weights = row_weights
         # The owners of the memory. Without this second reference, NumPy's `table.data.base.resize` would count only
         # the view's and the call's own, and free memory that is still in use.
         self._owners = (handle.rows.base, None if handle.mapping is None else handle.mapping.base)
 
     @classmethod
-    def _of(cls, data: NDArray[np.uint8], layout: _handle.LayoutFields, mapping: NDArray[np.int32] | None) -> Self:
+    def _of(
+        cls,
+        data: NDArray[np.uint8],
+        layout: _handle.LayoutFields,
+        mapping: NDArray[np.int32] | None,
+        row_weights: NDArray[np.float32] | None = None,
+    ) -> Self:
         """A table made from its parts, whatever arguments a subclass's constructor takes."""
         rows = _arguments.rows(data, "data").view()
         table = cls.__new__(cls)
-        table._set(_handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows))))
+        handle = _handle.TableHandle(rows, layout, _arguments.mapping(mapping, check_rows=len(rows)))
+        table._set(handle, _arguments.row_weights(row_weights, handle.num_embeddings))
         return table
 
     @property
@@ -49,6 +64,11 @@ class Table(_handle.HandleOwner):
     def compressed_indices_mapping(self) -> NDArray[np.int32] | None:
         mapping = self._handle.mapping
         return None if mapping is None else mapping.view()
+
+    @property
+    def row_weights(self) -> NDArray[np.float32] | None:
+        weights = self._row_weights
+        return None if weights is None else weights.view()
 
     @property
     def num_rows(self) -> int:
@@ -68,8 +88,8 @@ class Table(_handle.HandleOwner):
 
     @property
     def nbytes(self) -> int:
-        mapping = self._handle.mapping
-        return self._handle.rows.nbytes + (0 if mapping is None else mapping.nbytes)
+        parts = (self._handle.rows, self._handle.mapping, self._row_weights)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def _repr(self, more: str) -> str:
         rows = "" if self._handle.mapping is None else f", num_rows={self.num_rows}"
@@ -263,6 +283,45 @@ class Table(_handle.HandleOwner):
 
         prefault([self], progress)
 
+    def apply_row_weights(self) -> FloatTable:
+        """A table of each row times its weight.
+
+        Its means are those of model2vec, bit for bit: there the product is rounded before it is added, while a lookup
+        with `per_sample_weights` adds it by a fused multiply-add.
+
+        Returns
+        -------
+        FloatTable
+            float32, shape (num_embeddings, dim): the dequantized rows times `row_weights`, each product rounded once.
+            Pruned rows are zeros.
+
+        Raises
+        ------
+        ValueError
+            If the table has no row weights.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> qembag.FloatTable(np.eye(2, dtype=np.float32), row_weights=[2, 0.5]).apply_row_weights()[:]
+        array([[2. , 0. ],
+               [0. , 0.5]], dtype=float32)
+        """
+        from .float_table import FloatTable  # which imports this module
+
+        weights = self._row_weights
+        if weights is None:
+            raise ValueError("apply_row_weights needs a table that has row_weights")
+        values = self.dequantize()
+        at_once = max(WEIGHTED_AT_ONCE // self.dim, 1)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(values), at_once):
+                values[start : start + at_once] *= weights[start : start + at_once, None]
+        mapping = self._handle.mapping
+        if mapping is not None:
+            values[mapping < 0] = 0  # also where the weight is infinite
+        return FloatTable(values)
+
     def prune(self, keep: ArrayLike) -> Self:
         """A table without some of the rows. Row numbers stay the same: pruned rows are looked up as zeros.
 
@@ -311,4 +370,5 @@ class Table(_handle.HandleOwner):
             rows = stored[kept].astype(np.intp)
         mapping = np.full(count, -1, dtype=np.int32)
         mapping[kept] = np.arange(len(rows), dtype=np.int32)
-        return self._of(self._taken(rows), self._handle.layout, mapping)
+        weights = None if self._row_weights is None else self._row_weights.copy()
+        return self._of(self._taken(rows), self._handle.layout, mapping, weights)

@@ -29,6 +29,8 @@ class FloatTable(Table):
         What `data` holds; only to tell bits of bfloat16 from other uint16.
     compressed_indices_mapping : array_like of int32, shape (num_embeddings,), optional
         As for `QuantizedTable`.
+    row_weights : array_like of floats, shape (num_embeddings,), optional
+        As for `QuantizedTable`.
 
     Attributes
     ----------
@@ -36,7 +38,7 @@ class FloatTable(Table):
         As given; a new view at each access, of the same memory.
     dtype : {"float32", "float16", "bfloat16"}
         The type of an element.
-    compressed_indices_mapping, dim, num_rows, num_embeddings, shape, row_bytes, nbytes
+    compressed_indices_mapping, row_weights, dim, num_rows, num_embeddings, shape, row_bytes, nbytes
         As for `QuantizedTable`.
 
     Raises
@@ -67,10 +69,12 @@ class FloatTable(Table):
         *,
         dtype: DTypeLike | None = None,
         compressed_indices_mapping: ArrayLike | None = None,
+        row_weights: ArrayLike | None = None,
     ) -> None:
         rows, layout = _rows_of(_arguments.float_rows(data, "data", dtype), "data")
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
-        self._set(_handle.TableHandle(rows, layout, mapping))
+        handle = _handle.TableHandle(rows, layout, mapping)
+        self._set(handle, _arguments.row_weights(row_weights, handle.num_embeddings))
 
     @property
     def _layout(self) -> FloatLayout:
@@ -90,12 +94,18 @@ class FloatTable(Table):
 
     def _reduced(self) -> tuple[Any, ...]:
         # As floats: NumPy notes their byte order.
-        return (_restore, (type(self), self.data, self.compressed_indices_mapping))
+        return (table_of, (type(self), self.data, self.compressed_indices_mapping, self.row_weights))
 
 
-def _restore(kind: type[FloatTable], data: NDArray[Any], mapping: NDArray[np.int32] | None) -> FloatTable:
+def table_of(
+    kind: type[FloatTable],
+    data: NDArray[Any],
+    mapping: NDArray[np.int32] | None,
+    row_weights: NDArray[np.float32] | None = None,
+) -> FloatTable:
+    """A table of its parts, whatever arguments a subclass takes; floats in the other byte order are copied."""
     floats = data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
-    return kind._of(*_rows_of(floats, "data"), mapping)
+    return kind._of(*_rows_of(floats, "data"), mapping, row_weights)
 
 
 def _rows_of(floats: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], FloatLayout]:

@@ -44,6 +44,9 @@ class QuantizedTable(Table):
     compressed_indices_mapping : array_like of int32, shape (num_embeddings,), optional
         For a pruned table: the row of each logical index, -1 for one that is pruned. As in PyTorch, a mapping of
         exactly ``[0]`` means that the table is not pruned.
+    row_weights : array_like of floats, shape (num_embeddings,), optional
+        A weight for each logical row, which the table only keeps: lookups do not apply it by themselves. Look up with
+        ``per_sample_weights=table.row_weights[indices]``, or make another table with `apply_row_weights`.
 
     Attributes
     ----------
@@ -53,6 +56,8 @@ class QuantizedTable(Table):
         How rows are laid out.
     compressed_indices_mapping : ndarray of int32, or None
         None where nothing is pruned.
+    row_weights : ndarray of float32, or None
+        As given, rounded to float32.
     num_rows : int
         Stored rows.
     num_embeddings : int
@@ -62,7 +67,7 @@ class QuantizedTable(Table):
     row_bytes : int
         Bytes of a row: codes, scales, biases and padding.
     nbytes : int
-        Bytes of rows and mapping.
+        Bytes of rows, mapping and row weights.
 
     Raises
     ------
@@ -97,6 +102,7 @@ class QuantizedTable(Table):
         scale_first: bool = False,
         group_size: int | None = None,
         compressed_indices_mapping: ArrayLike | None = None,
+        row_weights: ArrayLike | None = None,
     ) -> None:
         bits = _arguments.bits(bits)
         # A view of the table's own: nobody else can reshape it.
@@ -112,14 +118,16 @@ class QuantizedTable(Table):
         )
         mapping = _arguments.mapping(compressed_indices_mapping, check_rows=len(rows))
         # All at once, so that arguments that are refused leave a table as it was.
-        self._set(_handle.TableHandle(rows, row_layout, mapping))
+        handle = _handle.TableHandle(rows, row_layout, mapping)
+        self._set(handle, _arguments.row_weights(row_weights, handle.num_embeddings))
 
     def _set(
         self,
         handle: _handle.TableHandle,
+        row_weights: NDArray[np.float32] | None = None,
         per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> None:
-        super()._set(handle)
+        super()._set(handle, row_weights)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
         self._per_channel = per_channel
 
@@ -164,8 +172,8 @@ class QuantizedTable(Table):
         return self.layout.taken(self._handle.rows, numbers)
 
     def _reduced(self) -> tuple[Any, ...]:
-        parts = (self._taken(slice(None)), self.layout, self.compressed_indices_mapping)
-        return (table_of, (type(self), *parts, self._per_channel))
+        parts = (self._taken(slice(None)), self.layout, self.compressed_indices_mapping, self._per_channel)
+        return (table_of, (type(self), *parts, self.row_weights))
 
     def update(
         self,
@@ -239,7 +247,7 @@ class QuantizedTable(Table):
         Returns
         -------
         QuantizedTable
-            With copied rows, and a copy of the mapping.
+            With copied rows, and copies of the mapping and the row weights.
 
         Raises
         ------
@@ -267,7 +275,8 @@ class QuantizedTable(Table):
             target.convert(rows[part], self.layout, converted[part], start)
         mapping = self._handle.mapping
         copied = None if mapping is None else mapping.copy()
-        return table_of(type(self), converted, target, copied, self._per_channel)
+        weights = None if self._row_weights is None else self._row_weights.copy()
+        return table_of(type(self), converted, target, copied, self._per_channel, weights)
 
 
 def table_of(
@@ -276,8 +285,9 @@ def table_of(
     layout: layouts.RowLayout,
     mapping: NDArray[np.int32] | None,
     per_channel: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    row_weights: NDArray[np.float32] | None = None,
 ) -> QuantizedTable:
     """A table of its parts, whatever arguments a subclass takes."""
-    table = kind._of(data, layout, mapping)
+    table = kind._of(data, layout, mapping, row_weights)
     table._per_channel = per_channel
     return table

@@ -1,4 +1,4 @@
-"""The `qembag` command: one module a command, imported when that command is asked for."""
+"""The `qembag` command: one module per subcommand, imported only when that one runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 COMMANDS = {
-    "quantize": "quantize the tables of floats in a file to 8, 4 or 2 bits, in little memory",
+    "quantize": "quantize the tables of floats in a file to 8, 4 or 2 bits, using little memory",
+    "convert": "copy the tables of another library's file (torch, TorchRec, model2vec, GGUF, ...) to a qembag file",
     "dequantize": "write the float values of a file's tables",
     "inspect": "show what a file holds: tables, layouts, bytes, metadata, scales, suspicious rows",
-    "compare": "show what each width, method and group size would cost and lose",
+    "compare": "show bytes, error and speed of each bit width, method and group size",
     "lookup": "look up rows, or sums of bags of rows",
     "prune": "drop rows that are small, rarely used, or too many",
     "demo": "quantize a table, look up bags of rows, and print bytes, error and speed",
-    "bench": "time lookups from a file's table here, against NumPy and torch",
+    "bench": "time lookups from a file's table on this machine, against NumPy and torch",
 }
 
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments; those of the process if not given.
+        The arguments; those of the process if not given.
 
     Returns
     -------
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    # Options of `qembag` itself end it: the first other argument is the command.
+    # The options of `qembag` itself take no value, so the first other argument is the command.
     command = next((word for word in arguments if not word.startswith("-")), None)
     prog = f"qembag {command}" if command in COMMANDS else "qembag"
     try:
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str], command: str | None) -> None:
     parser = OneLineParser(
         prog="qembag",
-        description="Embedding lookups from 8-, 4- and 2-bit tables. Without a command: what this installation is.",
-        epilog="Each command says more: qembag COMMAND --help",
+        description="Embedding lookups from 8-, 4- and 2-bit tables. Without a command: show what is installed.",
+        epilog="Help for one command: qembag COMMAND --help",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     job: Callable[..., None] = describe_installation

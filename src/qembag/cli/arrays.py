@@ -1,4 +1,4 @@
-"""Arrays in .npy files: those that arguments name, and those that commands write block by block."""
+"""Arrays in .npy files: reading those that arguments name, and writing block by block."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Write: TypeAlias = Callable[[np.ndarray[Any, np.dtype[Any]]], object]
-# NumPy's own header of a 2-D array is as long.
+# As long as NumPy's own header of a 2-D array.
 HEADER_BYTES = 128
 
 
 def load_array(path: Path) -> NDArray[Any]:
-    """Map the array in a .npy file; never read a pickle. What is wrong with the file is told as its fault."""
+    """Map the array in a .npy file; never read a pickle. Errors name the file."""
     with about(path):
         try:
             # The product of a false shape may overflow; NumPy reports that shape one step later.
@@ -39,7 +39,7 @@ def load_array(path: Path) -> NDArray[Any]:
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in a .npz file by name; that of a .npy file under no name."""
+    """The arrays in a .npz file by name; the array of a .npy file under the name ""."""
     if path.suffix == ".npy":
         return {"": load_array(path)}
     with about(path):
@@ -53,14 +53,14 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def npy_header(num_rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
-    """Of one length, whatever the number of rows."""
+    """A header whose length does not depend on the number of rows."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({num_rows}, {dim}), }}"
     length = HEADER_BYTES - 10
     return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
 
 
 def little_endian(rows: NDArray[Any]) -> memoryview:
-    """The bytes of an array as files have them."""
+    """The bytes of an array, little-endian as in files."""
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
@@ -83,7 +83,7 @@ def npy_rows(file: BinaryIO, dim: int, dtype: str) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def npy_to_stdout(dim: int, dtype: str) -> Iterator[Write]:
-    """`npy_rows` for a pipe, which cannot seek: everything is sent at the end."""
+    """As `npy_rows`, for a pipe, which cannot seek: everything is sent at the end."""
     with tempfile.TemporaryFile() as file:
         with npy_rows(file, dim, dtype) as write:
             yield write

@@ -36,27 +36,27 @@ EXAMPLE = """\
 """
 PACKAGE = __package__.rpartition(".")[0]
 ROOT = Path(__file__).resolve().parents[len(PACKAGE.split("."))]
-# A turn times so many batches, after one that warms up. Medians are of this many rounds at least.
+# A turn times this many batches, after one to warm up. Medians are of at least MIN_ROUNDS rounds.
 BATCHES, MIN_ROUNDS = 8, 3
-# Answers are equal where they differ by no more than this share of the largest number: sums are added in other orders.
+# Answers may differ by this share of the largest value, since contenders add in different orders.
 TOLERANCE = 1e-4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="tables in a .safetensors file or an index; or floats in a .npy file")
-    add("--table", metavar="NAME", help="which one, where the file has several")
+    add("--table", metavar="NAME", help="which table, if the file has several")
     add("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
-    add("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
-    add("--threads", metavar="N", type=count, default=1, help="of a lookup; NumPy has one (default: %(default)s)")
-    add("--seconds", metavar="X", type=positive, default=5.0, help="to measure for (default: %(default)s)")
-    add("--seed", metavar="N", type=from_zero, default=0, help="of the traffic (default: %(default)s)")
+    add("--length", metavar="N", type=count, default=50, help="mean rows per bag (default: %(default)s)")
+    add("--threads", metavar="N", type=count, default=1, help="of a lookup; NumPy uses one (default: %(default)s)")
+    add("--seconds", metavar="X", type=positive, default=5.0, help="how long to measure (default: %(default)s)")
+    add("--seed", metavar="N", type=from_zero, default=0, help="seed of the bags (default: %(default)s)")
     add("--json", action="store_true", help="print JSON")
     add("-q", "--quiet", action="store_true", help="show no progress")
 
 
 class Contender(NamedTuple):
-    """A process that looks up, what it measured, and the file of its vectors."""
+    """A process that does lookups, its times, and the file where it puts its vectors."""
 
     name: str
     process: subprocess.Popen[str]
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 
 
 def jobs_of(table: AnyTable, options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What each process needs to know, and why one is missing."""
+    """The job of each process, and notes on why one is missing."""
     job = {"root": str(ROOT), "package": PACKAGE, "file": str(options.file), "table": options.table}
     job |= {"threads": options.threads}
     jobs = [job | {"contender": name, "answer": str(folder / f"{name}.npy")} for name in ("qembag", "numpy")]
@@ -115,8 +115,8 @@ def jobs_of(table: AnyTable, options: argparse.Namespace, folder: Path) -> tuple
 
 @contextlib.contextmanager
 def started(job: dict[str, Any]) -> Iterator[Contender]:
-    """A contender that is ready; its process ends here."""
-    # -P: modules beside the script have names that Python's own have.
+    """A contender that is ready; its process is killed at the end."""
+    # -P: modules beside the script have the names of standard ones, such as inspect.
     command = [sys.executable, "-P", str(Path(__file__).with_name("bench_worker.py")), json.dumps(job)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
@@ -151,7 +151,7 @@ def measure(contenders: list[Contender], num_rows: int, options: argparse.Namesp
                 batches, **{f"{key}{n}": array for n, some in enumerate(drawn) for key, array in some._asdict().items()}
             )
             timed = sum(len(some.indices) for some in drawn[1:])
-            # In random order: otherwise each one would always run with the caches that the same other one left.
+            # In random order: otherwise each contender would always find the caches as the same other one left them.
             for number in rng.permutation(len(contenders)):
                 contender = contenders[number]
                 assert contender.process.stdin is not None

@@ -1,7 +1,7 @@
-"""A process of one contender of `qembag bench`: a script, for torch is measured in a process without this package.
+"""The process of one contender of `qembag bench`. It is a script, so that torch runs without this package.
 
-The argument is a job as JSON. Each line that comes in names a .npz file with batches of bags. The answer is how many
-seconds their lookups took, the first one left out, which warms up; or what went wrong. The vectors of the first batch
+The argument is a job as JSON. Each input line names a .npz file with batches of bags. The answer is a line of JSON:
+the seconds that the lookups took, without the first batch, which warms up; or an error. The vectors of the first batch
 go to the job's answer file.
 """
 

@@ -1,4 +1,4 @@
-"""`qembag compare`: what each way to quantize a table would cost and lose."""
+"""`qembag compare`: bytes, error and speed of each way to quantize a table."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ EXAMPLE = """\
   qembag compare words.npy
   qembag compare model.safetensors --tensor embed.weight --bits 4 2 --html verdict.html
 """
-# As `compare` takes a whole row.
+# The argument for a group size of None.
 WHOLE_ROW = "row"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="floats: a .npy or .safetensors file, or an index of several")
-    add("--tensor", metavar="NAME", help="which one, where the file has several")
-    add("--bits", type=int, choices=(8, 4, 2), nargs="+", default=(8, 4, 2), help="of a code (default: 8 4 2)")
+    add("--tensor", metavar="NAME", help="which tensor, if the file has several")
+    add("--bits", type=int, choices=(8, 4, 2), nargs="+", default=(8, 4, 2), help="bits of a code (default: 8 4 2)")
     methods = ("minmax", "greedy", "lsq")
     add("--methods", choices=methods, nargs="+", default=("minmax", "lsq"), help="(default: minmax lsq)")
     add(
@@ -36,15 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=group_size,
         nargs="+",
         default=(None, 32),
-        help=f"elements that share a scale, or '{WHOLE_ROW}' for all of a row (default: {WHOLE_ROW} 32)",
+        help=f"elements that share a scale, or '{WHOLE_ROW}' for the whole row (default: {WHOLE_ROW} 32)",
     )
-    bags = (
-        "a .npz file with your bags, as indices and offsets, and per_sample_weights if they have some; or a .npy file"
-    )
-    add("--bags", metavar="FILE", type=Path, help=f"{bags} with a bag a row (default: made here, Zipf-like)")
-    add("--sample", metavar="N", type=count, help="quantize so many rows (default: at most 200,000 and 256 MiB)")
-    add("--threads", metavar="N", type=count, help="of quantizing (default: all cores)")
-    add("--seed", metavar="N", type=from_zero, default=0, help="of sample and bags (default: %(default)s)")
+    bags = "a .npz file with your bags: indices, offsets and optionally per_sample_weights; or a .npy file"
+    add("--bags", metavar="FILE", type=Path, help=f"{bags} in which each row is a bag (default: random, Zipf-like)")
+    add("--sample", metavar="N", type=count, help="quantize this many rows (default: at most 200,000 and 256 MiB)")
+    add("--threads", metavar="N", type=count, help="threads for quantizing (default: all cores)")
+    add("--seed", metavar="N", type=from_zero, default=0, help="seed of the sample and the bags (default: %(default)s)")
     add("--json", action="store_true", help="print JSON")
     add("--plot", metavar="FILE", type=Path, help="draw errors and cosines: .svg, .png or .pdf (needs matplotlib)")
     add("--html", metavar="FILE", type=Path, help="write the report as one page (needs matplotlib)")
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             seed=options.seed,
             progress=report_rows or False,
         )
-    # Before the pictures, which may lack a package.
+    # Printed before plotting, which fails without matplotlib.
     show(json.dumps(report.to_dict(), indent=2, allow_nan=False) if options.json else str(report))
     if options.plot is not None:
         with about(options.plot):
@@ -81,7 +79,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 
 
 def bags_of(path: Path) -> Any:
-    """As `compare` takes them."""
+    """The bags in a file, as `compare` takes them."""
     arrays = load_arrays(path)
     if path.suffix == ".npy":
         return arrays[""]

@@ -1,4 +1,4 @@
-"""What files hold, for the commands that read them: tables of the package's, tensors of floats, and the rest."""
+"""What files hold, for the commands that read them: qembag tables, tensors of floats, and the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .arrays import load_array
 from .output import Failure, complain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 AnyTable: TypeAlias = QuantizedTable | FloatTable
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
-# A sample has as many.
+# Bytes of a sample.
 SAMPLE = 8 << 20
 
 
 class Block(NamedTuple):
-    """Some rows that are stored: their logical numbers, their values, and of codes the pairs of scale and bias."""
+    """Some stored rows: logical numbers, values, and for codes the pairs of scale and bias, else None."""
 
     numbers: NDArray[np.int64]
     values: NDArray[Any]
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """Tables by name, tensors that are no part of one, and the metadata of whoever wrote the file."""
+    """Tables by name, tensors that belong to no table, and the file's metadata except qembag's own."""
 
     tables: dict[str, AnyTable | Source]
     tensors: list[Tensor]
@@ -62,21 +62,27 @@ def contents_of(path: Path) -> Contents:
     tables: dict[str, AnyTable | Source] = {}
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
     floats = float_tensors(path)
-    # float64 is no type of a table's; it can be quantized.
+    # A float64 tensor is not a table, but it can be quantized.
     if described or any(dtype != "float64" for dtype, _ in floats.values()):
         opened = open_tables(path)
         tables, metadata = dict(opened), opened.metadata
     for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
-    parts = {part for name in tables for part in (name, f"{name}.rows", f"{name}.compressed_indices_mapping")}
-    return Contents(tables, [tensor for tensor in tensors if tensor.name not in parts], metadata)
+    return Contents(tables, others(tensors, tables), metadata)
+
+
+def others(tensors: list[Tensor], tables: Iterable[str]) -> list[Tensor]:
+    """The tensors that belong to none of the tables."""
+    suffixes = ("", ".rows", ".compressed_indices_mapping", ".row_weights")
+    parts = {name + suffix for name in tables for suffix in suffixes}
+    return [tensor for tensor in tensors if tensor.name not in parts]
 
 
 def tell_what_is_left_out(prog: str, source: Path, target: Path, tables: Mapping[str, AnyTable]) -> None:
     """Say which tensors of the source are in none of the tables; refuse to lose them by replacing their file."""
-    contents = contents_of(source)
-    names = [*(name for name in contents.tables if name not in tables), *(tensor.name for tensor in contents.tensors)]
+    tensors, _ = tensors_of(source)
+    names = [tensor.name for tensor in others(tensors, tables)]
     if not names:
         return
     if target.exists() and target.samefile(source):
@@ -101,7 +107,7 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
 
 
 def stored_table(path: Path, name: str | None) -> AnyTable:
-    """The table of that name, or the only one; of a .npy file its floats."""
+    """The table of that name, or the only one; for a .npy file a table of its floats."""
     if path.suffix.lower() != ".npy":
         tables = open_tables(path)
         return tables[chosen(tables, name)]
@@ -115,7 +121,7 @@ def stored_table(path: Path, name: str | None) -> AnyTable:
 
 
 def chosen(tables: Mapping[str, AnyTable], name: str | None) -> str:
-    """The name, if there is such a table; without one that of the only table."""
+    """The name, if there is such a table; if None, the name of the only table."""
     if name is None and len(tables) == 1:
         return next(iter(tables))
     if name is None or name not in tables:
@@ -140,6 +146,23 @@ def float_rows(path: Path, tensor: str | None) -> NDArray[np.float32]:
 # ---- Block by block --------------------------------------------------------------------------------------------------
 
 
+def rows_at_once(table: AnyTable | Source) -> int:
+    """How many rows of values to make at a time."""
+    return rows_in(AT_ONCE, table)
+
+
+def rows_in(nbytes: int, table: AnyTable | Source) -> int:
+    """How many rows of values are about so many bytes; at least 1."""
+    return max(nbytes // (np.dtype(np.float32).itemsize * table.dim), 1)
+
+
+def numbers_of(table: AnyTable) -> Iterator[NDArray[np.int64]]:
+    """All logical rows, as many at a time as `rows_at_once` says."""
+    step = rows_at_once(table)
+    for start in range(0, table.num_embeddings, step):
+        yield np.arange(start, min(start + step, table.num_embeddings))
+
+
 def num_stored(table: AnyTable | Source) -> int:
     return (table.num_rows or 0) if isinstance(table, Source) else table.num_rows
 
@@ -152,13 +175,12 @@ def blocks_of(table: AnyTable | Source) -> Iterator[Block]:
             yield Block(np.arange(start, start + len(values)), values, None)
             start += len(values)
         return
-    at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
-    for start in range(0, table.num_embeddings, at_once):
-        yield from some_of(table, np.arange(start, min(start + at_once, table.num_embeddings)))
+    for numbers in numbers_of(table):
+        yield from some_of(table, numbers)
 
 
 def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
-    """A block of those of the logical rows that are not pruned, if there are any."""
+    """A block of those of the logical rows `numbers` that are not pruned, if any."""
     mapping = table.compressed_indices_mapping
     stored = numbers if mapping is None else mapping[numbers]
     numbers, stored = numbers[stored >= 0], stored[stored >= 0]
@@ -168,8 +190,8 @@ def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
 
 
 def sample_of(table: AnyTable | Source) -> NDArray[Any]:
-    """Values of rows that are not pruned, evenly spaced."""
-    most = max(SAMPLE // (np.dtype(np.float32).itemsize * table.dim), 1)
+    """Values of evenly spaced rows that are not pruned."""
+    most = rows_in(SAMPLE, table)
     if isinstance(table, Source):
         return read_rows(table, spaced(table.num_rows or 0, most))
     mapping = table.compressed_indices_mapping
@@ -180,5 +202,5 @@ def sample_of(table: AnyTable | Source) -> NDArray[Any]:
 
 
 def spaced(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of the numbers below `count`."""
+    """At most `most` of the numbers below `count`, evenly spaced."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -13,7 +12,7 @@ from .._runtime import show_config
 from ..lookup import embedding_bag
 from ..quantize import quantize
 from ..verdict.text import aligned, human_bytes
-from ..verdict.traffic import Batch, traffic
+from ..verdict.traffic import Batch, time_rounds, traffic
 from .arguments import count, from_zero
 from .contents import float_rows
 from .output import about, show
@@ -29,8 +28,6 @@ EXAMPLE = """\
   qembag demo --table embeddings.npy --bags 500
 """
 DEFAULT_SHAPE = (200_000, 64)
-# The median is stable within 30 rounds. Large tables and batches get fewer, so that the demo takes about 3 seconds.
-MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
 
 
 class Contender(NamedTuple):
@@ -45,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = f"made here, {DEFAULT_SHAPE[0]:,} x {DEFAULT_SHAPE[1]}"
     add = parser.add_argument
     add("--table", metavar="FILE", type=Path, help=f"a .npy or .safetensors file, or an index (default: {made})")
-    add("--tensor", metavar="NAME", help="which tensor of the file, where it has several tables of floats")
+    add("--tensor", metavar="NAME", help="which tensor, if the file has several tables of floats")
     add("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
-    add("--length", metavar="N", type=count, default=50, help="mean rows of a bag (default: %(default)s)")
+    add("--length", metavar="N", type=count, default=50, help="mean rows per bag (default: %(default)s)")
     # One thread, like NumPy: a fair comparison, and stable when other processes use the cores.
-    add("--threads", metavar="N", type=count, default=1, help="of a lookup (default: %(default)s)")
-    add("--seed", metavar="N", type=from_zero, default=0, help="of the traffic (default: %(default)s)")
+    add("--threads", metavar="N", type=count, default=1, help="threads of a lookup (default: %(default)s)")
+    add("--seed", metavar="N", type=from_zero, default=0, help="seed of the table and the bags (default: %(default)s)")
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
@@ -67,13 +64,13 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     try:
         batch = draw()
         exact, *pooled = (contender.look_up(batch) for contender in contenders)
-        rounds = time_rounds(contenders, draw, rng)
+        rounds = [times for _, times in time_rounds([contender.look_up for contender in contenders], draw, rng)]
     except (MemoryError, ValueError) as error:
         wrong(f"--bags {options.bags} of --length {options.length} are too many: {error}")
 
     medians = np.median(rounds, axis=0)
     lines = [["table", "bytes", "share", "relative error", "worst cosine", "us a batch"]]
-    for contender, vectors, seconds in zip(contenders, [exact, *pooled], medians, strict=True):
+    for contender, vectors, nanoseconds in zip(contenders, [exact, *pooled], medians, strict=True):
         lines.append(
             [
                 contender.name,
@@ -81,7 +78,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 f"{contender.nbytes / weights.nbytes:.1%}",
                 f"{relative_error(vectors, exact):.5f}",
                 f"{worst_cosine(vectors, exact):.6f}",
-                f"{seconds * 1e6:,.1f}",
+                f"{nanoseconds / 1e3:,.1f}",
             ]
         )
     show(f"{aligned(lines)}\n\n{caption(options, weights, len(rounds))}")
@@ -109,22 +106,6 @@ def quantized(weights: NDArray[np.float32], bits: int, num_threads: int) -> Cont
         return embedding_bag(table, batch.indices, batch.offsets, num_threads=num_threads)
 
     return Contender(f"{bits}-bit", table.nbytes, look_up)
-
-
-def time_rounds(contenders: list[Contender], draw: Callable[[], Batch], rng: np.random.Generator) -> list[list[float]]:
-    """For each round, the seconds of each contender on a fresh batch."""
-    rounds: list[list[float]] = []
-    end = time.perf_counter() + MAX_SECONDS
-    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
-        batch = draw()
-        seconds = [0.0] * len(contenders)
-        # In random order: otherwise each contender would always run with the caches that the same other one left.
-        for number in rng.permutation(len(contenders)):
-            start = time.perf_counter()
-            contenders[number].look_up(batch)
-            seconds[number] = time.perf_counter() - start
-        rounds.append(seconds)
-    return rounds
 
 
 def relative_error(vectors: NDArray[np.float32], exact: NDArray[np.float32]) -> float:

@@ -12,7 +12,7 @@ from ..formats.safetensors_file import header_bytes
 from ..formats.tables import open_tables
 from .arguments import refuse_existing
 from .arrays import little_endian, npy_rows
-from .contents import chosen, tell_what_is_left_out
+from .contents import chosen, numbers_of, tell_what_is_left_out
 from .output import about, progress
 
 if TYPE_CHECKING:
@@ -29,16 +29,15 @@ EXAMPLE = """\
   qembag dequantize tables.safetensors floats.safetensors --dtype float16
 """
 TENSOR_DTYPES = {"float32": "F32", "float16": "F16"}
-AT_ONCE = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
     add("target", metavar="TARGET", type=Path, help="a .npy file for one table, or a .safetensors file for all")
-    add("--table", metavar="NAME", help="this one only")
-    add("--dtype", choices=tuple(TENSOR_DTYPES), default="float32", help="to write (default: %(default)s)")
-    add("--force", action="store_true", help="replace TARGET")
+    add("--table", metavar="NAME", help="only this table")
+    add("--dtype", choices=tuple(TENSOR_DTYPES), default="float32", help="type of the floats (default: %(default)s)")
+    add("--force", action="store_true", help="replace TARGET if it exists")
     add("-q", "--quiet", action="store_true", help="show no progress")
 
 
@@ -75,19 +74,18 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 def values(
     tables: Mapping[str, AnyTable], dtype: str, report: Callable[[int, int | None, int], None] | None
 ) -> Iterator[NDArray[Any]]:
-    """The rows of all tables by name, some megabytes at a time; pruned ones are zeros."""
+    """The rows of all tables, sorted by name, some megabytes at a time; pruned rows are zeros."""
     total, done, nbytes = sum(table.num_embeddings for table in tables.values()), 0, 0
     for name, table in sorted(tables.items()):
-        at_once = max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
-        for start in range(0, table.num_embeddings, at_once):
-            exact = table.dequantize(np.arange(start, min(start + at_once, table.num_embeddings)))
+        for numbers in numbers_of(table):
+            exact = table.dequantize(numbers)
             with np.errstate(over="ignore"):
                 rows = exact.astype(dtype, copy=False)
             lost = np.argwhere(np.isinf(rows) & np.isfinite(exact))
             if len(lost):
                 row, column = lost[0]
                 raise ValueError(
-                    f"--dtype must be float32 for values beyond float16: row {start + row} of table {name!r} has "
+                    f"--dtype must be float32 for values beyond float16: row {numbers[row]} of table {name!r} has "
                     f"{exact[row, column]:g}"
                 )
             yield rows

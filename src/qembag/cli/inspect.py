@@ -26,11 +26,11 @@ EXAMPLE = """\
   qembag inspect words.safetensors
   qembag inspect words.safetensors --json | python -m json.tool
 """
-# Rows whose range is above this many times the median are far out.
+# A row is suspicious if its range is above this many times the median.
 FAR_OUT = 100
-# Of suspicious rows, the first so many are named.
+# For each reason, this many suspicious rows are listed.
 NAMED = 5
-# A median is of all scales up to about so many, and of evenly spaced ones beyond.
+# The median is of all scales up to about this many, and of evenly spaced ones beyond.
 MOST_SCALES = 1 << 22
 REASONS = {
     "not_finite": "with a NaN or an infinity",
@@ -42,7 +42,7 @@ REASONS = {
 
 
 class Found(NamedTuple):
-    """Rows of one kind: how many, and the first few by number."""
+    """Suspicious rows of one kind: how many, and the numbers of the first few."""
 
     rows: int
     first: list[int]
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 
 
 def described(table: AnyTable | Source) -> dict[str, Any]:
-    """What is known of a table without its rows."""
+    """What is known about a table without reading its rows."""
     if isinstance(table, Source):
         rows = table.num_rows or 0
         entry = {"type": table.dtype, "num_embeddings": rows, "num_rows": rows, "dim": table.dim}
@@ -107,7 +107,7 @@ def described(table: AnyTable | Source) -> dict[str, Any]:
 
 
 class Scan:
-    """One pass over a table's rows, block by block: what its scales are like, and which rows are suspicious."""
+    """One pass over a table's rows, block by block: the distribution of its scales, and suspicious rows."""
 
     def __init__(self, table: AnyTable | Source) -> None:
         self._table = table
@@ -116,12 +116,12 @@ class Scan:
         self._largest = 0.0
         self._found = {reason: Found(0, []) for reason in REASONS}
         self._scales: list[NDArray[np.float32]] = []
-        # Of scales: how many, how many are zero or negative, and the least and the greatest finite one.
+        # Counts of all, zero and negative scales; the least and the greatest finite scale.
         self._count = self._zero = self._negative = 0
         self._least, self._greatest = np.inf, -np.inf
 
     def blocks(self) -> Iterator[int]:
-        """The number of rows of each block, once it is looked at."""
+        """Scan block by block; yields the number of rows of each block after scanning it."""
         for numbers, values, pairs in blocks_of(self._table):
             self._add_values(numbers, values, pairs)
             if pairs is not None:
@@ -160,7 +160,7 @@ class Scan:
         self._scales.append(finite[::step].copy())
 
     def result(self) -> dict[str, Any]:
-        """What is added to a table's entry."""
+        """What the scan adds to the table's entry."""
         entry: dict[str, Any] = {"range": {"median": self._median, "max": self._largest}}
         if isinstance(self._table, QuantizedTable):
             finite = np.concatenate([np.empty(0, np.float32), *self._scales])
@@ -176,7 +176,7 @@ class Scan:
 
 
 def ranges_of(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Of each row whether all is finite, and its maximum less its minimum, which no float32 makes overflow."""
+    """For each row, whether it is finite, and its maximum minus its minimum, in float64 against overflow."""
     with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN, and float64
         high, low = (extreme(axis=1).astype(np.float64) for extreme in (values.max, values.min))
         ranges = high - low

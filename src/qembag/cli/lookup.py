@@ -13,7 +13,7 @@ import numpy as np
 from ..formats.replace import replacing
 from ..lookup import embedding, embedding_bag
 from .arrays import load_array, npy_rows, npy_to_stdout
-from .contents import stored_table
+from .contents import rows_at_once, stored_table
 from .output import about, progress
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ EXAMPLE = """\
   qembag lookup words.safetensors --indices bags.npy --mode mean --out vectors.npy
   echo 3 17 17 4 | qembag lookup words.safetensors
 """
-# Vectors are made about this many bytes at a time; text is read in pieces of so many at most.
-AT_ONCE, CHUNK = 8 << 20, 1 << 18
+# Text is read in pieces of at most this many bytes.
+CHUNK = 1 << 18
 SEPARATORS = {"text": b" ", "csv": b","}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="tables in a .safetensors file or an index; or floats in a .npy file")
-    add("--table", metavar="NAME", help="which table, where the file has several")
+    add("--table", metavar="NAME", help="which table, if the file has several")
     add(
         "--indices",
         metavar="FILE",
         type=Path,
         default=Path("-"),
-        help="a .npy file (2-D: a bag a row; 1-D: rows to look up), or text with a bag a line, numbers from 0 with "
-        "spaces or commas between them; - is standard input (the default), answered as lines come in",
+        help="a .npy file (2-D: each row is a bag; 1-D: rows to look up), or text: each line is a bag, row numbers "
+        "from 0 separated by spaces or commas; - is standard input (the default), answered line by line",
     )
     modes = ("sum", "mean", "max", "sqrtn")
     add("--mode", choices=modes, help="how the rows of a bag become one vector (default: sum)")
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=("npy", "text", "csv"),
-        help="of the vectors: text and csv have one a line (default: by the name of --out, else text)",
+        help="format of the vectors; text and csv have one per line (default: by the name of --out, else text)",
     )
     add("-q", "--quiet", action="store_true", help="show no progress")
 
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             write = stack.enter_context(npy_to_stdout(table.dim, "f4"))
         else:
             write = text_to(sys.stdout.buffer, form)
-        # Answers on the terminal are progress enough.
+        # No progress line between answers on the terminal.
         quiet = options.quiet or (to_stdout and sys.stdout.isatty())
         report = stack.enter_context(progress(quiet=quiet))
         done = nbytes = 0
@@ -92,21 +92,16 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
 
 
 def text_to(file: BinaryIO, form: str) -> Write:
-    """A function that writes a vector a line, each number in the fewest digits that float32 needs."""
+    """A function that writes one vector per line, each number with as many digits as float32 needs."""
     separator = SEPARATORS[form]
 
     def write(vectors: NDArray[np.float32]) -> None:
         lines = vectors.astype("S32").tolist()
         file.write(b"".join(separator.join(line) + b"\n" for line in lines))
-        # Whoever gave these lines may wait for the answer before the next one.
+        # The program that wrote these lines may wait for their answers before it writes more.
         file.flush()
 
     return write
-
-
-def at_once(table: AnyTable) -> int:
-    """How many vectors are made at a time."""
-    return max(AT_ONCE // (np.dtype(np.float32).itemsize * table.dim), 1)
 
 
 # ---- Indices in an array ---------------------------------------------------------------------------------------------
@@ -122,7 +117,7 @@ def of_array(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[n
             raise ValueError("--mode and --weights are for bags: indices must have 2 dimensions, got 1")
         if weights is not None and weights.shape != indices.shape:
             raise ValueError(f"--weights must have the shape of the indices, {indices.shape}, got {weights.shape}")
-        step = at_once(table)
+        step = rows_at_once(table)
         for start in range(0, len(indices), step):
             refuse_wrong(indices[start : start + step], table.num_embeddings, start)
         for start in range(0, len(indices), step):
@@ -136,9 +131,9 @@ def of_array(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[n
 
 
 def refuse_wrong(some: NDArray[Any], num_embeddings: int, start: int) -> None:
-    """Raises for an index out of range, with its place in the whole array."""
+    """Raise ValueError for an index out of range, with its place in the whole array."""
     if some.dtype.kind not in "iu":
-        return  # the lookup says what it must be
+        return  # the lookup raises for it
     wrong = np.argwhere((some < 0) | (some >= np.array(num_embeddings, np.int64)))
     if len(wrong):
         first, *rest = wrong[0].tolist()
@@ -151,17 +146,17 @@ def refuse_wrong(some: NDArray[Any], num_embeddings: int, start: int) -> None:
 
 
 def of_text(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[np.float32]]:
-    """The vectors of the lines that are there, before those are waited for that are not."""
+    """The vectors of each line. Lines that have arrived are answered before waiting for more."""
     mode: Any = options.mode or "sum"
     is_stdin = options.indices == Path("-")
     with about("standard input" if is_stdin else options.indices), contextlib.ExitStack() as stack:
         if is_stdin and sys.stdin is None:
             raise OSError("it is closed")
         file = sys.stdin.buffer if is_stdin else stack.enter_context(options.indices.open("rb"))
-        number = 1
+        number, step = 1, rows_at_once(table)
         for lines in lines_of(file):
-            for start in range(0, len(lines), at_once(table)):
-                bags = [line.replace(b",", b" ").split() for line in lines[start : start + at_once(table)]]
+            for start in range(0, len(lines), step):
+                bags = [line.replace(b",", b" ").split() for line in lines[start : start + step]]
                 numbers, fault = parsed(bags, table.num_embeddings)
                 lengths = [len(bag) for bag in bags[: len(bags) if fault is None else fault[0]]]
                 if lengths:
@@ -172,7 +167,7 @@ def of_text(table: AnyTable, options: argparse.Namespace) -> Iterator[NDArray[np
 
 
 def lines_of(file: Any) -> Iterator[list[bytes]]:
-    """Lines as they come in, as many as are there."""
+    """Lines as they arrive, as many at once as are available."""
     pieces: list[bytes] = []
     while chunk := file.read1(CHUNK):
         pieces.append(chunk)
@@ -185,7 +180,7 @@ def lines_of(file: Any) -> Iterator[list[bytes]]:
 
 
 def parsed(bags: list[list[bytes]], num_embeddings: int) -> tuple[NDArray[np.int64], tuple[int, str] | None]:
-    """The numbers of the bags before the first one that is wrong, and which that is and why."""
+    """The numbers of the bags before the first wrong one; and its place and the reason, or None."""
     try:
         numbers = np.array([int(word) for bag in bags for word in bag], dtype=np.int64)
         wrong = (numbers < 0) | (numbers >= num_embeddings)

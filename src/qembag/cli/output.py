@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout; faults, one line each, and progress on stderr."""
+"""What the commands print: results on stdout; errors, one line each, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# What a file or a value can be at fault for. Other exceptions are ours, and keep their traceback.
+# Errors that a file or a value can cause. Other exceptions are bugs, and keep their traceback.
 FAULTS = (ImportError, MemoryError, OSError, ValueError, TypeError, LookupError)
 
 
 class Failure(Exception):
-    """Why a job cannot be done, in one line."""
+    """The job cannot be done; the text says why, in one line."""
 
 
 @contextlib.contextmanager
 def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
-    """Faults within are those of this file; a system's error without a name, of the file that is written."""
+    """Turn errors into a Failure that names `path`; an OSError without a file name gets `writes`, if given."""
     try:
         yield
     except BrokenPipeError:
@@ -43,7 +43,7 @@ def names_of(*paths: Path | str | None) -> list[str]:
 
 
 def as_given(reason: str, *paths: Path | str | None) -> str:
-    """With the path that the user gave in the place of a whole one."""
+    """The reason, with the path as the user gave it instead of the absolute one."""
     for path in paths:
         if path is not None and reason.startswith(f"{os.path.abspath(path)}: "):
             return f"{path}{reason[len(os.path.abspath(path)) :]}"
@@ -62,13 +62,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def complain(prog: str, message: str) -> None:
-    """One line on stderr, if there is one."""
+    """Write one line to stderr, if there is a stderr."""
     with contextlib.suppress(AttributeError, OSError):
         sys.stderr.write(f"{prog}: {printable(' '.join(message.split()))}\n")
 
 
 def let_go_of_output() -> None:
-    """Python flushes stdout at exit, and would report there what has been reported already."""
+    """Flush stdout, or drop it: Python flushes it at exit, and would report an error a second time."""
     try:
         sys.stdout.flush()
     except (AttributeError, OSError):
@@ -77,7 +77,7 @@ def let_go_of_output() -> None:
 
 
 def printable(text: str) -> str:
-    """With escapes for what moves a terminal's cursor: names in a file are anybody's."""
+    """The text with escapes for control characters: names from a file must not control the terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -93,15 +93,15 @@ def plural(count: int, noun: str) -> str:
 
 # ---- Progress --------------------------------------------------------------------------------------------------------
 
-# Seconds before a line of progress appears, and between two.
+# Seconds before the first line of progress, and between updates.
 PATIENCE, PAUSE = 1.0, 0.2
 
 
 @contextlib.contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Callable[[int, int | None, int], None] | None]:
-    """What to call with the rows done, all rows if known, and the bytes done. None where nobody watches stderr.
+    """A function to call with the rows done, the total if known, and the bytes done; None if stderr is no terminal.
 
-    The line is our own, without colours or a package: it is there in every installation, and gone at the end.
+    It shows one line, needs no tqdm, and erases the line at the end.
     """
     stream = sys.stderr
     if quiet or stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
@@ -128,7 +128,7 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[int, int | None, int]
 
 
 def write(stream: TextIO, text: str) -> None:
-    # A terminal that is gone is no reason to stop.
+    # The job goes on if the terminal is gone.
     with contextlib.suppress(OSError):
         stream.write(text)
         stream.flush()

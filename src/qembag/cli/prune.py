@@ -1,4 +1,4 @@
-"""`qembag prune`: a table without the rows that are small, rarely used, or too many."""
+"""`qembag prune`: drop the rows of a table that are small, rarely used, or too many."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the .safetensors file or index to write, with SOURCE's other tables as well",
     )
-    add("--table", metavar="NAME", help="the one to prune, where there are several")
+    add("--table", metavar="NAME", help="the table to prune, if there are several")
     add("--min-norm", metavar="X", type=positive, help="keep rows of at least this norm")
-    add("--min-count", metavar="N", type=count, help="keep rows that --counts says were looked up so often")
-    add("--max-rows", metavar="N", type=count, help="keep at most so many rows, the most used or else the largest")
-    add("--max-bytes", metavar="N", type=count, help="keep what fits into so many bytes, the mapping included")
+    add("--min-count", metavar="N", type=count, help="keep rows that were looked up at least N times, by --counts")
+    add("--max-rows", metavar="N", type=count, help="keep at most N rows, the most used or else the largest")
+    add("--max-bytes", metavar="N", type=count, help="keep as many rows as fit in N bytes, including the mapping")
     add("--counts", metavar="FILE", type=Path, help="a .npy file: how often each row was looked up")
     add("--keep", metavar="FILE", type=Path, help="a .npy file: a mask of the rows to keep, or their numbers")
-    add("--force", action="store_true", help="replace TARGET")
+    add("--force", action="store_true", help="replace TARGET if it exists")
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:

@@ -1,4 +1,4 @@
-"""`qembag quantize`: tables of floats in a file to a file of codes, in little memory."""
+"""`qembag quantize`: quantize the tables of floats in a file to a file of codes, using little memory."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="a .npy or .safetensors file, or an index of several")
     add("target", metavar="TARGET", type=Path, help="the .safetensors file to write")
-    add("--bits", type=int, choices=(8, 4, 2), default=4, help="of a code (default: %(default)s)")
+    add("--bits", type=int, choices=(8, 4, 2), default=4, help="bits of a code (default: %(default)s)")
     add(
         "--method",
         choices=("lsq", "minmax", "greedy"),
         default="lsq",
-        help="lsq has the least error; minmax and greedy have the bytes of torch (default: %(default)s)",
+        help="lsq has the smallest error; minmax and greedy give torch's bytes (default: %(default)s)",
     )
     add("--group-size", metavar="N", type=count, help="elements that share a scale (default: a whole row)")
     add("--scale-dtype", choices=("float32", "float16"), help="of scales (default: float32 at 8 bits, else float16)")
     add("--scale-first", action="store_true", help="put scales before codes, as FBGEMM and TorchRec do")
-    add("--row-alignment", metavar="N", type=count, default=1, help="pad rows to a multiple of so many bytes")
+    add("--row-alignment", metavar="N", type=count, default=1, help="pad rows to a multiple of N bytes")
     which = parser.add_mutually_exclusive_group()
-    pattern = "a tensor by name or pattern (*, ?), as often as needed; each becomes a table of its name"
+    pattern = "a tensor by name or pattern (*, ?), may be repeated; each becomes a table of its name"
     which.add_argument("--tensor", metavar="PATTERN", action="append", help=pattern)
-    which.add_argument("--all", action="store_true", help="each 2-D tensor of floats")
-    add("--name", help="of the table, where it is one (default: the tensor's, or 'table' from a .npy file)")
-    add("--importance", metavar="FILE", type=Path, help="a .npy file with how much each column's error counts")
+    which.add_argument("--all", action="store_true", help="every 2-D tensor of floats")
+    add("--name", help="name of the table, if there is only one (default: the tensor's, or 'table' from a .npy file)")
+    add("--importance", metavar="FILE", type=Path, help="a .npy file with a weight for the error of each column")
     add("--metadata", metavar="KEY=VALUE", type=key_and_value, action="append", default=[], help="to keep in the file")
-    add("--threads", metavar="N", type=count, help="of this job (default: all cores)")
-    add("--resume", action="store_true", help="go on from TARGET.part, which an interrupted run left")
-    add("--force", action="store_true", help="replace TARGET")
+    add("--threads", metavar="N", type=count, help="threads of this job (default: all cores)")
+    add("--resume", action="store_true", help="continue from TARGET.part, which an interrupted run left")
+    add("--force", action="store_true", help="replace TARGET if it exists")
     add("-q", "--quiet", action="store_true", help="show no progress")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -17,18 +18,16 @@ from .. import _arguments, float_table
 from .._errors import kind_of, shown
 from ..base import Table
 from ..float_table import FloatTable
-from ..layout import FloatLayout, RowLayout
+from ..layout import FloatLayout, RowLayout, table_bytes
 from .replace import replacing
 from .safetensors_file import brief, header_bytes, read_index
-from .stored import MAPPING
+from .stored import MAPPING, ROW_WEIGHTS
 from .table_file import RESERVED, ROWS, TABLES_KEY, VERSION, VERSION_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from .._handle import TableHandle
+    from .._handle import LayoutFields, TableHandle
 
 AnyTable: TypeAlias = Table | np.ndarray[Any, np.dtype[Any]]
 INDEX_SUFFIX = ".index.json"
@@ -94,18 +93,26 @@ def save_tables(
     >>> folder.cleanup()
     """
     target = as_path(path)
-    handles = _handles(tables)
+    contents = _contents(tables)
     limit = None if max_shard_bytes is None else _arguments.whole_number(max_shard_bytes, "max_shard_bytes")
     if limit is not None and limit < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {shown(limit)}")
     kept = _metadata(metadata)
-    if target.name.endswith(INDEX_SUFFIX):
-        _save_shards(target, handles, kept, limit)
-    elif limit is not None:
+    if limit is not None and not target.name.endswith(INDEX_SUFFIX):
         raise ValueError(f"max_shard_bytes must come with a path that ends in {INDEX_SUFFIX}, got {brief(str(target))}")
+    save_contents(target, contents, kept, limit)
+
+
+def save_contents(
+    target: Path, contents: Mapping[str, Content], metadata: dict[str, str], max_shard_bytes: int | None = None
+) -> None:
+    """Write a file, or an index and its files. See `save_tables`."""
+    _check_apart(contents)
+    if target.name.endswith(INDEX_SUFFIX):
+        _save_shards(target, contents, metadata, max_shard_bytes)
     else:
         with replacing(target) as file:
-            _write(file, handles, kept)
+            _write(file, contents, metadata)
 
 
 def as_path(path: object) -> Path:
@@ -124,41 +131,68 @@ def as_path(path: object) -> Path:
 # ---- What is saved ---------------------------------------------------------------------------------------------------
 
 
-def _handles(tables: object) -> dict[str, TableHandle]:
-    """The handle of each table, by name."""
+class Content(NamedTuple):
+    """What is saved of a table. `rows` gives its stored rows in order, in blocks: packed, with zeros for padding, or
+    floats in the host's byte order."""
+
+    layout: LayoutFields
+    num_rows: int
+    rows: Callable[[], Iterator[NDArray[Any]]]
+    mapping: NDArray[np.int32] | None
+    row_weights: NDArray[np.float32] | None
+
+    @property
+    def nbytes(self) -> int:
+        others = sum(part.nbytes for part in (self.mapping, self.row_weights) if part is not None)
+        return table_bytes(self.layout, self.num_rows) + others
+
+
+def _contents(tables: object) -> dict[str, Content]:
+    """What is saved of each table, by name."""
     if isinstance(tables, (Table, np.ndarray)):
-        return {"table": _handle_of(tables, "tables")}
+        return {"table": _content_of(tables, "tables")}
     if not isinstance(tables, Mapping):
         raise TypeError(f"tables must be a table or a dict of tables by name, got {kind_of(tables)}")
-    found: dict[str, TableHandle] = {}
+    found: dict[str, Content] = {}
     for name, table in tables.items():
-        text = checked_text(name, "tables must be a dict by name; its keys")
-        if text in ("", "__metadata__"):
-            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
+        text = checked_name(name)
         if text in found:  # keys of a subclass of str may differ and have the same text
             raise ValueError(f"tables must have each name once, got {shown(text)} twice")
-        found[text] = _handle_of(table, f"tables[{shown(text)}]")
+        found[text] = _content_of(table, f"tables[{shown(text)}]")
     if not found:
         raise ValueError("tables must have at least one table, got none")
-    _check_apart(found)
     return found
 
 
-def _handle_of(table: object, name: str) -> TableHandle:
-    if isinstance(table, Table):
-        return table._handle
-    if not isinstance(table, np.ndarray):
-        raise TypeError(f"{name} must be a QuantizedTable, a FloatTable or an array of floats, got {kind_of(table)}")
-    floats = _arguments.float_rows(table, name, None)
-    return FloatTable._of(*float_table._rows_of(floats, name), None)._handle
+def checked_name(name: object) -> str:
+    """The name of a table, if a file can have it."""
+    text = checked_text(name, "tables must be a dict by name; its keys")
+    if text in ("", "__metadata__"):
+        raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
+    return text
 
 
-def _check_apart(handles: dict[str, TableHandle]) -> None:
-    """Raise if tensor names collide. A reader finds mappings by name, so unpruned tables reserve theirs too."""
+def _content_of(table: object, name: str) -> Content:
+    if not isinstance(table, Table):
+        if not isinstance(table, np.ndarray):
+            raise TypeError(
+                f"{name} must be a QuantizedTable, a FloatTable or an array of floats, got {kind_of(table)}"
+            )
+        floats = _arguments.float_rows(table, name, None)
+        table = FloatTable._of(*float_table._rows_of(floats, name), None)
+    handle = table._handle
+    blocks = functools.partial(_rows_of, handle)
+    # Copied, and checked again: the caller may have written to it since the table was made.
+    mapping = None if handle.mapping is None else _arguments.checked_mapping(handle.mapping.copy(), len(handle.rows))
+    return Content(handle.layout, len(handle.rows), blocks, mapping, table._row_weights)
+
+
+def _check_apart(contents: Mapping[str, Content]) -> None:
+    """Raise if tensor names collide. A reader finds mappings and weights by name, so each table reserves theirs."""
     owners: dict[str, str] = {}
-    for name, handle in handles.items():
-        rows = name + ROWS if isinstance(handle.layout, RowLayout) else name
-        for tensor in (rows, name + MAPPING):
+    for name, content in contents.items():
+        rows = name + ROWS if isinstance(content.layout, RowLayout) else name
+        for tensor in (rows, name + MAPPING, name + ROW_WEIGHTS):
             other = owners.setdefault(tensor, name)
             if other != name:
                 raise ValueError(
@@ -219,40 +253,40 @@ class _Part(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    handle: TableHandle
+    blocks: Callable[[], Iterator[NDArray[Any]]]
 
 
-def _parts(handles: dict[str, TableHandle]) -> list[_Part]:
+def _parts(contents: Mapping[str, Content]) -> list[_Part]:
     """The tensors in file order: larger elements first, so that each tensor is aligned."""
     parts = []
-    for name, handle in handles.items():
-        layout = handle.layout
+    for name, content in contents.items():
+        layout, num_rows = content.layout, content.num_rows
         if isinstance(layout, FloatLayout):
-            shape = (len(handle.rows), layout.dim)
-            parts.append(_Part(layout.stored.itemsize, name, FLOAT_NAMES[layout.name], shape, handle))
+            kind = FLOAT_NAMES[layout.name]
+            parts.append(_Part(layout.stored.itemsize, name, kind, (num_rows, layout.dim), content.rows))
         else:
-            parts.append(_Part(1, name + ROWS, "U8", handle.rows.shape, handle))
-        if handle.mapping is not None:
-            parts.append(_Part(4, name + MAPPING, "I32", handle.mapping.shape, handle))
+            parts.append(_Part(1, name + ROWS, "U8", (num_rows, layout.row_bytes), content.rows))
+        for suffix, kind, array in ((MAPPING, "I32", content.mapping), (ROW_WEIGHTS, "F32", content.row_weights)):
+            if array is not None:
+                parts.append(_Part(4, name + suffix, kind, array.shape, functools.partial(_whole, array)))
     return sorted(parts, key=lambda part: (-part.itemsize, part.name))
 
 
-def _write(file: IO[bytes], handles: dict[str, TableHandle], metadata: dict[str, str]) -> None:
+def _write(file: IO[bytes], contents: Mapping[str, Content], metadata: Mapping[str, str] | None) -> None:
     """Write the header, then the tensors."""
-    parts = _parts(handles)
-    layouts = {name: handle.layout for name, handle in handles.items() if isinstance(handle.layout, RowLayout)}
+    parts = _parts(contents)
+    layouts = {name: content.layout for name, content in contents.items() if isinstance(content.layout, RowLayout)}
     file.write(header_bytes([(part.name, part.dtype, part.shape) for part in parts], describe(layouts, metadata)))
     for part in parts:
-        for block in _mapping_of(part.handle) if part.dtype == "I32" else _rows_of(part.handle):
+        for block in part.blocks():
             if block.size:
                 # The file is little-endian. Rows of codes (itemsize 1) are so in memory already.
                 swapped = sys.byteorder == "big" and part.itemsize > 1
                 file.write(block.view(f"u{part.itemsize}").byteswap().data if swapped else block.data)
 
 
-def _mapping_of(handle: TableHandle) -> Iterator[NDArray[Any]]:
-    # Copied, then checked again: the caller may have written to it since the table was made.
-    yield _arguments.checked_mapping(np.array(handle.mapping), len(handle.rows))
+def _whole(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    yield np.ascontiguousarray(array)
 
 
 def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
@@ -268,17 +302,17 @@ def _rows_of(handle: TableHandle) -> Iterator[NDArray[np.uint8]]:
 # ---- Several files ---------------------------------------------------------------------------------------------------
 
 
-def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str, str], limit: int | None) -> None:
+def _save_shards(path: Path, contents: Mapping[str, Content], metadata: dict[str, str], limit: int | None) -> None:
     if "total_size" in metadata:
         raise ValueError("metadata must not have the key total_size, which the index itself uses")
     path = Path(os.path.realpath(path))  # a link is followed, and the files lie beside the index itself
     stem = path.name.removesuffix(INDEX_SUFFIX).removesuffix(".safetensors")
-    shards = _shards(handles, limit)
+    shards = _shards(contents, limit)
     # New names, so that after a crash the old index or the new one has all its files.
     token = os.urandom(4).hex()
     names = [f"{stem}-{token}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     placed = {part.name: name for name, shard in zip(names, shards, strict=True) for part in _parts(shard)}
-    size = sum(_size_of(handle) for handle in handles.values())
+    size = sum(content.nbytes for content in contents.values())
     index = {"metadata": metadata | {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
     text = json.dumps(index, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"
     old = _old_shards(path, stem)
@@ -295,22 +329,17 @@ def _save_shards(path: Path, handles: dict[str, TableHandle], metadata: dict[str
     _remove(old)
 
 
-def _shards(handles: dict[str, TableHandle], limit: int | None) -> list[dict[str, TableHandle]]:
+def _shards(contents: Mapping[str, Content], limit: int | None) -> list[dict[str, Content]]:
     """The tables of each file, in order."""
-    shards: list[dict[str, TableHandle]] = [{}]
+    shards: list[dict[str, Content]] = [{}]
     size = 0
-    for name, handle in handles.items():
-        own = _size_of(handle)
-        if limit is not None and shards[-1] and size + own > limit:
+    for name, content in contents.items():
+        if limit is not None and shards[-1] and size + content.nbytes > limit:
             shards.append({})
             size = 0
-        shards[-1][name] = handle
-        size += own
+        shards[-1][name] = content
+        size += content.nbytes
     return shards
-
-
-def _size_of(handle: TableHandle) -> int:
-    return handle.rows.nbytes + (0 if handle.mapping is None else handle.mapping.nbytes)
 
 
 def _old_shards(path: Path, stem: str) -> list[Path]:

@@ -15,7 +15,7 @@ from .. import table as code_table
 from ..float_table import FloatTable
 from ..table import QuantizedTable
 from .safetensors_file import Header, Tensor, brief, read_header, read_json
-from .stored import MAPPING
+from .stored import MAPPING, ROW_WEIGHTS, is_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,24 +44,34 @@ class Plan(NamedTuple):
 
     rows: Tensor
     mapping: Tensor | None
+    row_weights: Tensor | None
     description: Any
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in (self.rows, self.mapping, self.row_weights) if tensor is not None]
 
 
 def plans_of(header: Header) -> dict[str, Plan]:
     """The tables of a file, sorted by name."""
     tensors = header.tensors
     plans: dict[str, Plan] = {}
+
+    def plan_of(name: str, rows: Tensor, description: Any) -> Plan:
+        weights = tensors.get(name + ROW_WEIGHTS)
+        return Plan(rows, tensors.get(name + MAPPING), weights if is_weights(weights) else None, description)
+
     for name, description in _descriptions(header.metadata).items():
         rows = tensors.get(name + ROWS)
         if rows is None:
             raise ValueError(f"table {brief(name)} has no tensor {brief(name + ROWS)}")
-        plans[name] = Plan(rows, tensors.get(name + MAPPING), description)
-    parts = {tensor.name for plan in plans.values() for tensor in plan[:2] if tensor is not None}
+        plans[name] = plan_of(name, rows, description)
+    parts = {tensor.name for plan in plans.values() for tensor in plan.tensors}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0 and name not in parts:
             if name in plans:
                 raise ValueError(f"has two tables {brief(name)}, one of codes and one of floats")
-            plans[name] = Plan(tensor, tensors.get(name + MAPPING), None)
+            plans[name] = plan_of(name, tensor, None)
     return dict(sorted(plans.items()))
 
 
@@ -117,10 +127,11 @@ class TableFile:
     a pickle of many tables names the file once, and unpickling opens it once.
     """
 
-    __slots__ = ("_memory", "_stream", "header", "path", "plans")
+    __slots__ = ("_map", "_memory", "_stream", "header", "path", "plans")
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self.path = path
+        self._map: mmap.mmap | None = None
         self._memory: NDArray[np.uint8] | None = None
         self._stream = path.open("rb")
         try:
@@ -128,7 +139,7 @@ class TableFile:
             try:
                 self.plans = plans_of(self.header)
                 if mapped:
-                    self._memory = _map(self._stream.fileno())
+                    self._map, self._memory = map_file(self._stream.fileno())
                     if len(self._memory) != self.size:
                         raise ValueError("changed while it was opened")
             except ValueError as error:
@@ -142,6 +153,10 @@ class TableFile:
     def close(self) -> None:
         """Close the stream. Memory stays mapped while anything uses it."""
         self._stream.close()
+
+    def release(self) -> None:
+        """Let the system take back the pages that were read; see `release_pages`."""
+        release_pages(self._map)
 
     def __enter__(self) -> Self:
         return self
@@ -161,22 +176,24 @@ class TableFile:
         plan = self.plans[name]
         table: QuantizedTable | FloatTable
         try:
-            mapping = None
-            if plan.mapping is not None:
-                if plan.mapping.dtype != "I32" or len(plan.mapping.shape) != 1:
-                    found = f"{plan.mapping.dtype} of {brief(plan.mapping.shape)}"
-                    raise ValueError(f"{brief(plan.mapping.name)} must be I32 of 1 dimension, got {found}")
-                mapping = self._array(plan.mapping)
+            mapping = None if plan.mapping is None else self._mapping(plan.mapping)
+            weights = None if plan.row_weights is None else self._array(plan.row_weights)
             if plan.description is None:
-                table = float_table._restore(kind or FloatTable, self._array(plan.rows), mapping)
+                table = float_table.table_of(kind or FloatTable, self._array(plan.rows), mapping, weights)
             else:
-                layout = _layout_of(plan)
-                table = code_table.table_of(kind or QuantizedTable, self._array(plan.rows), layout, mapping)
+                layout, rows = _layout_of(plan), self._array(plan.rows)
+                table = code_table.table_of(kind or QuantizedTable, rows, layout, mapping, row_weights=weights)
         except (IndexError, ValueError) as error:
             raise ValueError(f"{self.path}: table {brief(name)}: {error}") from None
         if self._memory is not None:
             table._source = (self, name)
         return table
+
+    def _mapping(self, tensor: Tensor) -> NDArray[np.int32]:
+        if tensor.dtype != "I32" or len(tensor.shape) != 1:
+            found = f"{tensor.dtype} of {brief(tensor.shape)}"
+            raise ValueError(f"{brief(tensor.name)} must be I32 of 1 dimension, got {found}")
+        return self._array(tensor)
 
     def _array(self, tensor: Tensor) -> NDArray[Any]:
         """A tensor in the host's byte order: a view of mapped memory if possible, else a copy."""
@@ -217,10 +234,10 @@ class TableFile:
         """A hash of the table's bytes, sampled in a few places."""
         plan = self.plans[name]
         pieces: list[tuple[int, int]] = []
-        for tensor in plan[:2]:
-            if tensor is not None and tensor.nbytes <= NUM_SAMPLES * SAMPLE_BYTES:
+        for tensor in plan.tensors:
+            if tensor.nbytes <= NUM_SAMPLES * SAMPLE_BYTES:
                 pieces.append((tensor.start, tensor.nbytes))
-            elif tensor is not None:
+            else:
                 last = tensor.nbytes - SAMPLE_BYTES
                 starts = (tensor.start + last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES))
                 pieces += [(start, SAMPLE_BYTES) for start in starts]
@@ -235,14 +252,21 @@ class TableFile:
         return found.digest()
 
 
-def _map(descriptor: int) -> NDArray[np.uint8]:
+def map_file(descriptor: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
+    """An open file that is not empty, mapped read-only, and an array of its bytes."""
     if sys.version_info >= (3, 13) and os.name != "nt":
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
     else:
         # Here mmap keeps a descriptor of its own.
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     # This array exports the map's buffer, so that nobody can close the map; an array made by `ndarray` would not.
-    return np.frombuffer(memory, np.uint8)
+    return memory, np.frombuffer(memory, np.uint8)
+
+
+def release_pages(mapped: mmap.mmap | None) -> None:
+    """Let the system take back the pages that were read: they stay in its cache, but not in this process's memory."""
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reopened(path: str, size: int, header_hash: bytes) -> TableFile:

@@ -12,7 +12,7 @@ from .prefault import prefault
 from .progress import check as check_progress
 from .safetensors_file import brief, read_whole_index
 from .saving import INDEX_SUFFIX, as_path, checked_text, describe, save_tables
-from .stored import MAPPING
+from .stored import MAPPING, ROW_WEIGHTS
 from .table_file import RESERVED, TableFile
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def _files_of_index(path: Path, mapped: bool, stack: contextlib.ExitStack) -> tu
         for name in file.plans:
             if name in tables:
                 raise ValueError(f"{path}: table {brief(name)} is both in {tables[name].name} and in {shard.name}")
-            if seen.get(name + MAPPING, shard) != shard:
-                raise ValueError(f"{path}: table {brief(name)} and its mapping must be in one file")
+            if any(seen.get(name + suffix, shard) != shard for suffix in (MAPPING, ROW_WEIGHTS)):
+                raise ValueError(f"{path}: table {brief(name)}, its mapping and its row weights must be in one file")
             tables[name] = shard
     return list(files.values()), metadata
 

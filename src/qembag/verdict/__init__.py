@@ -1,1 +1,1 @@
-"""A verdict before a table is deployed: `compare`, and its report in words, as a plot and as a page."""
+"""Judging a quantized table before deploying it: `compare`, and its report as text, as a plot and as a page."""

@@ -1,10 +1,10 @@
-"""A verdict before a table is deployed: what each way to quantize it costs, on its own rows and bags."""
+"""`compare`: what each way to quantize a table costs, on its own rows and bags."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..lookup import embedding_bag
 from ..quantize import quantize
 from .measures import Distance, distance, lowest, summary
 from .report import Report, Variant
-from .traffic import traffic
+from .traffic import time_rounds, traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,19 +29,17 @@ if TYPE_CHECKING:
     from ..formats.progress import Progress
     from ..table import QuantizedTable
 
-# Rows that are quantized unless `sample` says otherwise: so many, and so many elements, which are 256 MiB of floats.
+# Without `sample`, at most this many rows and elements (256 MiB of float32) are quantized.
 MAX_ROWS, MAX_ELEMENTS = 200_000, 1 << 26
-# Bags where none are given, and rows of one on average.
+# Without `bags`: how many are made, and their mean length.
 NUM_BAGS, BAG_LENGTH = 2000, 50
-# Rows and bags are judged about so many elements at a time, which stay in the cache as float64.
+# Rows and bags are judged about this many elements at a time, which fit in the cache as float64.
 ELEMENTS_AT_ONCE = 1 << 17
 NUM_WORST = 10
-# Medians are stable within 30 rounds. Where these take longer, there are fewer.
-MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
 
 
 class Source(NamedTuple):
-    """A table of floats: what it is, and how to read rows by their sorted numbers."""
+    """A table of floats, and a function that reads rows by their sorted numbers."""
 
     name: str
     num_rows: int
@@ -53,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A variant, and how far its rows and its bags are from those of float32."""
+    """A variant, and the distance of its rows and bags from float32."""
 
     method: str
     layout: RowLayout
@@ -83,34 +81,35 @@ def compare(
     seed: int = 0,
     progress: Progress = False,
 ) -> Report:
-    """Quantize a table in several ways, and judge each by its bytes, errors, cosines and speed.
+    """Quantize a table in several ways, and measure bytes, errors, cosines and speed of each.
 
     Parameters
     ----------
     weights : array_like of floats, shape (num_rows, dim); FloatTable or QuantizedTable; or path of a file
-        As for `quantize`; or a file as for `quantize_to_file`, of which only a sample is read. Of a pruned table the
-        rows that are there are judged. A quantized table is quantized again, and compared with the values it has.
+        As for `quantize`; or the path of a file as for `quantize_to_file`, from which only the sample is read. For a
+        pruned table, only stored rows are judged. A quantized table is quantized again, and compared with the values
+        that it has.
     bits, methods, group_sizes : sequence, or one of its items
-        Each combination is a variant. Those that are the same (groups as long as rows) count once; "greedy" is left out
-        at 8 bits, where it is not defined.
+        Each combination is a variant. Equal ones (groups as long as rows) count once; "greedy" is left out at 8 bits,
+        where it is not defined.
     bags : tuple of (indices, offsets) or (indices, offsets, per_sample_weights), or 2-D array of indices, optional
-        Rows that are looked up together in practice, as for `embedding_bag`. If not given, 2,000 bags of 1 to 99 rows,
-        50 on average, whose rows are as skewed as words and clicks: the row of rank r has a probability of
-        ``log(1 + 1 / r) / log(num_rows + 1)`` (Zipf's law), and which rows are popular is random.
+        Rows that are looked up together in practice, as for `embedding_bag`. If not given, 2,000 random bags of 1 to 99
+        rows, 50 on average, as skewed as words and clicks: the row of popularity rank r has a probability of
+        ``log(1 + 1 / r) / log(num_rows + 1)`` (Zipf's law); which rows are popular is random.
     sample : int, optional
-        How many rows to quantize, without replacement. If not given, at most 200,000, and 256 MiB of float32. Rows that
-        the given `bags` use are always added to them.
+        How many random rows to quantize. If not given, all, up to 200,000 rows and 256 MiB of float32. Rows that the
+        given `bags` use are always added.
     tensor : str, optional
-        Of a file with several.
+        The name of a tensor, if the file has several.
     name : str, optional
-        What the report calls the table.
+        The table's name in the report.
     num_threads : int, optional
-        Of quantizing, and of the lookups that are not timed; see `set_num_threads`.
+        Threads for quantizing, and for lookups that are not timed; see `set_num_threads`.
     seed : int
-        Of sample, bags and order of the timed lookups.
+        Seed of the sample, the bags and the order of timed lookups.
     progress : bool or callable
-        True shows a bar (tqdm); a callable is called as ``progress(rows_done, rows_total, bytes_done)``, where each
-        variant's rows count.
+        True shows a bar (tqdm); a callable is called as ``progress(rows_done, rows_total, bytes_done)``, counting the
+        rows of each variant.
 
     Returns
     -------
@@ -121,17 +120,19 @@ def compare(
     Raises
     ------
     TypeError, ValueError, IndexError
-        If an argument is wrong; as `quantize` for `weights`, and as `embedding_bag` for `bags`.
+        If an argument is wrong; as for `quantize` for `weights`, and as for `embedding_bag` for `bags`.
     OSError
         If a file cannot be read.
+    ImportError
+        If ``progress=True`` and tqdm is not installed.
 
     Notes
     -----
     With x a float32 vector and y what the quantized table gives for it, the relative squared error is
     ``sum((y - x)**2) / sum(x**2)`` over all elements of all rows, and a cosine ``x @ y / (norm(x) * norm(y))``; sums
-    are in float64. Vectors x of zeros (empty bags too) have no direction and no cosine; where y alone is zero, the
-    cosine is 0. Pooled vectors are sums, x being that of the float32 rows, as `embedding_bag` has it; the cosines of
-    means are the same.
+    are in float64. If x is zero, as for empty bags, there is no direction and no cosine; if only y is zero, the cosine
+    is 0. Pooled vectors are sums by `embedding_bag`, where x is the sum of the float32 rows; means have the same
+    cosines.
 
     Examples
     --------
@@ -155,7 +156,7 @@ def compare(
     draw = drawing(given, numbers, rng)
     batch = draw()
     judged: list[Judged] = []
-    # One table a layout: those of other methods differ in their values, not in their speed.
+    # One table per layout is timed: other methods change its values, not its speed.
     tables: dict[RowLayout, QuantizedTable] = {}
     with reporting(progress, len(rows) * len(wanted), rows.nbytes * len(wanted)) as report:
         for number, (method, layout) in enumerate(wanted, 1):
@@ -164,7 +165,9 @@ def compare(
             judged.append(Judged(method, layout, distance(by_rows), distance(by_bags)))
             tables.setdefault(layout, table)
             report(len(rows) * number, rows.nbytes * number)
-    rounds = time_rounds([rows, *tables.values()], draw, rng)
+    timed_tables: list[NDArray[np.float32] | QuantizedTable] = [rows, *tables.values()]
+    jobs = [functools.partial(_summed, table, threads=1) for table in timed_tables]
+    rounds = [np.divide(times, len(timed.indices)) for timed, times in time_rounds(jobs, draw, rng)]
     floats_ns, *medians = np.median(rounds, axis=0).tolist()
     times = dict(zip(tables, medians, strict=True))
     return Report(
@@ -211,7 +214,7 @@ def _bytes_as_float32(source: Source) -> int:
 
 
 def _bytes_of(layout: RowLayout | FloatLayout, source: Source) -> int:
-    """Those of the whole table, pruned as the source is."""
+    """Bytes of the whole table in this layout, pruned like the source."""
     if source.mapping is None:
         return table_bytes(layout, source.num_rows)
     return table_bytes(layout, int((source.mapping >= 0).sum()), source.num_rows)
@@ -259,7 +262,7 @@ def _of_file(path: str | os.PathLike[str], tensor: str | None) -> Source:
 def _of_table(table: Table) -> Source:
     mapping = table.compressed_indices_mapping
     if isinstance(table, FloatTable) and mapping is None and table.dtype == "float32":
-        return _of_array(table.data)  # all of whose rows need no copy
+        return _of_array(table.data)  # taking all rows needs no copy
     stored = table.dtype if isinstance(table, FloatTable) else f"{table._handle.layout.bits}-bit codes"
     num_rows, dim = table.shape
     return Source("table", num_rows, dim, stored, table.nbytes, mapping, table.dequantize)
@@ -272,7 +275,7 @@ def _of_array(array: NDArray[Any]) -> Source:
         )
 
     def read(numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        # All of them: of float32 rows in one piece no copy is made.
+        # If all rows are wanted and are contiguous float32, no copy is made.
         return _arguments.as_float32(array if len(numbers) == len(array) else array[numbers])
 
     num_rows, dim = array.shape
@@ -304,7 +307,7 @@ def _several(value: object, name: str) -> list[object]:
 
 
 def _known(method: Any) -> str:
-    """A method that `quantize` takes, at 4 bits all."""
+    """The method, if `quantize` takes it; 4 bits allow every method."""
     try:
         quantize(np.zeros((1, 1), np.float32), 4, method=method)
     except (TypeError, ValueError) as error:
@@ -327,7 +330,7 @@ def _at_least(value: object, least: int, name: str) -> int:
 
 
 def own_bags(bags: Any, num_rows: int) -> Bags:
-    """The caller's, of indices of rows in the source, with offsets from 0."""
+    """The caller's bags, checked; indices are rows of the source, and offsets start at 0."""
     if isinstance(bags, tuple) and len(bags) not in (2, 3):
         raise ValueError(
             f"bags must be (indices, offsets), (indices, offsets, per_sample_weights) or a 2-D array of indices, got a "
@@ -338,7 +341,7 @@ def own_bags(bags: Any, num_rows: int) -> Bags:
         indices = _arguments.bag_indices(given)
         offsets = _arguments.offsets(starts, indices, False)
         weights = _arguments.weights(more[0] if more else None, indices, 0, allow_double=True)
-        # Has everything checked, by the words of a lookup: so many rows, all at one place.
+        # A lookup in a table of the same number of rows, which takes no memory, makes all checks and their errors.
         anything = FloatTable(np.broadcast_to(np.float32(0), (num_rows, 1)))
         embedding_bag(anything, indices, offsets, per_sample_weights=weights)
     except (TypeError, ValueError, IndexError) as error:
@@ -346,7 +349,7 @@ def own_bags(bags: Any, num_rows: int) -> Bags:
     if offsets is None:
         offsets = np.arange(len(indices), dtype=np.int64) * indices.shape[1]
         indices, weights = indices.ravel(), None if weights is None else weights.ravel()
-    start = int(offsets[0]) if len(offsets) else len(indices)  # no bag holds what is before
+    start = int(offsets[0]) if len(offsets) else len(indices)  # indices before it are in no bag
     if start == len(indices):
         raise ValueError("bags must hold an index at least, got none")
     used = None if weights is None else _arguments.plain_weights(weights[start:])
@@ -357,7 +360,7 @@ def own_bags(bags: Any, num_rows: int) -> Bags:
 
 
 def sampled(source: Source, sample: object, bags: Bags | None, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted numbers of rows, those of bags among them."""
+    """The sorted numbers of the rows to quantize, including those of `bags`."""
     there = None if source.mapping is None else np.flatnonzero(source.mapping >= 0)
     count = source.num_rows if there is None else len(there)
     if not count:
@@ -382,7 +385,7 @@ def check_finite(rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> None:
 def quantized(
     rows: NDArray[np.float32], numbers: NDArray[np.int64], method: Any, layout: RowLayout, threads: int | None
 ) -> QuantizedTable:
-    """The table of some rows. An error names the row by its number in the source."""
+    """The quantized table of the sample. An error names the row by its number in the source."""
     try:
         return quantize(rows, layout.bits, method=method, group_size=_group_size_of(layout), num_threads=threads)
     except ValueError as error:
@@ -393,7 +396,7 @@ def quantized(
 
 
 def drawing(given: Bags | None, numbers: NDArray[np.int64], rng: np.random.Generator) -> Callable[[], Bags]:
-    """A function that gives a batch of bags of places in the sample: the given ones, or others each time."""
+    """A function that returns a batch of bags, with indices into the sample: the given bags, or new ones each time."""
     if given is not None:
         placed = given._replace(indices=np.searchsorted(numbers, given.indices))
         return lambda: placed
@@ -428,21 +431,3 @@ def _summed(table: NDArray[np.float32] | QuantizedTable, bags: Bags, threads: in
     return embedding_bag(
         table, bags.indices, bags.offsets, per_sample_weights=bags.per_sample_weights, num_threads=threads
     )
-
-
-def time_rounds(
-    tables: list[NDArray[np.float32] | QuantizedTable], draw: Callable[[], Bags], rng: np.random.Generator
-) -> list[list[float]]:
-    """For each round, the nanoseconds a row of each table, with one thread, on the same bags."""
-    rounds: list[list[float]] = []
-    end = time.perf_counter() + MAX_SECONDS
-    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
-        batch = draw()
-        times = [0.0] * len(tables)
-        # In random order: otherwise each table would always run with the caches that the same other one left.
-        for number in rng.permutation(len(tables)):
-            start = time.perf_counter_ns()
-            _summed(tables[number], batch, 1)
-            times[number] = (time.perf_counter_ns() - start) / len(batch.indices)
-        rounds.append(times)
-    return rounds

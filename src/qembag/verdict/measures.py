@@ -1,4 +1,4 @@
-"""How far vectors are from what they should be: squared errors and cosines, in float64."""
+"""Squared errors and cosines between exact and approximate vectors, in float64."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Of histograms: edges of ``1 - cosine``, some 24 bins a decade. What is below the first or above the last counts there.
+# Histogram edges of ``1 - cosine``, about 24 bins a decade. Values outside count in the first or the last bin.
 EDGES = np.logspace(-8, np.log10(2), 201)
 
 
 class Cosines(NamedTuple):
-    """Those of many vectors with what they should be.
+    """The cosines between many approximate vectors and the exact ones, summarized.
 
     Attributes
     ----------
     mean, first_percentile, worst : float
-        ``numpy.percentile(cosines, 1)`` is the second one. nan where `num_vectors` is 0.
+        `first_percentile` is ``numpy.percentile(cosines, 1)``. All are nan if `num_vectors` is 0.
     num_vectors : int
-        Vectors that have a cosine: those that should be zero have no direction, and are left out. One that should not
-        be zero, and is, counts with a cosine of 0.
+        Vectors that have a cosine. If the exact vector is zero, it has no direction, and the pair is left out. If only
+        the approximate one is zero, the cosine is 0.
     histogram : tuple of int
-        How many have a ``1 - cosine`` between each two of `EDGES`.
+        How many vectors have a ``1 - cosine`` in each bin of `EDGES`.
     """
 
     mean: float
@@ -37,8 +37,8 @@ class Cosines(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """Of approximate vectors from exact ones: sums of squares over all elements, and a cosine a vector, nan where
-    there is none."""
+    """The error of approximate vectors: sums of squares over all elements, and each vector's cosine, nan if it has
+    none."""
 
     squared_error: float
     squares: float
@@ -46,16 +46,16 @@ class Distance(NamedTuple):
 
     @property
     def relative_squared_error(self) -> float:
-        """0 where all is zero, and is so exactly."""
+        """``squared_error / squares``. If all exact vectors are zero, 0 if there is no error, else inf."""
         if self.squares == 0:
             return np.inf if self.squared_error else 0.0
         return self.squared_error / self.squares
 
 
 def distance(blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> Distance:
-    """Of the second from the first of two arrays of vectors, which come in blocks."""
+    """The distance of approximate vectors from exact ones; `blocks` has pairs of (exact, approximate) arrays."""
     errors, squares, cosines = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
-    # Sums of float32 may have overflowed. In float64 the square of the smallest float32 is not zero.
+    # Float32 sums in the vectors may be infinite. In float64 even the square of the smallest float32 is not zero.
     with np.errstate(invalid="ignore", over="ignore"):
         for exact, approximate in blocks:
             a, b = exact.astype(np.float64), approximate.astype(np.float64)
@@ -68,7 +68,7 @@ def distance(blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]) 
             errors.append(_dot(b, b))
             squares.append(sizes)
             cosines.append(np.clip(found, -1, 1))
-    # A number a vector is kept, so that the result does not depend on the size of blocks.
+    # One number per vector is kept, so that the result does not depend on the block size.
     return Distance(float(np.concatenate(errors).sum()), float(np.concatenate(squares).sum()), np.concatenate(cosines))
 
 
@@ -78,7 +78,7 @@ def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def summary(cosines: NDArray[np.float64]) -> Cosines:
-    """Of cosines of which some are nan."""
+    """Summarize cosines; nan entries are left out."""
     there = cosines[~np.isnan(cosines)]
     counts = np.histogram(np.clip(1 - there, EDGES[0], EDGES[-1]), EDGES)[0]
     if not len(there):
@@ -89,6 +89,6 @@ def summary(cosines: NDArray[np.float64]) -> Cosines:
 
 
 def lowest(cosines: NDArray[np.float64], numbers: NDArray[np.int64], most: int) -> tuple[tuple[int, float], ...]:
-    """The numbers and cosines of the worst vectors, the worst one first; of equals the first ones."""
+    """The numbers and cosines of the `most` worst vectors, the worst first; ties in their order."""
     order = np.argsort(cosines, kind="stable")[:most]  # nan comes last
     return tuple((int(numbers[place]), float(cosines[place])) for place in order if not np.isnan(cosines[place]))

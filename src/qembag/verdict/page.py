@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .report import Report, Variant
 
-# In a picture it stands for the page's own colour of text, which a dark scheme changes.
+# A placeholder in the pictures for the page's text colour, which a dark scheme changes.
 INK = "#010203"
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --quiet: #59636e; --line: #d5dae0; --panel: #f4f6f8;
@@ -72,15 +72,15 @@ MEANINGS = {
     "Times smaller": "Bytes of the table as it was given, over the bytes of the quantized one.",
     "Cosine of pooled bags": "Between the sum of the rows of a bag in float32, and the sum that a lookup in the "
     "quantized table gives. 1 is the same direction. This is what a model sees that sums or averages rows.",
-    "Cosine of rows": "The same of single rows: what a search by nearest rows sees.",
-    "Worst, 1st percentile": "The lowest cosine; and the one below which 1 of 100 lies.",
-    "Relative error": "Root of the sum of squared errors over the sum of squares, over all elements of the rows.",
-    "Time": "Nanoseconds a row of a lookup on the machine that made this page, with one thread.",
+    "Cosine of rows": "The same for single rows: what a nearest-row search sees.",
+    "Worst, 1st percentile": "The lowest cosine, and the one that 1% of the cosines lie below.",
+    "Relative error": "Square root of: sum of squared errors / sum of squares, over all elements of the rows.",
+    "Time": "Nanoseconds per looked-up row on the machine that made this page, with one thread.",
 }
 
 
 def save(report: Report, path: str | os.PathLike[str], min_cosine: float) -> None:
-    # A lone surrogate in a file's name is no text.
+    # A file's name may have lone surrogates, which UTF-8 cannot encode.
     text = page(report, min_cosine).encode("utf-8", "replace")
     with replacing(Path(path)) as file:
         file.write(text)
@@ -120,7 +120,7 @@ def page(report: Report, min_cosine: float) -> str:
 
 
 def shown(text: str) -> str:
-    """As text of the page; what is not a letter, such as an end of a line, is no part of it."""
+    """The text escaped for HTML, with a replacement character for each control character."""
     return html.escape(re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text))
 
 
@@ -144,7 +144,7 @@ def verdict(report: Report, min_cosine: float) -> str:
 
 
 def table(report: Report, min_cosine: float) -> str:
-    """In a box that scrolls by itself, its first column fixed."""
+    """The table of variants, in a box that scrolls sideways under a fixed first column."""
     chosen = report.smallest(min_cosine)
     cosines = ("worst", "1st<br>percentile", "mean")
     names = ["bytes", "times<br>smaller", *cosines, "relative<br>error", *cosines, "ns<br>a row"]
@@ -183,7 +183,7 @@ def figure(name: str, picture: str) -> str:
 
 
 def inline(picture: str, name: str, label: str) -> str:
-    """An SVG of matplotlib's as a part of a page: without names of other places, its ids told from other pictures'."""
+    """An SVG by matplotlib for use inside the page: without external links, and with ids that no other picture has."""
     svg = picture[picture.index("<svg") :].strip()
     svg = re.sub(r"(?s)<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg)
     svg = re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")

@@ -1,4 +1,4 @@
-"""The plots of a report: error against bytes, and histograms of cosines. Needs matplotlib, but none of its state."""
+"""The plots of a report: error against bytes, and histograms of cosines. Uses matplotlib, but none of its state."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 DRAWING = threading.Lock()
 FORMATS = (".svg", ".png", ".pdf")
-# Each is legible on white and on black.
+# Each colour is legible on white and on black.
 COLORS = ("#3b82c4", "#d9762b", "#2f9e6e")
 MARKERS = ("o", "s", "D", "^", "v")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 2)))
 FONT_SIZE, LABEL_SIZE = 10, 9
-# Where a label may stand beside its point, in points, and which of its sides is there; the first ones are better.
+# Offsets of a label from its point, in points, and the label's alignment; earlier ones are better.
 PLACES = [
     (x * far, y * far, side)
     for far in (1, 1.8, 2.6, 3.4)
@@ -37,7 +37,7 @@ PLACES = [
 
 @contextlib.contextmanager
 def our_style(color: str = "black") -> Iterator[None]:
-    """Matplotlib's defaults with ours, whatever the caller's are, who gets those back."""
+    """Use matplotlib's defaults and our changes, whatever the caller has set; the caller's settings are restored."""
     try:
         matplotlib = importlib.import_module("matplotlib")
         style = importlib.import_module("matplotlib.style")
@@ -45,7 +45,7 @@ def our_style(color: str = "black") -> Iterator[None]:
         raise ImportError("a plot needs the matplotlib package: pip install 'qembag[plot]'") from None
     parts = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
     ours = dict.fromkeys(parts, color) | {
-        # Text stays text. Otherwise the ids inside an SVG are random.
+        # Text stays text; with a fixed salt, the ids inside an SVG are not random.
         "svg.fonttype": "none",
         "svg.hashsalt": "qembag",
         "font.size": FONT_SIZE,
@@ -55,7 +55,7 @@ def our_style(color: str = "black") -> Iterator[None]:
         "legend.frameon": False,
         "legend.fontsize": LABEL_SIZE,
     }
-    # Matplotlib's settings are the whole process's: of two threads the second would put back the first one's.
+    # Matplotlib's settings are global: without the lock, a second thread could restore the first one's as the caller's.
     with DRAWING, matplotlib.rc_context(), style.context(["default", ours]):
         yield
 
@@ -74,7 +74,7 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
         errors.suptitle("error and bytes")
         rows.suptitle("cosines of rows")
         bags.suptitle("cosines of pooled bags")
-        # The same bytes at each call.
+        # Without dates, so that every call gives the same bytes.
         picture = io.BytesIO()
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
         figure.savefig(picture, format=kind[1:], dpi=150, metadata=undated)
@@ -83,7 +83,7 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def svgs(report: Report, color: str) -> dict[str, str]:
-    """Three pictures as text, with lines and letters of this colour on no background, no wider than a telephone."""
+    """Three SVG pictures as text, with lines and text in this colour, transparent, narrow enough for phones."""
     found = {}
     with our_style(color):
         for name, height in (("errors", 3.9), ("bags", 4.5), ("rows", 4.5)):
@@ -99,14 +99,14 @@ def svgs(report: Report, color: str) -> dict[str, str]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """One that pyplot does not know, so that nobody else sees it."""
+    """A figure that pyplot does not know, so that the caller's code does not see it."""
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     return figure
 
 
 class Looks:
-    """A colour a method; a mark and a dash a group size."""
+    """A colour for each method; a marker and a dash for each group size."""
 
     def __init__(self, report: Report) -> None:
         methods = dict.fromkeys(variant.method for variant in report.variants)
@@ -149,12 +149,12 @@ def draw_errors(report: Report, figure: Any) -> None:
     axes.set_ylabel("relative error")
     axes.grid(alpha=0.2, linewidth=0.6)
     looks.legend(figure, axes.xaxis.label.get_color(), marks=True)
-    figure.figure.draw_without_rendering()  # which sets where things are
+    figure.figure.draw_without_rendering()  # which lays out the figure
     label_points(axes, report.variants)
 
 
 def label_points(axes: Any, variants: tuple[Variant, ...]) -> None:
-    """One label a layout, beside the first method's point, where it hides no point and no other label."""
+    """One label per layout, beside the first method's point, where it hides no point and no other label."""
     scale = 72 / axes.figure.figure.dpi
     to_points = axes.transData.transform
     marks = [to_points((variant.nbytes, variant.relative_error)) * scale for variant in variants]
@@ -174,11 +174,11 @@ def label_points(axes: Any, variants: tuple[Variant, ...]) -> None:
             if inside and not any(overlap(box, other) for other in taken):
                 break
         else:
-            continue  # no room: better none than one that hides another
+            continue  # no room: better no label than one that hides another
         taken.append(box)
         at = (variant.nbytes, variant.relative_error)
         form = {"ha": side, "va": "center_baseline", "fontsize": LABEL_SIZE, "textcoords": "offset points"}
-        if abs(dx) + abs(dy) > 17:  # where another point may be as near
+        if abs(dx) + abs(dy) > 17:  # another point may be as near
             form["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "color": axes.xaxis.label.get_color()}
         axes.annotate(text, at, (dx, dy), **form)
 
@@ -191,7 +191,7 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def draw_histograms(report: Report, part: str, figure: Any) -> None:
-    """One panel a width of codes, over 1 - cosine on a log scale. Those of two widths share few cosines."""
+    """One panel per bit width, over 1 - cosine on a log scale, since the ranges of two widths hardly overlap."""
     ticker = importlib.import_module("matplotlib.ticker")
     looks = Looks(report)
     widths = list(dict.fromkeys(variant.bits for variant in report.variants))
@@ -218,7 +218,7 @@ def draw_histograms(report: Report, part: str, figure: Any) -> None:
 
 
 def used_edges(found: list[Cosines]) -> tuple[float, float]:
-    """Those around all that the histograms hold, and a third of a decade at least."""
+    """The edges around all counts of the histograms, a factor of two apart at least."""
     used = [number for cosines in found for number, count in enumerate(cosines.histogram) if count]
     first, last = (min(used), max(used) + 1) if used else (0, len(EDGES) - 1)
     low, high = EDGES[max(first - 1, 0)], EDGES[min(last + 1, len(EDGES) - 1)]
@@ -226,5 +226,5 @@ def used_edges(found: list[Cosines]) -> tuple[float, float]:
 
 
 def cosine_of(distance: float) -> str:
-    """Its text: ".99" of 0.01."""
+    """The text of a cosine, from 1 - cosine: ".99" for 0.01."""
     return f"{1 - distance:.9f}".rstrip("0").rstrip(".").removeprefix("0") or "0"

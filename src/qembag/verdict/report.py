@@ -1,4 +1,4 @@
-"""What a comparison found: numbers a variant, a recommendation in words, a plot and a page."""
+"""The result of a comparison: numbers for each variant, a recommendation in words, a plot and a page."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from .text import aligned, human_bytes
 if TYPE_CHECKING:
     import os
 
-# The least pooled cosine that a recommendation asks for.
+# The worst pooled cosine that a recommendation accepts by default.
 MIN_COSINE = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to quantize a table, and what becomes of it.
+    """One way to quantize a table, and its bytes, errors and speed.
 
     Attributes
     ----------
     bits : int
-        Of a code: 8, 4 or 2.
+        Bits of a code: 8, 4 or 2.
     method : str
         As for `quantize`.
     group_size : int or None
-        Elements that share a scale and a bias; None where a whole row does.
+        Elements that share a scale and a bias; None if the whole row shares them.
     row_bytes : int
         Bytes of a row.
     nbytes : int
-        Bytes of the whole table, with the mapping of one that is pruned.
+        Bytes of the whole quantized table, including the mapping if it is pruned.
     times_smaller, times_smaller_than_float32 : float
-        The bytes of the source as it is stored, and as float32, over `nbytes`.
+        The bytes of the source, as it is stored and as float32, divided by `nbytes`.
     relative_squared_error : float
-        The sum of the squared errors of all elements over the sum of their squares, of the rows that were quantized.
+        The sum of squared errors over the sum of squares, over all elements of the rows that were quantized.
     relative_error : float
-        Its root.
+        The square root of `relative_squared_error`.
     rows, bags : Cosines
-        Those of rows, and of sums of rows, with what they are in float32: `mean`, `first_percentile`, `worst`,
+        Cosines of single rows, and of sums of bags, with their float32 values: `mean`, `first_percentile`, `worst`,
         `num_vectors` and `histogram`.
     worst_rows : tuple of (int, float)
-        Number, in the source, and cosine of the rows with the lowest cosines; the worst one first.
+        The number in the source, and the cosine, of the ten rows with the lowest cosines; the worst first.
     ns_per_row : float
-        Nanoseconds a row of a lookup took here, with one thread; the same for all methods of a layout, whose rows
-        differ in their values only.
+        Nanoseconds per looked-up row on this machine, with one thread; the same for all methods with the same bits and
+        group size, whose rows differ only in their values.
     """
 
     bits: int
@@ -88,32 +88,32 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What `compare` found: print it, or ask for a part.
+    """What `compare` found. `print` shows it as a table with a recommendation.
 
     Attributes
     ----------
     name : str
-        Of the table.
+        The table's name.
     num_embeddings, dim : int
-        Its shape.
+        The table's shape.
     dtype : str
         The type of its elements.
     nbytes, nbytes_float32 : int
-        Its bytes as it is stored, and as float32.
+        The table's bytes, as it is stored and as float32.
     num_rows_quantized : int
         The rows that were quantized and judged: all, or a sample.
     num_bags, num_indices : int
-        The bags that were summed, and the rows in all of them.
+        How many bags were summed, and how many indices they have together.
     own_bags : bool
-        Whether they were given, not made.
+        Whether the bags were given, as opposed to made.
     seed : int
-        Of the sample, of the bags and of the order in which lookups were timed.
+        Seed of the sample, the bags and the order of timed lookups.
     ns_per_row_float32 : float
-        Nanoseconds a row of a lookup of float32 rows took here.
+        Nanoseconds per looked-up float32 row on this machine.
     num_rounds : int
-        The rounds of which the times are medians.
+        The times are medians of this many rounds.
     machine : str
-        What the times were measured on: version, instruction-set level.
+        The qembag version and instruction-set level that the times were measured with.
     variants : tuple of Variant
         In the order of `bits`, `group_sizes` and `methods`.
     """
@@ -162,9 +162,9 @@ class Report:
         )
 
     def smallest(self, min_cosine: float = MIN_COSINE) -> Variant | None:
-        """The variant of the fewest bytes whose worst pooled cosine is at least `min_cosine`; None where none is.
+        """The variant with the fewest bytes whose worst pooled cosine is at least `min_cosine`; None if there is none.
 
-        Of those with the same bytes, the one with the highest worst pooled cosine.
+        Among variants of the same bytes, the one with the highest worst pooled cosine.
         """
         good = [variant for variant in self.variants if variant.bags.worst >= min_cosine]
         return min(good, key=lambda variant: (variant.nbytes, -variant.bags.worst), default=None)
@@ -174,15 +174,20 @@ class Report:
         return max(self.variants, key=lambda variant: np.nan_to_num(variant.bags.worst, nan=-2))
 
     def recommendation(self, min_cosine: float = MIN_COSINE) -> str:
-        """In words: the smallest variant whose worst pooled cosine is at least `min_cosine`, or that none is.
+        """The smallest variant whose worst pooled cosine is at least `min_cosine`, in words, or that there is none.
 
-        It asks for the worst one, not for a percentile: each bag is someone's request. Among more bags the worst one is
-        worse; give bags as many and as long as those that must not fail.
+        The worst bag counts, not a percentile, because each bag is someone's request. The more bags, the worse the
+        worst one, so compare with bags as many and as long as in your traffic.
 
         Parameters
         ----------
         min_cosine : float
-            What the worst pooled cosine must be.
+            The lowest acceptable cosine of a bag.
+
+        Returns
+        -------
+        str
+            One sentence, such as ``'4 bits (lsq): 7.1 times smaller, worst cosine .993'``.
         """
         chosen = self.smallest(min_cosine)
         if chosen is not None:
@@ -194,9 +199,10 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As dicts, lists, texts and numbers, which JSON can hold; None in the place of a nan.
+        """The report as dicts, lists, strings and numbers for JSON; None in place of nan and infinities.
 
-        A histogram's ``edges``, of 1 - cosine, are those around its `counts` that are not zero.
+        In a histogram, ``edges`` of ``1 - cosine`` and ``counts`` cover the bins from the first to the last that is not
+        empty.
         """
         found: dict[str, Any] = _plain(dataclasses.asdict(self))
         for variant, plain in zip(self.variants, found["variants"], strict=True):
@@ -207,14 +213,19 @@ class Report:
         return found | {"recommendation": self.recommendation()}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw error against bytes, and histograms of cosines, to a file: .svg, .png or .pdf.
+        """Draw error against bytes, and histograms of cosines.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; its name ends in .svg, .png or .pdf. An existing file is replaced in one step.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed: ``pip install 'qembag[plot]'``.
         OSError, ValueError
-            If the file cannot be written, or its name ends otherwise.
+            If the file cannot be written, or its name has another ending.
         """
         from . import plots
 
@@ -226,9 +237,9 @@ class Report:
         Parameters
         ----------
         path : str or path
-            Replaced in one step: it holds the old file or the whole page.
+            The file to write. An existing file is replaced in one step.
         min_cosine : float
-            Of the recommendation.
+            As for `recommendation`.
 
         Raises
         ------
@@ -243,11 +254,11 @@ class Report:
 
 
 def cosine_text(cosine: float, decimals: int = 5) -> str:
-    """Rounded down, so that none looks better than it is: ".99612", "-.12346", "1.00000"."""
+    """The cosine as text, rounded down so that none looks better than it is: ".99612", "-.12346", "1.00000"."""
     if math.isnan(cosine):
         return "-"
     units = math.floor(cosine * 10**decimals)
-    # A product may be rounded up, or down from the number that was meant: .29 * 100 is 28.999999999999996.
+    # The product may be rounded up or down across an integer: .29 * 100 is 28.999999999999996.
     units += (units + 1) / 10**decimals <= cosine
     units -= units / 10**decimals > cosine
     whole, part = divmod(abs(units), 10**decimals)
@@ -255,7 +266,7 @@ def cosine_text(cosine: float, decimals: int = 5) -> str:
 
 
 def _short(variant: Variant) -> str:
-    """The worst pooled cosine with three decimals, or so many that it differs from 1 in two of them."""
+    """The worst pooled cosine with three decimals, or with enough that two digits differ from 1, at most 9."""
     worst = variant.bags.worst
     if math.isnan(worst):
         return "unknown"
@@ -275,7 +286,7 @@ def _histogram(counts: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """With lists for tuples and None for nan."""
+    """The value with lists for tuples, and None for nan and infinities."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

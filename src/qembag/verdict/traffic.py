@@ -1,15 +1,21 @@
-"""Bags of rows as they are looked up in practice: what a comparison and the demo measure on."""
+"""Random bags of rows, as skewed as in practice, and rounds of lookups that are timed in turns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+
+B = TypeVar("B")
+# Medians are stable within 30 rounds. After MAX_SECONDS no new round starts.
+MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 30, 3, 3.0
 
 
 class Batch(NamedTuple):
@@ -34,3 +40,21 @@ def traffic(rng: np.random.Generator, num_rows: int, num_bags: int, mean_length:
         return Batch(indices, np.cumsum(lengths) - lengths)
 
     return draw
+
+
+def time_rounds(
+    jobs: Sequence[Callable[[B], object]], draw: Callable[[], B], rng: np.random.Generator
+) -> Iterator[tuple[B, list[int]]]:
+    """Yield, for each round, a fresh batch and the nanoseconds that each job took with it."""
+    end = time.perf_counter() + MAX_SECONDS
+    number = 0
+    while number < MIN_ROUNDS or (number < MAX_ROUNDS and time.perf_counter() < end):
+        batch = draw()
+        times = [0] * len(jobs)
+        # In random order: otherwise each job would always find the caches as the same other one left them.
+        for job in rng.permutation(len(jobs)):
+            start = time.perf_counter_ns()
+            jobs[job](batch)
+            times[job] = time.perf_counter_ns() - start
+        yield batch, times
+        number += 1

@@ -1,0 +1,268 @@
+"""Tables as other libraries' files hold them, before they are tables of ours.
+
+A reader turns a mapped file into `Foreign` tables. It reads names, shapes and, where it needs them, scales, but no rows:
+so a large file opens in little memory. `Foreign.table` makes a table of one, `Foreign.blocks` streams its rows.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+
+from .. import _arguments, float_table
+from .. import table as code_table
+from ..float_table import FloatTable
+from ..formats.safetensors_file import brief
+from ..formats.table_file import map_file, release_pages
+from ..layout import FloatLayout, RowLayout
+from ..table import QuantizedTable
+
+if TYPE_CHECKING:
+    import mmap
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Rows are repacked, and handed to a writer, about this many bytes at a time.
+AT_ONCE = 1 << 22
+# The types of floats that tables may have.
+FLOATS = ("float32", "float16", "bfloat16")
+ByName: TypeAlias = int | Mapping[str, int] | None
+
+
+class Wanted(NamedTuple):
+    """What the caller says of tables whose file does not say it: one value for all, or by name."""
+
+    bits: ByName = None
+    dims: ByName = None
+    names: tuple[str, ...] | None = None  # the tables to load; all if not given
+
+    def wants(self, name: str) -> bool:
+        """Whether the table of that name is to be loaded; names match whole or by their last part.
+
+        A reader asks before it demands what its file does not say.
+        """
+        return self.names is None or name in self.names or name.rpartition(".")[2] in self.names
+
+    def bits_of(self, name: str) -> int | None:
+        """The bits for the table of that name, or None; names match whole or by their last part."""
+        return _value_of(self.bits, name)
+
+    def dim_of(self, name: str) -> int | None:
+        """The dim for the table of that name, or None; names match whole or by their last part."""
+        return _value_of(self.dims, name)
+
+
+def _value_of(given: ByName, name: str) -> int | None:
+    if given is None or isinstance(given, int):
+        return given
+    return given[name] if name in given else given.get(name.rpartition(".")[2])
+
+
+def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ...]) -> int:
+    """What the caller says of a table that tells itself: the first of `allowed` if nothing.
+
+    One value for all tables is meant for those whose file does not say it; one by name must fit.
+    """
+    if value is None or (isinstance(given, int) and value not in allowed):
+        return allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+    return value
+
+
+class Memory:
+    """A file, mapped read-only.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is no regular file: without the path, which the caller adds.
+    """
+
+    __slots__ = ("_map", "bytes", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Opening a pipe would wait for its other end.
+        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+            raise ValueError("must be a regular file or a folder")
+        self._map: mmap.mmap | None = None
+        self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size:
+                self._map, self.bytes = map_file(file.fileno())
+
+    def release(self) -> None:
+        """Let the system take back the pages that were read; see `release_pages`."""
+        release_pages(self._map)
+
+
+class Foreign:
+    """One table of a file: as it lies there, or as it can be repacked.
+
+    Attributes
+    ----------
+    name : str
+        The file's own name less the suffix that names a parameter.
+    num_rows : int
+        Stored rows.
+    layout : RowLayout or FloatLayout
+        Of the rows of the table it becomes.
+    mapping : ndarray of int32, or None
+        As a table's `compressed_indices_mapping`.
+    row_weights : ndarray of float32, or None
+        As a table's.
+    """
+
+    __slots__ = ("_pack", "_rows", "layout", "mapping", "name", "num_rows", "row_weights")
+
+    layout: RowLayout | FloatLayout
+
+    def __init__(
+        self,
+        name: str,
+        num_rows: int,
+        layout: RowLayout | FloatLayout,
+        mapping: NDArray[np.int32] | None,
+        row_weights: NDArray[np.float32] | None,
+        rows: NDArray[Any] | None,
+        pack: Callable[[int, int], NDArray[Any]] | None,
+    ) -> None:
+        self.name, self.num_rows, self.layout = name, num_rows, layout
+        self.mapping, self.row_weights = mapping, row_weights
+        self._rows, self._pack = rows, pack
+
+    @classmethod
+    def as_it_is(
+        cls,
+        name: str,
+        rows: NDArray[Any],
+        layout: RowLayout | None = None,
+        *,
+        mapping: NDArray[np.int32] | None = None,
+        row_weights: NDArray[np.float32] | None = None,
+    ) -> Self:
+        """A table whose rows need no repacking: a view of the file, at any row stride.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (num_rows, row_bytes) or (num_rows, dim)
+            uint8 with a `layout`; without one, float32 or float16 in any byte order, or bfloat16's bits as uint16;
+            or float64, which becomes float32.
+            The elements of a row must lie side by side.
+        """
+        if rows.ndim != 2 or rows.shape[1] == 0:
+            raise ValueError(f"table {brief(name)} must have 2 dimensions and a dim of 1 or more, got {rows.shape}")
+        if rows.shape[1] > 1 and rows.size and rows.strides[1] != rows.itemsize:
+            raise ValueError(f"table {brief(name)} must have the elements of a row side by side")
+        of_rows: RowLayout | FloatLayout
+        if layout is None:
+            stored = np.dtype(np.float32) if rows.dtype.itemsize == 8 else rows.dtype.newbyteorder("=")
+            of_rows = FloatLayout(_arguments.float_name(stored), rows.shape[1], stored)
+        else:
+            of_rows = layout
+        return cls(name, len(rows), of_rows, mapping, row_weights, rows, None)
+
+    @classmethod
+    def packed(
+        cls,
+        name: str,
+        num_rows: int,
+        layout: RowLayout | FloatLayout,
+        pack: Callable[[int, int], NDArray[Any]],
+        *,
+        mapping: NDArray[np.int32] | None = None,
+        row_weights: NDArray[np.float32] | None = None,
+    ) -> Self:
+        """A table whose rows must be repacked: ``pack(start, stop)`` gives some, in `layout`, as a fresh array: packed
+        rows, or floats in the host's byte order."""
+        return cls(name, num_rows, layout, mapping, row_weights, None, pack)
+
+    @classmethod
+    def of_table(cls, name: str, table: QuantizedTable | FloatTable) -> Self:
+        """A table of ours, for code that handles all alike."""
+        layout = table.layout if isinstance(table, QuantizedTable) else None
+        weights, mapping = table.row_weights, table.compressed_indices_mapping
+        data = table.data if layout is not None else table.data.view(_plain(table.data.dtype))
+        return cls.as_it_is(name, data, layout, mapping=mapping, row_weights=weights)
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.num_rows if self.mapping is None else len(self.mapping)
+
+    @property
+    def dim(self) -> int:
+        return self.layout.dim
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether a table can be a view of the file."""
+        return self._rows is not None and self._rows.dtype == self._stored
+
+    @property
+    def _stored(self) -> np.dtype[Any]:
+        """The type of the rows' elements in memory."""
+        return np.dtype(np.uint8) if isinstance(self.layout, RowLayout) else self.layout.stored
+
+    def table(self, *, mapped: bool) -> QuantizedTable | FloatTable:
+        """The table: a view of the file where it needs no repacking and `mapped` is true, else a copy.
+
+        Raises
+        ------
+        ValueError
+            If the mapping or a weight is wrong, or a copy would take more memory than the file's rows.
+        """
+        rows = self._rows
+        if rows is None:
+            whole = np.empty((self.num_rows, self.layout.row_bytes), np.uint8)
+            start = 0
+            for block in self.blocks():
+                whole[start : start + len(block)] = block.view(np.uint8)
+                start += len(block)
+            rows = whole if isinstance(self.layout, RowLayout) else whole.view(self.layout.stored)
+        elif not (mapped and self.is_mapped):
+            self._check_apart(rows)
+            rows = _arguments.quietly(rows.astype, self._stored, "C")
+        try:
+            if isinstance(self.layout, RowLayout):
+                made: QuantizedTable | FloatTable = code_table.table_of(
+                    QuantizedTable, rows, self.layout, self.mapping, row_weights=self.row_weights
+                )
+            else:
+                made = float_table.table_of(FloatTable, rows, self.mapping, self.row_weights)
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"table {brief(self.name)}: {error}") from None
+        return made
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """The stored rows in order, in blocks: packed rows with zeros for padding, or floats in the host's byte order."""
+        at_once = max(AT_ONCE // max(self.layout.row_bytes, 1), 1)
+        if self._rows is not None:
+            self._check_apart(self._rows)
+        for start in range(0, self.num_rows, at_once):
+            stop = min(start + at_once, self.num_rows)
+            if self._pack is not None:
+                yield self._pack(start, stop)
+            elif self._rows is not None:
+                rows = self._rows[start:stop]
+                if isinstance(self.layout, RowLayout):
+                    yield np.ascontiguousarray(self.layout.taken(rows, slice(None)))
+                else:
+                    yield _arguments.quietly(np.ascontiguousarray, rows, self._stored)
+
+    def _check_apart(self, rows: NDArray[Any]) -> None:
+        """Raise if rows overlap: a copy could be of any size, whatever the file's."""
+        if len(rows) > 1 and rows.strides[0] < rows.shape[1] * rows.itemsize:
+            raise ValueError(f"table {brief(self.name)}: its rows overlap in the file, and can only be mapped")
+
+
+def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 and float16 as they are; bfloat16 of another package as its bits."""
+    return dtype if dtype.kind == "f" else np.dtype(np.uint16)
