@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from ..float_table import FloatTable
+from ..interop.tensors import array_of, has_class
 from ..quantize import quantize
 from ..table import QuantizedTable
-from .tensors import layout_text, rows_of, table_of, tensor_of
+from .tensors import layout_text, new_table, rows_of, table_of, tensor_over
 
 MODES = ("sum", "mean", "max")
 
@@ -43,7 +44,7 @@ class _Lookup(torch.nn.Module):
         self._is_read_only = not table.data.flags.writeable
         for name in ("compressed_indices_mapping", "row_weights"):
             part = getattr(table, name, None)
-            self.register_buffer(name, None if part is None else tensor_of(part))
+            self.register_buffer(name, None if part is None else tensor_over(part))
 
     @property
     def table(self) -> QuantizedTable | FloatTable:
@@ -54,7 +55,15 @@ class _Lookup(torch.nn.Module):
         """
         if self.rows.device.type != "cpu":
             raise RuntimeError(f"the table must be on the CPU, got {self.rows.device}")
-        return table_of(self.rows, self.compressed_indices_mapping, self.layout)
+        if self.row_weights is None:
+            return table_of(self.rows, self.compressed_indices_mapping, self.layout)
+        mapping = self.compressed_indices_mapping
+        return new_table(
+            array_of(self.rows, "rows"),
+            None if mapping is None else array_of(mapping, "compressed_indices_mapping"),
+            self.layout,
+            array_of(self.row_weights, "row_weights"),
+        )
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self._described_rows()}"
@@ -149,11 +158,8 @@ def _weights_of(module: Any) -> NDArray[Any]:
     """A float module's rows for `quantize`."""
     if module.max_norm is not None:
         raise ValueError(f"max_norm must be None: lookups do not change rows, got {module.max_norm}")
-    weight = module.weight.detach()
-    if weight.device.type != "cpu":
-        raise ValueError(f"weight must be on the CPU, got {weight.device}")
-    array: NDArray[Any] = (weight.float() if weight.dtype == torch.bfloat16 else weight).numpy()
-    return array
+    weight = module.weight
+    return array_of(weight.float() if weight.dtype == torch.bfloat16 else weight, "weight")
 
 
 def _refuse_training(max_norm: float | None, scale_grad_by_freq: bool, sparse: bool) -> None:
@@ -339,7 +345,7 @@ class EmbeddingBag(_Lookup):
         Raises
         ------
         TypeError
-            If `module` is another one.
+            If `module` is another one, or its weight is quantized already.
         ValueError
             If it has a `max_norm` or is not on the CPU; as `qembag.quantize` raises it.
         """
@@ -372,19 +378,20 @@ class EmbeddingBag(_Lookup):
 
     @classmethod
     def from_quantized(cls, module: torch.nn.Module, *, num_threads: int | None = None) -> Self:
-        """A quantized embedding bag of torch's, ``torch.ao.nn.quantized.EmbeddingBag``, with the bits of its lookups.
+        """A quantized embedding bag of torch's or torchao's, with the bits of its lookups.
 
         Parameters
         ----------
-        module : torch.ao.nn.quantized.EmbeddingBag
-            Its codes, scales and biases are taken as they are.
+        module : torch.ao.nn.quantized.EmbeddingBag, or torch.nn.EmbeddingBag with a weight of torchao's
+            Its codes, scales and biases are taken as they are: see `qembag.interop.torch.from_module`.
         num_threads : int, optional
             As for the class.
 
         Returns
         -------
         EmbeddingBag
-            Its mode is "sum": torch's always sums, whatever the mode of the module that it was made of.
+            In place of a module of ``torch.ao`` its mode is "sum": that one always sums, whatever the mode of the module
+            that it was made of.
 
         Raises
         ------
@@ -395,7 +402,7 @@ class EmbeddingBag(_Lookup):
 
         made = cls.from_table(
             from_module(module),
-            mode="sum",
+            mode=module.mode if has_class(module, "torch.nn.modules", "EmbeddingBag") else "sum",
             include_last_offset=getattr(module, "include_last_offset", False),
             num_threads=num_threads,
         )
@@ -564,7 +571,7 @@ class Embedding(_Lookup):
 
     @classmethod
     def from_quantized(cls, module: torch.nn.Module, *, num_threads: int | None = None) -> Self:
-        """A quantized embedding of torch's, ``torch.ao.nn.quantized.Embedding``: see `EmbeddingBag.from_quantized`."""
+        """A quantized embedding of torch's or torchao's: see `EmbeddingBag.from_quantized`."""
         from ..interop.torch import from_module
 
         made = cls.from_table(from_module(module), num_threads=num_threads)

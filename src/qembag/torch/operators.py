@@ -39,11 +39,11 @@ def threads(asked: int | None = None) -> int:
     return min(torch.get_num_threads(), get_num_threads()) if asked is None else asked
 
 
-def array_of(weights: torch.Tensor | None) -> NDArray[Any] | None:
+def weights_of(per_sample_weights: torch.Tensor | None) -> NDArray[Any] | None:
     """Weights as an array, in the same memory; bfloat16, which NumPy does not have, as float32."""
-    if weights is None:
+    if per_sample_weights is None:
         return None
-    plain = weights.detach()
+    plain = per_sample_weights.detach()
     array: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     return array
 
@@ -79,7 +79,7 @@ def _bags(
         indices.numpy(),
         None if offsets is None else offsets.numpy(),
         mode=mode,
-        per_sample_weights=array_of(per_sample_weights),
+        per_sample_weights=weights_of(per_sample_weights),
         include_last_offset=include_last_offset,
         padding_idx=padding_idx,
         dtype=_out_dtype(dtype),

@@ -8,7 +8,7 @@ import torch
 
 from .. import ops
 from ..lookup import embedding_bag
-from .operators import array_of, bag_count, threads
+from .operators import bag_count, threads, weights_of
 from .tensors import dim_of, packed_text, table_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _kernels_of(width: str, bits: int) -> tuple[Callable[..., torch.Tensor], ...
     ) -> torch.Tensor:
         numbers = indices.numpy()
         starts = None if offsets is None else offsets.numpy()
-        weights = None if per_sample_weights is None else array_of(per_sample_weights)
+        weights = weights_of(per_sample_weights)
         try:
             table = table_of(weight, mapping_of(pruned_weights, compressed_indices_mapping), layout)
         except (TypeError, ValueError, IndexError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from ..interop.tensors import has_class
 from ..quantize import quantize
 from .modules import Embedding, EmbeddingBag
 
@@ -24,11 +25,12 @@ FLOATS: dict[type[torch.nn.Module], type[EmbeddingBag | Embedding]] = {
     torch.nn.Embedding: Embedding,
 }
 QUANTIZED: dict[str, type[EmbeddingBag | Embedding]] = {"EmbeddingBag": EmbeddingBag, "Embedding": Embedding}
+TORCH_AO = "torch.ao.nn.quantized.modules.embedding_ops"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Replaced(NamedTuple):
-    """Bytes of a module's table before and after."""
+    """Bytes of a module's table before and after; 0 where it is that of a module before it."""
 
     before: int
     after: int
@@ -76,9 +78,9 @@ def replace_embedding_bags(
     Parameters
     ----------
     model : torch.nn.Module
-        Its `torch.nn.EmbeddingBag` and `torch.ao.nn.quantized.EmbeddingBag` modules are replaced, at any depth; a
-        module that is there several times, once. One old module is freed before the next is
-        quantized, if nothing else refers to it.
+        Its `torch.nn.EmbeddingBag` and `torch.ao.nn.quantized.EmbeddingBag` modules are replaced, at any depth, those
+        with a weight of torchao's too; a module that is there several times, once. Modules with one weight share one
+        table. Each old module is freed before the next is quantized, if nothing else refers to it.
     bits, method, scale_dtype, group_size
         As for `qembag.quantize`; modules that are quantized already keep their codes.
     names : iterable of str, or callable, optional
@@ -112,11 +114,12 @@ def replace_embedding_bags(
         module = model.get_submodule(places[0])
         try:
             _check(module, users, replaced)
+            is_first = id(getattr(module, "weight", None)) not in tables
             new = _replacement(module, bits, num_threads, options, tables)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             report.kept[places[0]] = str(error)
             continue
-        report.replaced[places[0]] = Replaced(_bytes_of(module), new.table.nbytes)
+        report.replaced[places[0]] = Replaced(_bytes_of(module), new.table.nbytes) if is_first else Replaced(0, 0)
         for name in places:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, new)
@@ -128,13 +131,9 @@ def _kind_of(module: torch.nn.Module) -> type[EmbeddingBag | Embedding] | None:
     for kind in type(module).__mro__:
         if kind in FLOATS:
             return FLOATS[kind]
-        if _is_torch_ao(kind):
+        if kind.__module__.startswith(TORCH_AO):
             return QUANTIZED.get(kind.__name__)
     return None
-
-
-def _is_torch_ao(kind: type) -> bool:
-    return kind.__module__.startswith("torch.ao.nn.quantized.modules.embedding_ops")
 
 
 def _places(model: torch.nn.Module, embeddings: bool) -> list[list[str]]:
@@ -179,7 +178,7 @@ def _users(model: torch.nn.Module) -> dict[int, list[str]]:
 def _check(module: torch.nn.Module, users: dict[int, list[str]], replaced: set[str]) -> None:
     """Raises ValueError if another module would not do the same."""
     kind = type(module)
-    if kind not in FLOATS and not _is_torch_ao(kind):
+    if kind not in FLOATS and not kind.__module__.startswith(TORCH_AO):
         raise ValueError(f"a subclass may look up in another way, got {kind.__name__}")
     if any(getattr(module, hooks, None) for hooks in HOOKS):
         raise ValueError("its hooks would be lost")
@@ -197,7 +196,7 @@ def _replacement(
 ) -> EmbeddingBag | Embedding:
     kind = _kind_of(module)
     assert kind is not None
-    if type(module) not in FLOATS:
+    if type(module) not in FLOATS or _is_torchao(module.weight):
         return kind.from_quantized(module, num_threads=num_threads)
     # Modules that share a weight share a table.
     number = id(module.weight)
@@ -208,10 +207,16 @@ def _replacement(
     return new
 
 
+def _is_torchao(weight: object) -> bool:
+    return has_class(weight, "torchao", "IntxUnpackedToInt8Tensor")
+
+
 def _bytes_of(module: Any) -> int:
     """Of a module's table: floats, or codes with scales and zero points."""
     if type(module) in FLOATS:
-        return int(module.weight.nbytes)
+        weight = module.weight
+        parts = [weight.qdata, weight.scale, weight.zero_point] if _is_torchao(weight) else [weight]
+        return sum(int(part.nbytes) for part in parts)
     weight = module.weight()
     pairs = [weight.q_per_channel_scales(), weight.q_per_channel_zero_points()]
     return int(weight.untyped_storage().nbytes() + sum(part.nbytes for part in pairs))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..float_table import FloatTable
+from ..interop.tensors import array_of
 from ..layout import packed_layout
 from ..table import QuantizedTable
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 LONGEST_TEXT = 1000
 
 
-def tensor_of(array: NDArray[Any]) -> torch.Tensor:
-    """A tensor in an array's memory; a copy where torch has no such strides or alignment."""
+def tensor_over(array: NDArray[Any]) -> torch.Tensor:
+    """A tensor in an array's memory, read-only or not; in a copy where torch has no such strides or alignment."""
     if not array.flags.aligned or any(step % array.itemsize or step < 0 for step in array.strides):
         array = array.copy()
     return torch.from_numpy(array if array.flags.writeable else _as_writeable(array))
@@ -42,8 +43,8 @@ def _as_writeable(array: NDArray[Any]) -> NDArray[Any]:
 def rows_of(table: QuantizedTable | FloatTable) -> torch.Tensor:
     """A table's rows as a tensor: uint8, or floats of the table's type."""
     if isinstance(table, QuantizedTable) or table.dtype != "bfloat16":
-        return tensor_of(table.data)
-    return tensor_of(table.data.view(np.int16)).view(torch.bfloat16)
+        return tensor_over(table.data)
+    return tensor_over(table.data.view(np.int16)).view(torch.bfloat16)
 
 
 def layout_text(table: QuantizedTable | FloatTable) -> str:
@@ -121,13 +122,15 @@ def _forget(number: int, source: weakref.ref[torch.Tensor]) -> None:
 
 
 def _new_table(rows: torch.Tensor, mapping: torch.Tensor | None, layout: str) -> QuantizedTable | FloatTable:
-    # Detached: an array keeps its tensor alive, and the entry of a table must not keep its own key alive.
-    stored = rows.detach()
-    pruned = None if mapping is None else mapping.detach().numpy()
+    # Of detached tensors: an array keeps its tensor alive, and the entry of a table must not keep its own key alive.
+    return new_table(array_of(rows, "rows"), None if mapping is None else array_of(mapping, "mapping"), layout, None)
+
+
+def new_table(
+    rows: NDArray[Any], mapping: NDArray[Any] | None, layout: str, row_weights: NDArray[Any] | None
+) -> QuantizedTable | FloatTable:
+    """A table of its parts; bfloat16 rows as their bits."""
+    parts: dict[str, Any] = {"compressed_indices_mapping": mapping, "row_weights": row_weights}
     if layout:
-        options = dict(layout_options(layout))
-        return QuantizedTable(stored.numpy(), options.pop("bits"), compressed_indices_mapping=pruned, **options)
-    if stored.dtype == torch.bfloat16:
-        bits = stored.view(torch.int16).numpy().view(np.uint16)
-        return FloatTable(bits, dtype="bfloat16", compressed_indices_mapping=pruned)
-    return FloatTable(stored.numpy(), compressed_indices_mapping=pruned)
+        return QuantizedTable(rows, **layout_options(layout), **parts)
+    return FloatTable(rows, dtype="bfloat16" if rows.dtype == np.uint16 else None, **parts)
