@@ -13,7 +13,7 @@ from .._arguments import as_float32
 from ..float_table import FloatTable
 from ..formats.safetensors_file import Tensor, read_header, read_index
 from ..formats.sources import Source, float_tensors, open_source, read_rows
-from ..formats.tables import listed, open_tables
+from ..formats.tables import Tables, listed, open_tables
 from ..interop.foreign import Foreign, Wanted
 from ..interop.load import open_others
 from ..table import QuantizedTable
@@ -101,6 +101,17 @@ def others_of(path: Path, format: str | None = None, wanted: Wanted | None = Non
     return open_others(Path(os.path.abspath(path)), format, wanted or Wanted())
 
 
+def opened(path: Path, name: str | None = None) -> tuple[Tables, bool]:
+    """The tables of a file, or the one of that name; and whether the file is another library's."""
+    others = others_of(path, wanted=Wanted(names=None if name is None else (name,)))
+    if others is None:
+        return open_tables(path), False
+    if others.refused is not None:
+        raise ValueError(f"{others.refused}; `qembag convert` takes --dims and --bits")
+    names = others.tables if name is None else [chosen(others.tables, name)]
+    return Tables({name: others.table(name, mapped=True) for name in names}), True
+
+
 def streamed(found: Found, name: str) -> AnyTable | Foreign:
     """A table as a view of its file; if it must be repacked, and would take memory, to be read in blocks."""
     foreign = found.tables[name]
@@ -143,13 +154,8 @@ def tensors_of(path: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
 
 def stored_table(path: Path, name: str | None) -> AnyTable:
     """The table of that name, or the only one; for a .npy file a table of its floats."""
-    others = others_of(path)
-    if others is not None:
-        if others.refused is not None:
-            raise others.refused
-        return others.table(chosen(others.tables, name), mapped=True)
-    if path.suffix.lower() != ".npy":
-        tables = open_tables(path)
+    if path.suffix.lower() != ".npy" or path.is_dir():
+        tables, _ = opened(path, name)
         return tables[chosen(tables, name)]
     if name is not None:
         raise ValueError("--table is for files of tables with names, not for .npy")
@@ -161,9 +167,12 @@ def stored_table(path: Path, name: str | None) -> AnyTable:
 
 
 def chosen(tables: Mapping[str, object], name: str | None) -> str:
-    """The name, if there is such a table; if None, the name of the only table."""
+    """The table of that name, or the only one whose name ends so; if None, the only table."""
     if name is None and len(tables) == 1:
         return next(iter(tables))
+    ends = [known for known in tables if name is not None and known.endswith(f".{name}")]
+    if name not in tables and len(ends) == 1:
+        return ends[0]
     if name is None or name not in tables:
         got = "" if name is None else f", got {name!r}"
         raise ValueError(f"--table must be one of {listed(map(repr, tables))}{got}")
@@ -244,8 +253,8 @@ def sample_of(table: AnyTable | Source | Foreign) -> NDArray[Any]:
     """Values of evenly spaced rows that are not pruned."""
     most = rows_in(SAMPLE, table)
     if isinstance(table, Foreign):
-        step = max(most // NUM_RUNS, 1)
-        starts = spaced(max(table.num_rows - step + 1, 0), NUM_RUNS).tolist()
+        step = min(max(most // NUM_RUNS, 1), table.num_rows)
+        starts = spaced(table.num_rows - step + 1, NUM_RUNS).tolist() if step else []
         runs = [table.part(table.rows(start, start + step)).dequantize() for start in starts]
         return np.concatenate([np.empty((0, table.dim), np.float32), *runs])
     if isinstance(table, Source):
