@@ -25,6 +25,7 @@ INDICES = np.array([3, 1, 4, 1, 5, 9])
 OFFSETS = np.array([0, 2, 2])
 SAMPLE_WEIGHTS = np.linspace(-1, 2, 6).astype(np.float32)
 MAPPING = np.array([5, 1, -1, 2, 3, 4, 0, 6, 9, 8], dtype=np.int32)
+ROW_WEIGHTS = np.linspace(0, 3, NUM_ROWS).astype(np.float32)
 FLOATS = RNG.normal(size=(3, DIM)).astype(np.float32)
 FLOAT_ROWS = {"float32": RNG.normal(size=(NUM_ROWS, DIM)).astype(np.float32)}
 FLOAT_ROWS["float16"] = FLOAT_ROWS["float32"].astype(np.float16)
@@ -41,11 +42,13 @@ Call = tuple[Any, dict[str, Any]]
 
 
 def table(bits: int = 8) -> qembag.QuantizedTable:
-    return qembag.QuantizedTable(ROWS[bits].copy(), bits, compressed_indices_mapping=MAPPING.copy())
+    more = {"compressed_indices_mapping": MAPPING.copy(), "row_weights": ROW_WEIGHTS.copy()}
+    return qembag.QuantizedTable(ROWS[bits].copy(), bits, **more)
 
 
 def float_table(kind: str) -> qembag.FloatTable:
-    return qembag.FloatTable(FLOAT_ROWS[kind].copy(), dtype=kind, compressed_indices_mapping=MAPPING.copy())
+    more = {"compressed_indices_mapping": MAPPING.copy(), "row_weights": ROW_WEIGHTS.copy()}
+    return qembag.FloatTable(FLOAT_ROWS[kind].copy(), dtype=kind, **more)
 
 
 def of_bags(**more: Any) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
     """The package's own functions, with a table of this width where one is taken."""
     kind, one = {"dtype": np.float32}, {"num_threads": 1}
     bags = of_public_bags()
-    mapping = {"compressed_indices_mapping": MAPPING.copy()}
+    mapping = {"compressed_indices_mapping": MAPPING.copy(), "row_weights": ROW_WEIGHTS.copy()}
     to = {"scale_dtype": None, "scale_first": False, "group_size": None, "row_alignment": 1}
     method = {"method": "lsq", "importance": np.linspace(0, 1, DIM)}
     of_the_file = {"tensors": None, "name": "a", "metadata": {"b": "c"}, "progress": False, "resume": False}
@@ -113,6 +116,7 @@ def of_the_package(bits: int) -> dict[str, Call]:
         ),
         "QuantizedTable.dequantize": (table(bits).dequantize, {"rows": INDICES.copy(), "out": out(6)}),
         "QuantizedTable.prune": (table(bits).prune, {"keep": np.array([0, 3, 4])}),
+        "QuantizedTable.apply_row_weights": (table(bits).apply_row_weights, {}),
         "QuantizedTable.__getitem__": (table(bits).__getitem__, {"item": np.array([0, -3, 4])}),
         "QuantizedTable.__array__": (table(bits).__array__, {"dtype": np.float64, "copy": True}),
         "QuantizedTable.save": (table(bits).save, {"path": SAVED, "name": "a", "metadata": {"b": "c"}}),
@@ -133,7 +137,12 @@ def of_floats(kind: str) -> dict[str, Call]:
     calls: dict[str, Call] = {
         "FloatTable": (
             qembag.FloatTable,
-            {"data": FLOAT_ROWS[kind].copy(), "dtype": kind, "compressed_indices_mapping": MAPPING.copy()},
+            {
+                "data": FLOAT_ROWS[kind].copy(),
+                "dtype": kind,
+                "compressed_indices_mapping": MAPPING.copy(),
+                "row_weights": ROW_WEIGHTS.copy(),
+            },
         ),
         "embedding_bag": (qembag.embedding_bag, {"table": float_table(kind), **of_public_bags()}),
         "embedding_bag of lengths": (qembag.embedding_bag, {"table": float_table(kind), **of_public_bags(**lengths)}),
@@ -142,6 +151,7 @@ def of_floats(kind: str) -> dict[str, Call]:
         "FloatTable.prune": (made.prune, {"keep": np.array([0, 3, 4])}),
         "FloatTable.save": (made.save, {"path": SAVED, "name": "a", "metadata": None}),
         "FloatTable.prefault": (made.prefault, {"progress": False}),
+        "FloatTable.apply_row_weights": (made.apply_row_weights, {}),
         "FloatTable.__getitem__": (made.__getitem__, {"item": np.array([0, -3, 4])}),
         "FloatTable.__array__": (made.__array__, {"dtype": np.float64, "copy": True}),
     }
@@ -183,6 +193,10 @@ def of_files() -> dict[str, Call]:
             {"path": index, **tables, "metadata": {"b": "c"}, "max_shard_bytes": 1000},
         ),
         "open_tables": (qembag.open_tables, {"path": OPENED, "mmap": True, "populate": False, "progress": False}),
+        "load_tables": (
+            qembag.load_tables,
+            {"path": OPENED, "format": "qembag", "bits": {"a": 8}, "dims": {"a": DIM}, "names": ["a"], "mmap": True},
+        ),
         "open_table": (qembag.open_table, {"path": OPENED, "name": "a", "mmap": False, "populate": True}),
     }
 

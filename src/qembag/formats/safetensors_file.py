@@ -134,12 +134,13 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         Begins with `path`: if the file is not in the format, or its data is incomplete.
     """
     try:
-        return _header_of(file)
+        return header_of(file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _header_of(file: IO[bytes]) -> Header:
+def header_of(file: IO[bytes]) -> Header:
+    """As `read_header`, with errors that do not name the file."""
     size = file.seek(0, 2)
     file.seek(0)
     beginning = file.read(LENGTH_BYTES)
@@ -281,7 +282,7 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if path.is_symlink() and not all(os.path.lexists(folder.joinpath(name)) for name in names.values()):
             # A link to an index that stands beside its files elsewhere. In Hugging Face's cache they are all links.
             folder = path.resolve().parent
-        files = {name: _inside(folder, name) for name in set(names.values())}
+        files = {name: inside(folder, name) for name in set(names.values())}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     # Other values are numbers, such as total_size.
@@ -289,7 +290,7 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return {name: files[file] for name, file in names.items()}, kept
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The path of that file. Raises ValueError unless it lies in the folder."""
     parts = name.split("/")
     # On Windows a backslash separates folders; a colon names a drive, or a stream of a file.

@@ -63,6 +63,18 @@ def _value_of(given: ByName, name: str) -> int | None:
     return given[name] if name in given else given.get(name.rpartition(".")[2])
 
 
+def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ...]) -> int:
+    """What the caller says of a table that tells itself: the first of `allowed` if nothing.
+
+    One value for all tables is meant for those whose file does not say it; one by name must fit.
+    """
+    if value is None or (isinstance(given, int) and value not in allowed):
+        return allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+    return value
+
+
 class Memory:
     """A file, mapped read-only.
 
@@ -122,7 +134,7 @@ class Foreign:
         mapping: NDArray[np.int32] | None,
         row_weights: NDArray[np.float32] | None,
         rows: NDArray[Any] | None,
-        pack: Callable[[int, int], NDArray[np.uint8]] | None,
+        pack: Callable[[int, int], NDArray[Any]] | None,
     ) -> None:
         self.name, self.num_rows, self.layout = name, num_rows, layout
         self.mapping, self.row_weights = mapping, row_weights
@@ -143,7 +155,8 @@ class Foreign:
         Parameters
         ----------
         rows : ndarray, shape (num_rows, row_bytes) or (num_rows, dim)
-            uint8 with a `layout`; without one, float32 or float16 in any byte order, or bfloat16's bits as uint16.
+            uint8 with a `layout`; without one, float32 or float16 in any byte order, or bfloat16's bits as uint16;
+            or float64, which becomes float32.
             The elements of a row must lie side by side.
         """
         if rows.ndim != 2 or rows.shape[1] == 0:
@@ -152,7 +165,7 @@ class Foreign:
             raise ValueError(f"table {brief(name)} must have the elements of a row side by side")
         of_rows: RowLayout | FloatLayout
         if layout is None:
-            stored = rows.dtype.newbyteorder("=")
+            stored = np.dtype(np.float32) if rows.dtype.itemsize == 8 else rows.dtype.newbyteorder("=")
             of_rows = FloatLayout(_arguments.float_name(stored), rows.shape[1], stored)
         else:
             of_rows = layout
@@ -163,13 +176,14 @@ class Foreign:
         cls,
         name: str,
         num_rows: int,
-        layout: RowLayout,
-        pack: Callable[[int, int], NDArray[np.uint8]],
+        layout: RowLayout | FloatLayout,
+        pack: Callable[[int, int], NDArray[Any]],
         *,
         mapping: NDArray[np.int32] | None = None,
         row_weights: NDArray[np.float32] | None = None,
     ) -> Self:
-        """A table whose rows must be repacked: ``pack(start, stop)`` gives some, in `layout`, as a fresh array."""
+        """A table whose rows must be repacked: ``pack(start, stop)`` gives some, in `layout`, as a fresh array: packed
+        rows, or floats in the host's byte order."""
         return cls(name, num_rows, layout, mapping, row_weights, None, pack)
 
     @classmethod
@@ -191,7 +205,12 @@ class Foreign:
     @property
     def is_mapped(self) -> bool:
         """Whether a table can be a view of the file."""
-        return self._rows is not None and self._rows.dtype.isnative
+        return self._rows is not None and self._rows.dtype == self._stored
+
+    @property
+    def _stored(self) -> np.dtype[Any]:
+        """The type of the rows' elements in memory."""
+        return np.dtype(np.uint8) if isinstance(self.layout, RowLayout) else self.layout.stored
 
     def table(self, *, mapped: bool) -> QuantizedTable | FloatTable:
         """The table: a view of the file where it needs no repacking and `mapped` is true, else a copy.
@@ -206,12 +225,12 @@ class Foreign:
             whole = np.empty((self.num_rows, self.layout.row_bytes), np.uint8)
             start = 0
             for block in self.blocks():
-                whole[start : start + len(block)] = block
+                whole[start : start + len(block)] = block.view(np.uint8)
                 start += len(block)
-            rows = whole
-        elif not (mapped and rows.dtype.isnative):
+            rows = whole if isinstance(self.layout, RowLayout) else whole.view(self.layout.stored)
+        elif not (mapped and self.is_mapped):
             self._check_apart(rows)
-            rows = rows.astype(rows.dtype.newbyteorder("="), order="C", copy=True)
+            rows = _arguments.quietly(rows.astype, self._stored, "C")
         try:
             if isinstance(self.layout, RowLayout):
                 made: QuantizedTable | FloatTable = code_table.table_of(
@@ -237,7 +256,7 @@ class Foreign:
                 if isinstance(self.layout, RowLayout):
                     yield np.ascontiguousarray(self.layout.taken(rows, slice(None)))
                 else:
-                    yield np.ascontiguousarray(rows, rows.dtype.newbyteorder("="))
+                    yield _arguments.quietly(np.ascontiguousarray, rows, self._stored)
 
     def _check_apart(self, rows: NDArray[Any]) -> None:
         """Raise if rows overlap: a copy could be of any size, whatever the file's."""

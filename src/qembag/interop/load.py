@@ -122,7 +122,7 @@ def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
             found = _ours(path, format)
         else:
             found = _in_file(path, format, wanted)
-        return _chosen(found, wanted)
+    return _chosen(found, wanted, path)
 
 
 @contextlib.contextmanager
@@ -267,10 +267,12 @@ def _names(names: object) -> tuple[str, ...] | None:
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"names must be a str or a list of str, got {_errors.kind_of(names)}")
+    if not given:
+        raise ValueError("names must have at least one name, got none")
     return tuple(map(str, given))
 
 
-def _chosen(found: Found, wanted: Wanted) -> Found:
+def _chosen(found: Found, wanted: Wanted, path: Path) -> Found:
     """Only the wanted tables. Raises ValueError if one is not there, or `bits` or `dims` name one that is not."""
     asked = {"names": wanted.names, "bits": wanted.bits, "dims": wanted.dims}
     there = {part for name in found.tables for part in (name, name.rpartition(".")[2])}
@@ -278,7 +280,7 @@ def _chosen(found: Found, wanted: Wanted) -> Found:
         for name in given if isinstance(given, (tuple, Mapping)) else ():
             if name not in there:
                 tables = listed(map(brief, found.tables)) or "none"
-                raise ValueError(f"{argument} must name tables of the file: {tables}; got {brief(name)}")
+                raise ValueError(f"{argument} must name tables of {path}: {tables}; got {brief(name)}")
     kept = {name: table for name, table in found.tables.items() if wanted.wants(name)}
     return found._replace(tables=kept)
 
