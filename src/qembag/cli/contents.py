@@ -15,25 +15,23 @@ from ..formats.safetensors_file import Tensor, read_header, read_index
 from ..formats.sources import Source, float_tensors, open_source, read_rows
 from ..formats.tables import Tables, listed, open_tables
 from ..interop.foreign import Foreign, Wanted
-from ..interop.load import open_others
+from ..interop.load import Found, open_others
 from ..table import QuantizedTable
 from .arrays import load_array
 from .output import Failure, complain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from ..interop.load import Found
     from ..layout import FloatLayout, RowLayout
 
 AnyTable: TypeAlias = QuantizedTable | FloatTable
 # Values are made about this many bytes at a time.
 AT_ONCE = 8 << 20
-# Bytes of a sample; of rows that must be repacked it has so many runs of rows.
-SAMPLE = 8 << 20
-NUM_RUNS = 64
+# Bytes of a sample, and runs of rows of which it is made: each run reads pages of its own.
+SAMPLE, NUM_RUNS = 8 << 20, 64
 
 
 class Block(NamedTuple):
@@ -44,10 +42,15 @@ class Block(NamedTuple):
     pairs: NDArray[np.float32] | None
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 class Contents(NamedTuple):
     """Tables by name, tensors that belong to no table, and the file's metadata except qembag's own.
 
-    Of another library's file also the format, and why some tables cannot be had, by name.
+    Of another library's file also the format, and why some tables cannot be had, by name. `release` lets the system
+    take back the pages of mapped files that were read.
     """
 
     tables: dict[str, AnyTable | Source | Foreign]
@@ -55,6 +58,7 @@ class Contents(NamedTuple):
     metadata: dict[str, str]
     format: str | None = None
     refused: Mapping[str, str] = MappingProxyType({})
+    release: Callable[[], None] = nothing
 
 
 def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = None) -> Contents:
@@ -69,7 +73,8 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
     others = others_of(path, format, wanted)
     if others is not None:
         tables |= {name: streamed(others, name) for name in others.tables}
-        return Contents(tables, [], {}, others.format, {} if others.refused is None else others.refused.refused)
+        refused = {} if others.refused is None else others.refused.refused
+        return Contents(tables, [], {}, others.format, refused, others.release)
     if path.suffix.lower() == ".npy":
         array = load_array(path)
         if array.dtype.kind == "f" and array.ndim == 2:
@@ -77,17 +82,18 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
         return Contents({}, [Tensor(path.stem, str(array.dtype), array.shape, 0, array.nbytes)], {})
     tensors, headers = tensors_of(path)
     described = any("qembag.tables" in metadata for metadata in headers)
+    release: Callable[[], None] = nothing
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
     floats = float_tensors(path)
     # A float64 tensor is not a table, but it can be quantized.
     if described or any(dtype != "float64" for dtype, _ in floats.values()):
-        opened = open_tables(path)
-        tables |= opened
-        metadata = opened.metadata
+        stored = open_tables(path)
+        tables |= stored
+        metadata, release = stored.metadata, Found("qembag", {}, stored, None).release
     for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
-    return Contents(tables, in_no_table(tensors, tables), metadata)
+    return Contents(tables, in_no_table(tensors, tables), metadata, release=release)
 
 
 def others_of(path: Path, format: str | None = None, wanted: Wanted | None = None) -> Found | None:
@@ -250,13 +256,13 @@ def some_of(table: AnyTable, numbers: NDArray[np.int64]) -> Iterator[Block]:
 
 
 def sample_of(table: AnyTable | Source | Foreign) -> NDArray[Any]:
-    """Values of evenly spaced rows that are not pruned."""
+    """Values of rows here and there that are not pruned."""
     most = rows_in(SAMPLE, table)
     if isinstance(table, Foreign):
-        step = min(max(most // NUM_RUNS, 1), table.num_rows)
-        starts = spaced(table.num_rows - step + 1, NUM_RUNS).tolist() if step else []
-        runs = [table.part(table.rows(start, start + step)).dequantize() for start in starts]
-        return np.concatenate([np.empty((0, table.dim), np.float32), *runs])
+        numbers = spaced(table.num_rows, most)
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
+        values = [table.part(table.rows(int(run[0]), int(run[-1]) + 1)).dequantize() for run in runs]
+        return np.concatenate([np.empty((0, table.dim), np.float32), *values])
     if isinstance(table, Source):
         return read_rows(table, spaced(table.num_rows or 0, most))
     mapping = table.compressed_indices_mapping
@@ -267,5 +273,7 @@ def sample_of(table: AnyTable | Source | Foreign) -> NDArray[Any]:
 
 
 def spaced(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the numbers below `count`, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+    """At most `most` of the numbers below `count`, sorted: all of them, or evenly spaced runs."""
+    length = 1 if count <= most else max(most // NUM_RUNS, 1)
+    starts = np.linspace(0, count - length, min(count, most) // length).astype(np.int64)
+    return np.unique(starts[:, None] + np.arange(length))

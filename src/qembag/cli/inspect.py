@@ -72,6 +72,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 for name, table in contents.tables.items():
                     scan = Scan(table)
                     for count in scan.blocks():
+                        contents.release()
                         rows, nbytes = rows + count, nbytes + count * entries[name]["row_bytes"]
                         if report is not None:
                             report(rows, total, nbytes)
