@@ -271,7 +271,7 @@ def _widened(codes: NDArray[np.uint8], float8: Any) -> NDArray[Any]:
     return exact[codes]
 
 
-# ---- Back --------------------------------------------------------------------------------------------------------------
+# ---- Back ------------------------------------------------------------------------------------------------------------
 
 
 def to_weights(table: QuantizedTable | FloatTable, *, exact: bool = True) -> tuple[Any, Any]:
