@@ -10,11 +10,10 @@ import numpy as np
 from .. import _arguments
 from ..layout import RowLayout
 from .foreign import Foreign, Wanted, said
+from .torch_tensors import QTensor, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from .torch_tensors import QTensor
 
 # Bits of a code, by the class of the storage. A state dict's own entry for it may be wrong.
 BITS = {"quint8": 8, "quint4x2": 4}
@@ -35,23 +34,12 @@ def table(name: str, tensor: QTensor, wanted: Wanted) -> Foreign:
         raise ValueError(f"must be quint8 or quint4x2, got {tensor.kind}; save tensor.dequantize() instead")
     if tensor.axis != 0:
         raise ValueError(f"must have its scales along axis 0, got axis {tensor.axis}")
-    if tensor.scales.dtype != "float32" or tensor.zero_points.dtype != "float32":
-        raise ValueError(
-            "must have float32 scales and zero points (torch.per_channel_affine_float_qparams), as embeddings have, "
-            f"got {tensor.scales.dtype} and {tensor.zero_points.dtype}: no float32 bias holds their values exactly; "
-            "save tensor.dequantize() instead"
-        )
+    scales, zero_points = _floats(tensor.scales), _floats(tensor.zero_points)
     num_rows, columns = tensor.shape
     # At 4 bits torch's modules round an odd dim up, and leave the last code as it was in memory.
     dims = (columns, columns - 1) if bits == 4 and columns > 1 and columns % 2 == 0 else (columns,)
     dim = said(wanted.dims, wanted.dim_of(name), "dims", dims)
     said(wanted.bits, wanted.bits_of(name), "bits", (bits,))
-    scales, zero_points = tensor.scales.array(), tensor.zero_points.array()
-    if scales.shape != (num_rows,) or zero_points.shape != (num_rows,):
-        raise ValueError(
-            f"must have a scale and a zero point for each of {num_rows} rows, got {scales.shape} and "
-            f"{zero_points.shape}"
-        )
     layout = RowLayout(bits, dim)
     codes = tensor.codes
 
@@ -84,6 +72,17 @@ def rows_of_per_channel(
     np.negative(with_pairs[:, 0, 1], out=with_pairs[:, 0, 1])
     pairs = _arguments.quietly(with_pairs.astype, layout.pair_dtype)
     return layout.pack_bytes(codes[:, : layout.codes_bytes], pairs)
+
+
+def _floats(values: object) -> NDArray[Any]:
+    """Scales or zero points, if they are as embeddings have them."""
+    kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or kind != "float32":
+        raise ValueError(
+            "must have scales and zero points of float32 (torch.per_channel_affine_float_qparams), as embeddings do, "
+            f"got {kind}: no float32 bias holds their values exactly; save tensor.dequantize() instead"
+        )
+    return values.array()
 
 
 def _check_qparams(name: str, scales: NDArray[Any], zero_points: NDArray[Any], first_row: int) -> None:

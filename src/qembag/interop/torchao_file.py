@@ -99,9 +99,9 @@ def as_floats(tensor: Tensor, rows: slice) -> NDArray[Any]:
 
 def _tensor(wrapped: Wrapped, part: str) -> Tensor:
     found = wrapped.state.get(part)
-    if not isinstance(found, Tensor):
-        raise ValueError(f"must have a tensor {part!r} in its {wrapped.cls}")
-    return found
+    if isinstance(found, Tensor):
+        return found
+    raise ValueError(f"must have a tensor {part!r} in its {wrapped.cls}")
 
 
 def _group_size(wrapped: Wrapped, shape: tuple[int, int], *of_scales: tuple[int, ...]) -> int | None:

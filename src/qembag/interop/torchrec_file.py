@@ -24,7 +24,7 @@ IGNORED = re.compile(r"(?:^|\.)tbes\.\d+\.")
 SCALE, BIAS = "_qscale", "_qbias"
 # Rows are padded to a multiple of this, unless TorchRec is told otherwise.
 ROW_ALIGNMENT = 16
-FLOATS = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
+FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
 # The widths that plain uint8 may have.
 PLAIN = (8, *FLOATS)
 
