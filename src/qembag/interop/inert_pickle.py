@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..formats.safetensors_file import brief
-from .budget import ITEM, OBJECT, PLACE, Budget
+from .budget import ITEM, OBJECT, PLACE, WIDEST, Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 PROTOCOLS = range(2, 6)
 # Globals are names in Python's source; anything longer is no name.
 MAX_NAME = 256
-# A text takes at most this many bytes of memory per byte of UTF-8.
-WIDEST = 4
+# What the garbage collector and the allocator add to an object.
+HEAD = 24
+LONG = 1 << 16
 # Of a number of LONG1, which has at most 255 bytes, with its sign.
 MAX_DIGITS = 616
 PLAIN = (str, int, float, bool)
@@ -123,8 +124,9 @@ class _Machine:
         self.data, self.table, self.persistent, self.budget = data, table, persistent, budget
         self.at = 0
         self.stack: list[Any] = []
+        self.highest = 0
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
 
     def run(self) -> Any:
         if self.byte() != PROTO:
@@ -171,13 +173,15 @@ class _Machine:
     # ---- The stack ----
 
     def push(self, value: Any) -> None:
-        self.budget.spend(PLACE)
         self.stack.append(value)
+        if len(self.stack) > self.highest:
+            self.budget.spend(PLACE)
+            self.highest = len(self.stack)
 
     def make(self, value: Any) -> None:
         """Push a new value."""
-        self.budget.spend(OBJECT + sys.getsizeof(value))
-        self.stack.append(value)
+        self.budget.spend(HEAD + sys.getsizeof(value))
+        self.push(value)
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
@@ -208,7 +212,7 @@ class _Machine:
         self.take(8)
 
     def mark(self) -> None:
-        self.budget.spend(OBJECT)
+        self.budget.spend(OBJECT // 2)
         self.marks.append(len(self.stack))
 
     def whole(self, nbytes: int) -> None:
@@ -223,17 +227,19 @@ class _Machine:
     def text(self, length_bytes: int) -> None:
         nbytes = self.number(length_bytes)
         raw = self.take(nbytes)
-        self.budget.spend(OBJECT + WIDEST * nbytes)
+        # Counted before it is made if it is long, and then as if it were of the widest characters.
+        if nbytes > LONG:
+            self.budget.spend(WIDEST * nbytes)
         try:
-            self.stack.append(str(raw, "utf-8"))
+            self.make(str(raw, "utf-8"))
         except UnicodeDecodeError:
             raise ValueError(f"has a text that is not UTF-8 before byte {self.at}") from None
 
     def some_bytes(self, length_bytes: int) -> None:
         nbytes = self.number(length_bytes)
         raw = self.take(nbytes)
-        self.budget.spend(OBJECT + nbytes)
-        self.stack.append(bytes(raw))
+        self.budget.spend(nbytes)
+        self.make(bytes(raw))
 
     def tuple_of(self, count: int) -> None:
         self.make(tuple(reversed([self.pop() for _ in range(count)])))
@@ -270,15 +276,18 @@ class _Machine:
             target[text] = value
 
     def put(self, number: int) -> None:
-        self.budget.spend(ITEM)
-        self.memo[number] = self.top()
+        # Every pickler counts from 0.
+        if number > len(self.memo):
+            raise ValueError(f"is damaged: value {number} is kept after value {len(self.memo) - 1}")
+        self.budget.spend(PLACE)
+        self.memo[number : number + 1] = [self.top()]
 
     def memoize(self) -> None:
         self.put(len(self.memo))
 
     def get(self, length_bytes: int) -> None:
         number = self.number(length_bytes)
-        if number not in self.memo:
+        if number >= len(self.memo):
             raise ValueError(f"is damaged: value {number} is used before it is there, before byte {self.at}")
         self.push(self.memo[number])
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..formats.safetensors_file import brief
-from .budget import OBJECT, PLACE, Budget
-from .inert_pickle import PLAIN, WIDEST, Global, OrderedDict, UnknownGlobal, Unread, read_pickle, what
-from .torch_zip import SAVE, Archive, Record, read_archive
+from .budget import ITEM, OBJECT, PLACE, Budget, characters
+from .inert_pickle import MAX_NAME, PLAIN, Global, OrderedDict, UnknownGlobal, Unread, read_pickle, what
+from .torch_zip import SAVE, Archive, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
     from .foreign import Memory
 
-# Objects may take this much memory, and as much again as the file and as so many times its pickle.
-FREE_BYTES, TIMES_PICKLE = 24 << 20, 40
+# What the directory and the pickle may make in memory, beside a quarter and a half of the file's size: together less
+# than the file and 50 MB.
+FREE_DIRECTORY, FREE_PICKLE = 12 << 20, 28 << 20
+# The bound on work for a small pickle in a large file: objects take at most so many times its bytes.
+TIMES_PICKLE = 40
+# Headers of records stand beside their data: reading them maps pages of the file, which are given back this often.
+HEADERS_AT_ONCE = 256
 # NumPy 1 has no arrays of more dimensions.
 MAX_RANK = 32
 MAX_DEPTH = 100
@@ -190,11 +195,10 @@ def read_entries(memory: Memory) -> Entries:
         If the file is of another kind, or damaged, or has more in its pickle than tensors and plain values.
     """
     size = len(memory.bytes)
-    archive = read_archive(memory, Budget("its directory", FREE_BYTES // 2 + size // 2))
-    nbytes = archive.pickle.nbytes
-    budget = Budget("its pickle", FREE_BYTES + min(size // 2, TIMES_PICKLE * nbytes))
+    archive = Archive(memory, Budget("its directory", FREE_DIRECTORY + size // 4))
+    data = archive.pickle()
+    budget = Budget("what it builds", FREE_PICKLE + min(size // 2, TIMES_PICKLE * len(data)))
     builder = _Builder(memory, archive, budget)
-    data = memoryview(memory.bytes.data)[archive.pickle.start : archive.pickle.start + nbytes]
     try:
         whole = read_pickle(data, builder.table(), builder.persistent, budget)
         tensors, others = _flattened(whole, budget)
@@ -255,13 +259,15 @@ class _Builder:
         _, kind, key, _, numel = given
         if not isinstance(kind, _StorageType) or type(key) is not str or not _are_counts([numel]):
             raise ValueError(f"must give a storage a type, a key and a length, got {', '.join(map(what, given[1:]))}")
-        record = self.archive.records.get(f"data/{key}") if len(key) < 1000 else None
+        record = self.archive.record(f"data/{key}") if len(key) < MAX_NAME else None
         if record is None:
             raise ValueError(f"names storage {brief(key)}, which the file does not have")
         if numel * _itemsize(kind.dtype) != record.nbytes:
             raise ValueError(
                 f"gives storage {brief(key)} {brief(numel)} elements of {kind.dtype}, got {record.nbytes} bytes of it"
             )
+        if len(self.storages) % HEADERS_AT_ONCE == 0:
+            self.memory.release()
         storage = self.storages.setdefault(key, Storage(kind.dtype, record))
         if storage.dtype != kind.dtype:
             raise ValueError(f"gives storage {brief(key)} two types: {storage.dtype} and {kind.dtype}")
@@ -483,7 +489,7 @@ def _flattened(whole: Any, budget: Budget) -> tuple[dict[str, AnyTensor], dict[s
         is_container = _is_container(value)
         if not is_container and not isinstance(value, (*TENSORS, Unread)) and not has_tensors:
             continue
-        budget.spend(4 * OBJECT + WIDEST * (len(prefix) + len(key)))
+        budget.spend(ITEM + 2 * OBJECT + characters(prefix, key))
         name = prefix + key
         if is_container:
             if id(value) in above or len(above) == MAX_DEPTH:

@@ -10,11 +10,15 @@ import zlib
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ..formats.safetensors_file import brief
-from .budget import ITEM, OBJECT, Budget
+from .budget import ITEM, OBJECT, Budget, characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
     from .foreign import Memory
 
@@ -34,8 +38,6 @@ STORED = 0
 PICKLE = "data.pkl"
 # torch 2.13 writes 3, and reads up to 10.
 VERSIONS = range(1, 11)
-# Local headers stand beside the data: reading them maps pages of the file, which are given back this often.
-HEADERS_AT_ONCE = 256
 
 SAVE = "save a state dict: torch.save(model.state_dict(), path)"
 
@@ -47,60 +49,99 @@ class Record(NamedTuple):
     nbytes: int
 
 
-class Archive(NamedTuple):
-    """A file of torch's, by the names of records without their common folder."""
-
-    records: dict[str, Record]
-    pickle: Record
-    big_endian: bool
-
-
 class _Entry(NamedTuple):
-    """An entry of the central directory."""
+    """An entry of the central directory: where the record's own header lies."""
 
-    name: bytes
-    is_plain: bool  # neither compressed nor encrypted
-    crc: int
-    nbytes: int
     header: int
-    limit: int  # where the next thing in the file begins
+    nbytes: int  # as stored
+    crc: int
+    is_plain: bool  # neither compressed nor encrypted
 
 
-def read_archive(memory: Memory, budget: Budget) -> Archive:
-    """Where the records of a file of `torch.save` lie.
+class Archive:
+    """A file of `torch.save`: the directory of its records. A record's own header is read when it is asked for.
+
+    Attributes
+    ----------
+    big_endian : bool
+        Whether the writer's numbers are.
 
     Raises
     ------
     ValueError
         If it is none, or is damaged.
     """
-    raw = memoryview(memory.bytes.data)
-    _refuse_other_beginnings(raw)
-    entries = _entries(raw, budget)
-    _refuse_other_archives(entries)
-    pickles = [name for name in entries if name.endswith("/" + PICKLE)]
-    if len(pickles) != 1:
-        many = ", ".join(map(brief, pickles[:3])) or "none"
-        raise ValueError(f"is no file of torch.save: it must have one record {PICKLE} in a folder, got {many}")
-    stem = pickles[0].removesuffix(PICKLE)
-    inside: dict[str, Record] = {}
-    for number, (name, entry) in enumerate(entries.items(), 1):
-        record = _record(raw, name, entry)
-        if name.startswith(stem):
-            inside[name.removeprefix(stem)] = record
-        if number % HEADERS_AT_ONCE == 0:
-            memory.release()
-    memory.release()
-    pickle, crc = inside[PICKLE], entries[pickles[0]].crc
-    # Without checksums torch writes 0.
-    if crc and zlib.crc32(_bytes(raw, pickle)) != crc:
-        raise ValueError("is damaged: data.pkl does not have the CRC-32 that the archive gives")
-    _check_version(raw, inside)
-    return Archive(inside, pickle, _is_big_endian(raw, inside))
 
+    def __init__(self, memory: Memory, budget: Budget) -> None:
+        self._raw = raw = memoryview(memory.bytes.data)
+        _refuse_other_beginnings(raw)
+        start, end, count = _directory(raw)
+        self._entries = _entries(raw[:end], start, count, budget)
+        self._limits = _limits(self._entries, start)
+        _refuse_other_archives(self._entries)
+        pickles = [name for name in self._entries if name.endswith("/" + PICKLE)]
+        if len(pickles) != 1:
+            many = ", ".join(map(brief, pickles[:3])) or "none"
+            raise ValueError(f"is no file of torch.save: it must have one record {PICKLE} in a folder, got {many}")
+        self._stem = pickles[0].removesuffix(PICKLE)
+        self._check_version()
+        self.big_endian = self._is_big_endian()
 
-def _bytes(raw: memoryview, record: Record) -> memoryview:
-    return raw[record.start : record.start + record.nbytes]
+    def record(self, name: str) -> Record | None:
+        """Where a record lies, or None if there is no such; names are without the folder that all have."""
+        whole = self._stem + name
+        entry = self._entries.get(whole)
+        return None if entry is None else self._record(whole, entry)
+
+    def pickle(self) -> memoryview:
+        """The bytes of the pickle, of which alone the checksum is checked: the others are not read here."""
+        entry = self._entries[self._stem + PICKLE]
+        record = self._record(self._stem + PICKLE, entry)
+        data = self._raw[record.start : record.start + record.nbytes]
+        # Without checksums torch writes 0.
+        if entry.crc and zlib.crc32(data) != entry.crc:
+            raise ValueError("is damaged: data.pkl does not have the CRC-32 that the archive gives")
+        return data
+
+    def _record(self, name: str, entry: _Entry) -> Record:
+        if not entry.is_plain:
+            raise ValueError(
+                f"must be stored without compression or encryption, as torch.save does: record {brief(name)} is not"
+            )
+        _, flags, method, _, _, _, packed, nbytes, name_bytes, extra_bytes = _unpack(
+            _LOCAL, LOCAL, self._raw, entry.header, f"header of record {brief(name)}"
+        )
+        begin = entry.header + SIGNATURE + _LOCAL.size
+        start = begin + name_bytes + extra_bytes
+        if start + entry.nbytes > self._limits[int(np.searchsorted(self._limits, entry.header, "right"))]:
+            raise ValueError(f"is damaged: record {brief(name)} of {entry.nbytes} bytes overlaps what comes after it")
+        own = bytes(self._raw[begin : begin + name_bytes])
+        if own != name.encode() or method != STORED or flags & ENCRYPTED:
+            raise ValueError(f"is damaged: record {brief(name)} has a header that differs from the directory")
+        # 0 if a data descriptor follows the data, as torch has it.
+        if any(size not in (0, FULL_32, entry.nbytes) for size in (packed, nbytes)):
+            raise ValueError(f"is damaged: record {brief(name)} has another size in its header than in the directory")
+        return Record(start, entry.nbytes)
+
+    def _text(self, name: str) -> bytes | None:
+        """A record of a few characters."""
+        record = self.record(name)
+        return None if record is None else bytes(self._raw[record.start : record.start + min(record.nbytes, 40)])
+
+    def _check_version(self) -> None:
+        for name in ("version", ".data/version"):
+            version = self._text(name)
+            if version is not None and (not version.strip().isdigit() or int(version) not in VERSIONS):
+                raise ValueError(
+                    f"must be of version {VERSIONS[0]} to {VERSIONS[-1]} of torch's format, got {version!r}"
+                )
+
+    def _is_big_endian(self) -> bool:
+        # torch did not say so before 2.1, and wrote on little-endian hosts.
+        order = self._text("byteorder")
+        if order not in (None, b"little", b"big"):
+            raise ValueError(f"must have the record byteorder say little or big, got {order!r}")
+        return order == b"big"
 
 
 def _refuse_other_beginnings(raw: memoryview) -> None:
@@ -145,44 +186,45 @@ def _directory(raw: memoryview) -> tuple[int, int, int]:
     return start, end, count
 
 
-def _entries(raw: memoryview, budget: Budget) -> dict[str, _Entry]:
-    """The entries by name, in the order of their places in the file."""
-    at, end, count = _directory(raw)
-    found = []
-    limit = at
-    while at < end:
-        entry, at = _entry(raw, at, end)
-        budget.spend(8 * OBJECT + 2 * ITEM + 3 * len(entry.name))
-        found.append(entry)
-    if len(found) != count:
-        raise ValueError(f"is damaged: its directory has {len(found)} entries, and says {count}")
-    found.sort(key=lambda entry: entry.header)
+def _entries(raw: memoryview, at: int, count: int, budget: Budget) -> dict[str, _Entry]:
+    """The entries of the directory, from `at` to the end of `raw`, by name."""
     entries: dict[str, _Entry] = {}
-    for number, entry in enumerate(found, 1):
-        name = _name(entry.name)
-        if name in entries:
-            raise ValueError(f"must have each name once, got {brief(name)} twice")
-        entries[name] = entry._replace(limit=found[number].header if number < count else limit)
+    while at < len(raw):
+        begin = at + SIGNATURE + _ENTRY.size
+        fields = _unpack(_ENTRY, ENTRY, raw, at, "entry of the directory")
+        flags, method, crc, packed, nbytes, name_bytes, extra_bytes, comment_bytes, disk = (*fields[2:4], *fields[6:13])
+        extra = begin + name_bytes
+        at = extra + extra_bytes + comment_bytes
+        if at > len(raw):
+            raise ValueError(f"is damaged: an entry of its directory goes on to byte {at}, the directory to {len(raw)}")
+        values = [nbytes, packed, fields[15]]
+        if FULL_32 in values:
+            values = _from_zip64(raw[extra : extra + extra_bytes], values)
+        nbytes, packed, header = values
+        if disk not in (0, FULL_16):
+            raise ValueError("must be an archive in one file, got one of several disks")
+        name = bytes(raw[begin:extra])
+        budget.spend(ITEM + 3 * OBJECT + characters(name))
+        text = _text_of(name)
+        if text in entries:
+            raise ValueError(f"must have each name once, got {brief(text)} twice")
+        entries[text] = _Entry(header, packed, crc, method == STORED and nbytes == packed and not flags & ENCRYPTED)
+    if len(entries) != count:
+        raise ValueError(f"is damaged: its directory has {len(entries)} entries, and says {count}")
     return entries
 
 
-def _entry(raw: memoryview, at: int, end: int) -> tuple[_Entry, int]:
-    """The entry of the directory that begins there, and where it ends."""
-    fields = _unpack(_ENTRY, ENTRY, raw[:end], at, "entry of the directory")
-    _, _, flags, method, _, _, crc, packed, nbytes, name_bytes, extra_bytes, comment_bytes, disk, _, _, header = fields
-    begin = at + SIGNATURE + _ENTRY.size
-    extra = begin + name_bytes
-    at = extra + extra_bytes + comment_bytes
-    if at > end:
-        raise ValueError(f"is damaged: an entry of the directory goes on to byte {at}, the directory to {end}")
-    values = [nbytes, packed, header]
-    if FULL_32 in values:
-        values = _from_zip64(raw[extra : extra + extra_bytes], values)
-    nbytes, packed, header = values
-    if disk not in (0, FULL_16):
-        raise ValueError("must be an archive in one file, got one of several disks")
-    is_plain = method == STORED and nbytes == packed and not flags & ENCRYPTED
-    return _Entry(bytes(raw[begin:extra]), is_plain, crc, nbytes, header, 0), at
+def _limits(entries: dict[str, _Entry], end: int) -> NDArray[np.int64]:
+    """Where headers of records begin, in order, and the directory after them. Raises ValueError if records overlap."""
+    if any(max(entry.header, entry.nbytes) >= end for entry in entries.values()):
+        raise ValueError("is damaged: a record lies beyond the archive's directory")
+    headers = np.fromiter((entry.header for entry in entries.values()), np.int64, len(entries))
+    sizes = np.fromiter((entry.nbytes for entry in entries.values()), np.int64, len(entries))
+    order = np.argsort(headers)
+    limits = np.append(headers[order], end)
+    if np.any(limits[:-1] + sizes[order] + SIGNATURE + _LOCAL.size > limits[1:]):
+        raise ValueError("is damaged: records overlap")
+    return limits
 
 
 def _from_zip64(extra: memoryview, values: list[int]) -> list[int]:
@@ -199,29 +241,7 @@ def _from_zip64(extra: memoryview, values: list[int]) -> list[int]:
     raise ValueError("is damaged: an entry of its directory lacks the zip64 field that it needs")
 
 
-def _record(raw: memoryview, name: str, entry: _Entry) -> Record:
-    """Where the data of an entry lies, by its local header."""
-    if not entry.is_plain:
-        raise ValueError(
-            f"must be stored without compression or encryption, as torch.save does: record {brief(name)} is not"
-        )
-    at = entry.header
-    _, flags, method, _, _, _, packed, nbytes, name_bytes, extra_bytes = _unpack(
-        _LOCAL, LOCAL, raw, at, f"header of record {brief(name)}"
-    )
-    begin = at + SIGNATURE + _LOCAL.size
-    start = begin + name_bytes + extra_bytes
-    if start + entry.nbytes > entry.limit:
-        raise ValueError(f"is damaged: record {brief(name)} of {entry.nbytes} bytes overlaps what comes after it")
-    if bytes(raw[begin : begin + name_bytes]) != entry.name or method != STORED or flags & ENCRYPTED:
-        raise ValueError(f"is damaged: record {brief(name)} has a header that differs from the directory")
-    # 0 if a data descriptor follows the data, as torch has it.
-    if any(size not in (0, FULL_32, entry.nbytes) for size in (packed, nbytes)):
-        raise ValueError(f"is damaged: record {brief(name)} has another size in its header than in the directory")
-    return Record(start, entry.nbytes)
-
-
-def _name(name: bytes) -> str:
+def _text_of(name: bytes) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
@@ -243,23 +263,3 @@ def _refuse_other_archives(names: Iterable[str]) -> None:
         )
     if any(name.endswith(".npy") for name in names):
         raise ValueError("is a .npz archive of NumPy: save its arrays one by one, with numpy.save")
-
-
-def _text(raw: memoryview, inside: dict[str, Record], name: str) -> bytes | None:
-    """A record of a few characters."""
-    return bytes(_bytes(raw, inside[name])[:40]) if name in inside else None
-
-
-def _check_version(raw: memoryview, inside: dict[str, Record]) -> None:
-    for name in ("version", ".data/version"):
-        version = _text(raw, inside, name)
-        if version is not None and (not version.strip().isdigit() or int(version) not in VERSIONS):
-            raise ValueError(f"must be of version {VERSIONS[0]} to {VERSIONS[-1]} of torch's format, got {version!r}")
-
-
-def _is_big_endian(raw: memoryview, inside: dict[str, Record]) -> bool:
-    """Whether the writer's numbers are; torch did not say so before 2.1, and wrote on little-endian hosts."""
-    order = _text(raw, inside, "byteorder")
-    if order not in (None, b"little", b"big"):
-        raise ValueError(f"must have the record byteorder say little or big, got {order!r}")
-    return order == b"big"
