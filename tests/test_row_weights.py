@@ -126,3 +126,38 @@ def test_weights_of_another_length_in_a_file_are_refused(tmp_path):
     save_file({"a": np.ones((2, 3), np.float32), "a.row_weights": np.zeros(3, np.float32)}, path)
     with pytest.raises(ValueError, match=r"other\.safetensors: table 'a': row_weights must have shape \(2,\)"):
         qembag.open_tables(path)
+
+
+def test_quantizing_to_a_file_keeps_the_weights(tmp_path):
+    table = qembag.FloatTable(FLOAT_ROWS["float32"], compressed_indices_mapping=MAPPING, row_weights=WEIGHTS)
+    table.save(tmp_path / "floats.safetensors", name="a")
+    for number, source in enumerate((table, tmp_path / "floats.safetensors")):
+        path = tmp_path / f"{number}.safetensors"
+        qembag.quantize_to_file(source, path, bits=4, name="b")
+        made = qembag.open_table(path, "b")
+        np.testing.assert_array_equal(made.row_weights, WEIGHTS)
+        np.testing.assert_array_equal(made.data, qembag.quantize(table[:], bits=4).data)
+
+
+def test_work_that_goes_on_keeps_the_weights(tmp_path):
+    rows = np.random.default_rng(1).normal(size=(100, 16)).astype(np.float32)
+    qembag.FloatTable(rows, row_weights=np.arange(100.0)).save(tmp_path / "floats.safetensors", name="a")
+    path = tmp_path / "codes.safetensors"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qembag.quantize_to_file(tmp_path / "floats.safetensors", path, bits=8, progress=stop)
+    assert not path.exists()
+    qembag.quantize_to_file(tmp_path / "floats.safetensors", path, bits=8, resume=True)
+    np.testing.assert_array_equal(qembag.open_table(path).row_weights, np.arange(100))
+    assert qembag.open_table(path, mmap=False).row_weights.tolist() == list(range(100))
+
+
+def test_weights_of_another_length_are_refused_by_quantizing(tmp_path):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    path = tmp_path / "other.safetensors"
+    save_file({"a": np.ones((2, 3), np.float32), "a.row_weights": np.zeros(3, np.float32)}, path)
+    with pytest.raises(ValueError, match=r"other\.safetensors: tensor 'a': row_weights must have shape \(2,\)"):
+        qembag.quantize_to_file(path, tmp_path / "codes.safetensors", bits=8)

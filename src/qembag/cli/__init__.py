@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "quantize": "quantize the tables of floats in a file to 8, 4 or 2 bits, using little memory",
+    "convert": "copy the tables of another library's file (torch, TorchRec, model2vec, GGUF, ...) to a qembag file",
     "dequantize": "write the float values of a file's tables",
     "inspect": "show what a file holds: tables, layouts, bytes, metadata, scales, suspicious rows",
     "compare": "show bytes, error and speed of each bit width, method and group size",

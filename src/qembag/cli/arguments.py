@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .output import Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -57,6 +58,36 @@ def key_and_value(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
     return key, value
+
+
+def numbers(text: str) -> list[tuple[str, int]]:
+    """A number, which stands under the name "", or numbers by name: ``64``, or ``t1=64,t2=32``."""
+    found = []
+    for part in text.split(","):
+        name, equals, number = part.rpartition("=")
+        if bool(name) != bool(equals) or not (number.isascii() and number.isdecimal()) or len(number) > 9:
+            raise argparse.ArgumentTypeError(f"must be a whole number, or NAME=N,..., got {text!r}")
+        found.append((name, int(number)))
+    return found
+
+
+def add_foreign(parser: argparse.ArgumentParser) -> None:
+    """Options that say of a file of another library what it does not say itself."""
+    from ..interop.load import FORMATS  # not for commands that read files of ours only
+
+    add = parser.add_argument
+    add("--format", choices=FORMATS, help="what SOURCE must be (default: told by its content)")
+    form: dict[str, Any] = {"metavar": "N or NAME=N,...", "type": numbers, "action": "extend", "default": []}
+    add("--bits", help="bits of an element, where the file does not say: 8, 4, 2; 16, 32 for floats", **form)
+    add("--dims", help="elements of a row, where the file does not say, for all tables or by name", **form)
+
+
+def by_name(given: list[tuple[str, int]], option: str, wrong: Callable[[str], NoReturn]) -> int | dict[str, int] | None:
+    """The numbers of an option as `load_tables` takes them."""
+    found = dict(given)
+    if len(found) < len(given) or ("" in found and len(found) > 1):
+        wrong(f"{option} must have one number for all tables, or one for each name")
+    return found.get("", found or None)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

@@ -155,15 +155,21 @@ def _contents(tables: object) -> dict[str, Content]:
         raise TypeError(f"tables must be a table or a dict of tables by name, got {kind_of(tables)}")
     found: dict[str, Content] = {}
     for name, table in tables.items():
-        text = checked_text(name, "tables must be a dict by name; its keys")
-        if text in ("", "__metadata__"):
-            raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
+        text = checked_name(name)
         if text in found:  # keys of a subclass of str may differ and have the same text
             raise ValueError(f"tables must have each name once, got {shown(text)} twice")
         found[text] = _content_of(table, f"tables[{shown(text)}]")
     if not found:
         raise ValueError("tables must have at least one table, got none")
     return found
+
+
+def checked_name(name: object) -> str:
+    """The name of a table, if a file can have it."""
+    text = checked_text(name, "tables must be a dict by name; its keys")
+    if text in ("", "__metadata__"):
+        raise ValueError(f"tables must have names other than '' and '__metadata__', got {shown(text)}")
+    return text
 
 
 def _content_of(table: object, name: str) -> Content:

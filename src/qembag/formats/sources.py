@@ -51,6 +51,7 @@ class Source:
     def __init__(self, name: str, num_rows: int | None, dim: int, dtype: str, row_nbytes: int) -> None:
         self.name, self.num_rows, self.dim, self.dtype, self.row_nbytes = name, num_rows, dim, dtype, row_nbytes
         self.refused = False
+        self.row_weights: NDArray[np.float32] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ class ArraySource(Source):
         size = 4 if isinstance(rows, Table) else rows.itemsize
         super().__init__(name, len(rows), rows.shape[1], dtype, rows.shape[1] * size)
         self._rows = rows
+        if isinstance(rows, Table):
+            self.row_weights = rows.row_weights
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -349,8 +352,17 @@ def open_source(source: object, tensor: str | None = None) -> Source:
 
 def file_source(stored: Stored, name: str) -> Source:
     """The source for a tensor of that name. The array of a ``.npy`` file has no name: it is called "table"."""
-    source = FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
-    return source if stored.mapping is None else PrunedSource(source, stored.mapping)
+    stored_rows = FileSource(stored, "table" if stored.path.suffix.lower() == ".npy" else name)
+    source: Source = stored_rows if stored.mapping is None else PrunedSource(stored_rows, stored.mapping)
+    if stored.row_weights is not None:
+        weights = np.empty(stored.row_weights.shape, "<f4")
+        with stored_rows.opened() as file:
+            stored_rows.fill(file, stored.row_weights.start, weights)
+        try:
+            source.row_weights = _arguments.row_weights(weights, source.num_rows or 0)
+        except ValueError as error:
+            raise ValueError(f"{stored.path}: tensor {name!r}: {error}") from None
+    return source
 
 
 def float_tensors(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, int]]]:

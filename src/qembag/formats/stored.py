@@ -27,6 +27,7 @@ class Stored(NamedTuple):
     shape: tuple[int, int]
     by_columns: bool = False
     mapping: Tensor | None = None  # of a pruned table: the row of each logical row, -1 for none
+    row_weights: Tensor | None = None
 
     @property
     def logical_shape(self) -> tuple[int, int]:
@@ -41,6 +42,11 @@ class Stored(NamedTuple):
     def element(self) -> np.dtype[Any]:
         """The dtype to read elements with; for bfloat16 that of its bits."""
         return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
+
+def is_weights(tensor: Tensor | None) -> bool:
+    """Whether a tensor called so is row weights: a table of floats may have that name, and is a table of its own."""
+    return tensor is not None and (tensor.dtype, len(tensor.shape)) == ("F32", 1)
 
 
 def listed(found: dict[str, Stored]) -> str:
@@ -84,7 +90,9 @@ def _tables(tensors: dict[str, tuple[Tensor, Path]]) -> dict[str, Stored]:
             kind = FLOATS[tensor.dtype]
             dtype = kind if kind == "bfloat16" else np.dtype(kind).newbyteorder("<").str
             mapping = _mapping_of(name, tensors, path)
-            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]), mapping=mapping)
+            weights, where = tensors.get(name + ROW_WEIGHTS, (None, path))
+            weights = weights if where == path and is_weights(weights) else None
+            found[name] = Stored(path, tensor.start, dtype, (tensor.shape[0], tensor.shape[1]), False, mapping, weights)
     return found
 
 

@@ -15,7 +15,7 @@ from .. import table as code_table
 from ..float_table import FloatTable
 from ..table import QuantizedTable
 from .safetensors_file import Header, Tensor, brief, read_header, read_json
-from .stored import MAPPING, ROW_WEIGHTS
+from .stored import MAPPING, ROW_WEIGHTS, is_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,24 +56,23 @@ def plans_of(header: Header) -> dict[str, Plan]:
     """The tables of a file, sorted by name."""
     tensors = header.tensors
     plans: dict[str, Plan] = {}
+
+    def plan_of(name: str, rows: Tensor, description: Any) -> Plan:
+        weights = tensors.get(name + ROW_WEIGHTS)
+        return Plan(rows, tensors.get(name + MAPPING), weights if is_weights(weights) else None, description)
+
     for name, description in _descriptions(header.metadata).items():
         rows = tensors.get(name + ROWS)
         if rows is None:
             raise ValueError(f"table {brief(name)} has no tensor {brief(name + ROWS)}")
-        plans[name] = Plan(rows, tensors.get(name + MAPPING), _weights_of(name, tensors), description)
+        plans[name] = plan_of(name, rows, description)
     parts = {tensor.name for plan in plans.values() for tensor in plan.tensors}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] > 0 and name not in parts:
             if name in plans:
                 raise ValueError(f"has two tables {brief(name)}, one of codes and one of floats")
-            plans[name] = Plan(tensor, tensors.get(name + MAPPING), _weights_of(name, tensors), None)
+            plans[name] = plan_of(name, tensor, None)
     return dict(sorted(plans.items()))
-
-
-def _weights_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The row weights of a table. A table of floats may have that name: it is a table of its own."""
-    weights = tensors.get(name + ROW_WEIGHTS)
-    return weights if weights is not None and (weights.dtype, len(weights.shape)) == ("F32", 1) else None
 
 
 def _descriptions(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -128,10 +127,11 @@ class TableFile:
     a pickle of many tables names the file once, and unpickling opens it once.
     """
 
-    __slots__ = ("_memory", "_stream", "header", "path", "plans")
+    __slots__ = ("_map", "_memory", "_stream", "header", "path", "plans")
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self.path = path
+        self._map: mmap.mmap | None = None
         self._memory: NDArray[np.uint8] | None = None
         self._stream = path.open("rb")
         try:
@@ -139,7 +139,7 @@ class TableFile:
             try:
                 self.plans = plans_of(self.header)
                 if mapped:
-                    _, self._memory = map_file(self._stream.fileno())
+                    self._map, self._memory = map_file(self._stream.fileno())
                     if len(self._memory) != self.size:
                         raise ValueError("changed while it was opened")
             except ValueError as error:
@@ -153,6 +153,10 @@ class TableFile:
     def close(self) -> None:
         """Close the stream. Memory stays mapped while anything uses it."""
         self._stream.close()
+
+    def release(self) -> None:
+        """Let the system take back the pages that were read; see `release_pages`."""
+        release_pages(self._map)
 
     def __enter__(self) -> Self:
         return self
@@ -257,6 +261,12 @@ def map_file(descriptor: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     # This array exports the map's buffer, so that nobody can close the map; an array made by `ndarray` would not.
     return memory, np.frombuffer(memory, np.uint8)
+
+
+def release_pages(mapped: mmap.mmap | None) -> None:
+    """Let the system take back the pages that were read: they stay in its cache, but not in this process's memory."""
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reopened(path: str, size: int, header_hash: bytes) -> TableFile:

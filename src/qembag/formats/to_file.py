@@ -17,7 +17,7 @@ from .progress import check, reporting
 from .safetensors_file import header_bytes
 from .saving import INDEX_SUFFIX, as_path, describe
 from .sources import Source, file_source, is_path, open_source
-from .stored import listed, stored_floats
+from .stored import ROW_WEIGHTS, listed, stored_floats
 from .table_file import RESERVED, ROWS
 from .unfinished import Unfinished, journal_size
 
@@ -238,6 +238,8 @@ class Job:
     def __init__(self, tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str] | None) -> None:
         self._tables, self._options = tables, options
         self._metadata = describe({table.name: table.layout for table in tables}, metadata)
+        weights = {table.name + ROW_WEIGHTS: table.source.row_weights for table in tables}
+        self._weights = [(name, array) for name, array in weights.items() if array is not None]
         self._text = json.dumps(_description(tables, options, self._metadata)).encode()
         # Only an iterable has an unknown number of rows, and then it is the only table.
         self.num_rows = None
@@ -245,7 +247,7 @@ class Job:
         if tables[0].source.num_rows is not None:
             self.num_rows = sum(table.source.num_rows or 0 for table in tables)
             self._data_start = len(self._header(self.num_rows))
-            self._journal_at = self._data_start + self._bytes_of(self.num_rows)
+            self._journal_at = self._end_of(self.num_rows)
         else:
             self._journal_at = len(self._header(MAX_ROWS))
             self._header_size = self._journal_at + journal_size(self._text)
@@ -262,6 +264,10 @@ class Job:
         """The bytes of the first `num_rows` rows in the new file."""
         return sum(table.layout.bytes_of(length) for table, length in self._lengths(num_rows))
 
+    def _end_of(self, num_rows: int) -> int:
+        """Where the new file ends: row weights come after all rows."""
+        return self._data_start + self._bytes_of(num_rows) + sum(weights.nbytes for _, weights in self._weights)
+
     def source_bytes_of(self, num_rows: int) -> int:
         """The bytes of the first `num_rows` rows in their sources."""
         return sum(table.source.row_nbytes * length for table, length in self._lengths(num_rows))
@@ -270,6 +276,7 @@ class Job:
         tensors = [
             (table.rows_name, "U8", (length, table.layout.row_bytes)) for table, length in self._lengths(num_rows)
         ]
+        tensors += [(name, "F32", weights.shape) for name, weights in self._weights]
         return header_bytes(tensors, self._metadata, self._header_size)
 
     def start(self, part: Unfinished, resume: bool) -> None:
@@ -337,7 +344,11 @@ class Job:
             part.write(position + old.nbytes, codes[len(old) :])
 
     def end(self, part: Unfinished) -> None:
-        part.finish(self._header(part.rows_done), self._data_start + self._bytes_of(part.rows_done))
+        position = self._data_start + self._bytes_of(part.rows_done)
+        for _, weights in self._weights:
+            part.write(position, weights.astype("<f4").view(np.uint8)[None])
+            position += weights.nbytes
+        part.finish(self._header(part.rows_done), position)
 
 
 def _description(tables: list[Table], options: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ so a large file opens in little memory. `Foreign.table` makes a table of one, `F
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +17,12 @@ from .. import _arguments, float_table
 from .. import table as code_table
 from ..float_table import FloatTable
 from ..formats.safetensors_file import brief
-from ..formats.table_file import map_file
+from ..formats.table_file import map_file, release_pages
 from ..layout import FloatLayout, RowLayout
 from ..table import QuantizedTable
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -100,9 +100,8 @@ class Memory:
                 self._map, self.bytes = map_file(file.fileno())
 
     def release(self) -> None:
-        """Let the system take back the pages that were read: they stay in its cache, but not in this process."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        """Let the system take back the pages that were read; see `release_pages`."""
+        release_pages(self._map)
 
 
 class Foreign:

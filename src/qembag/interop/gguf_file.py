@@ -91,8 +91,10 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
             )
         else:
             others[entry.key] = entry.kind
-    if not tables and others:
-        raise ValueError(f"must have tensors of {', '.join([*TYPES, *FLOATS])}, got {brief(others)}")
+    if not tables and wanted.names is None:
+        raise ValueError(
+            f"must have 2-D tensors of {', '.join([*TYPES, *FLOATS])}, got {brief(others) if others else 'none'}"
+        )
     return tables
 
 
@@ -157,7 +159,8 @@ def _entries(memory: Memory) -> list[Entry]:
     except (OSError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001 (of a damaged file it raises whatever comes)
-        raise ValueError(f"is not a readable GGUF file: {type(error).__name__}: {str(error)[:200]}") from None
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"is not a readable GGUF file: {kind}{str(error)[:200]}") from None
     size, entries = len(memory.bytes), []
     end = int(reader.data_offset)
     for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.data_offset)):
@@ -214,7 +217,7 @@ def _reader_of(package: ModuleType, raw: memoryview) -> Callable[[Path], Any]:
 
 def _few(count: Any, what: str) -> int:
     if count > MAX_ENTRIES:
-        raise ValueError(f"says that it has {count} {what}: at most {MAX_ENTRIES} are read")
+        raise ValueError(f"it says that it has {count} {what}: at most {MAX_ENTRIES} are read")
     return int(count)
 
 
@@ -233,7 +236,7 @@ class _Header:
         """The end. Raises ValueError if it is not within the file."""
         end = start + nbytes
         if end > len(self._raw):
-            raise ValueError(f"is cut short: byte {end} of {len(self._raw)} is needed")
+            raise ValueError(f"it is cut short: byte {end} of {len(self._raw)} is needed")
         return end
 
     def _number(self, start: int, nbytes: int) -> int:
@@ -242,7 +245,7 @@ class _Header:
     def _after_name(self, start: int) -> int:
         length = self._number(start, 8)
         if length > self.MAX_NAME:
-            raise ValueError(f"has a name of {length} bytes: at most {self.MAX_NAME} are allowed")
+            raise ValueError(f"it has a name of {length} bytes: at most {self.MAX_NAME} are allowed")
         return self.check(start + 8, length)
 
     def end(self, start: int) -> int | None:
@@ -255,7 +258,7 @@ class _Header:
         if kind in self.SIZES:
             return self.check(start, count * self.SIZES[kind])
         if kind != self.TEXT:
-            raise ValueError(f"has a list of type {kind}: must be of numbers or texts")
+            raise ValueError(f"it has a list of type {kind}: must be of numbers or texts")
         # Most of the time goes here: a vocabulary, and its merges.
         number, check = self._number, self.check
         for _ in range(count):
@@ -266,4 +269,4 @@ class _Header:
         """Raises ValueError if the tensor described here has a name or a rank beyond the format's."""
         rank = self._number(self._after_name(start), 4)
         if rank > self.MAX_RANK:
-            raise ValueError(f"has a tensor of {rank} dimensions: at most {self.MAX_RANK} are allowed")
+            raise ValueError(f"it has a tensor of {rank} dimensions: at most {self.MAX_RANK} are allowed")

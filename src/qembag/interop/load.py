@@ -6,12 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import _arguments, _errors
-from ..formats.safetensors_file import brief
+from ..formats.safetensors_file import MAX_HEADER, brief
 from ..formats.saving import INDEX_SUFFIX, as_path
 from ..formats.stored import stored_floats
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
@@ -88,9 +89,8 @@ def load_tables(
     >>> del tables; folder.cleanup()
     """
     whole = Path(os.path.abspath(as_path(path)))
-    wanted = Wanted(_by_name(bits, "bits", (8, 4, 2, 16, 32)), _by_name(dims, "dims", None), _names(names))
     mapped = _arguments.flag(mmap, "mmap")
-    found = open_foreign(whole, _format(format), wanted)
+    found = open_foreign(whole, _format(format), wanted_of(bits, dims, names))
     with errors_name(whole):
         return {name: found.table(name, mapped=mapped) for name in found.tables}
 
@@ -102,6 +102,7 @@ class Found(NamedTuple):
     tables: Mapping[str, Foreign]
     ready: Mapping[str, QuantizedTable | FloatTable]  # tables of our own files
     file: MappedTables | None
+    metadata: Mapping[str, str] = MappingProxyType({})  # of our own files
 
     def table(self, name: str, *, mapped: bool) -> QuantizedTable | FloatTable:
         if name in self.ready and mapped:
@@ -112,17 +113,25 @@ class Found(NamedTuple):
             table._source = (self.file, name)
         return table
 
+    def release(self) -> None:
+        """Let the system take back the pages that were read of the tables' files."""
+        files = {table._source[0] for table in self.ready.values() if table._source is not None}
+        for file in files if self.file is None else {self.file}:
+            file.release()
+
 
 def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
     """Find the tables of a file or folder; see `load_tables`."""
     with errors_name(path):
-        if path.is_dir():
-            found = _in_folder(path, format, wanted)
-        elif path.name.endswith(INDEX_SUFFIX):
-            found = _ours(path, format)
-        else:
-            found = _in_file(path, format, wanted)
+        found = open_others(path, format, wanted) or _ours(path, format)
     return _chosen(found, wanted, path)
+
+
+def open_others(path: Path, format: str | None, wanted: Wanted) -> Found | None:
+    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``."""
+    if path.is_dir():
+        return _in_folder(path, format, wanted)
+    return None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
 
 
 @contextlib.contextmanager
@@ -144,7 +153,7 @@ def _in_folder(path: Path, format: str | None, wanted: Wanted) -> Found:
     return _found(kind, tables, format, memory, path, wanted)
 
 
-def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found:
+def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
     memory = Memory(path)
     kind = _kind_of(memory)
     if kind == "torch":
@@ -161,19 +170,20 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found:
         known = None if format == "qembag" else read_safetensors(memory, wanted)
         if known is not None:
             return _found(*known, format, memory, path, wanted)
-    return _ours(path, format)
+    return None
 
 
 def _kind_of(memory: Memory) -> str:
     head = memory.bytes[:9].tobytes()
+    # Asked before any magic number of a byte or two, with which the length of a header may begin.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return "safetensors"
     if head.startswith(b"PK") or head[:1] == b"\x80" or memory.bytes[257:262].tobytes() == b"ustar":
         return "torch"  # in zip files; others of torch are refused by its reader, which says why
     if head.startswith(b"GGUF"):
         return "gguf"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head[8:] == b"{":
-        return "safetensors"
     raise ValueError(
         "is none of the files that load_tables knows: of torch (zip), model2vec, sentence-transformers, WordLlama, "
         f"GGUF, safetensors or .npy; it begins with {head[:8]!r}"
@@ -203,7 +213,8 @@ def _ours(path: Path, format: str | None) -> Found:
         return Found("qembag", tables, {}, MappedTables(path, "qembag", Wanted(), memory, tables))
     opened = open_tables(path)
     ready = {_short(name, opened): table for name, table in opened.items()} if _is_foreign(path) else dict(opened)
-    return Found("qembag", {name: Foreign.of_table(name, table) for name, table in ready.items()}, ready, None)
+    tables = {name: Foreign.of_table(name, table) for name, table in ready.items()}
+    return Found("qembag", tables, ready, None, opened.metadata)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -224,6 +235,11 @@ def _short(name: str, others: Mapping[str, Any]) -> str:
 # ---- Arguments -------------------------------------------------------------------------------------------------------
 
 
+def wanted_of(bits: object, dims: object, names: object) -> Wanted:
+    """The arguments of `load_tables`, checked."""
+    return Wanted(_by_name(bits, "bits", (8, 4, 2, 16, 32)), _by_name(dims, "dims", None), _names(names))
+
+
 def _format(format: object) -> str | None:
     if format is None:
         return None
@@ -234,7 +250,9 @@ def _format(format: object) -> str | None:
 
 
 def _check_format(kind: str, format: str | None) -> None:
-    if format is not None and format != kind:
+    # Files of these two differ in nothing that must be so.
+    are_alike = {kind, format} == {"sentence-transformers", "wordllama"}
+    if format is not None and format != kind and not are_alike:
         raise ValueError(f"format must be what the file is, {kind}, got {format}")
 
 
@@ -274,7 +292,8 @@ def _names(names: object) -> tuple[str, ...] | None:
 
 def _chosen(found: Found, wanted: Wanted, path: Path) -> Found:
     """Only the wanted tables. Raises ValueError if one is not there, or `bits` or `dims` name one that is not."""
-    asked = {"names": wanted.names, "bits": wanted.bits, "dims": wanted.dims}
+    # Of tables that are not wanted, a reader may not know even the names.
+    asked = {"bits": wanted.bits, "dims": wanted.dims} if wanted.names is None else {"names": wanted.names}
     there = {part for name in found.tables for part in (name, name.rpartition(".")[2])}
     for argument, given in asked.items():
         for name in given if isinstance(given, (tuple, Mapping)) else ():
@@ -298,9 +317,9 @@ class MappedTables:
         self.path, self.format = path, format
         self._wanted, self._memory, self._tables = wanted, memory, tables
 
-    @property
-    def memory(self) -> Memory:
-        return self._memory
+    def release(self) -> None:
+        """Let the system take back the pages that were read."""
+        self._memory.release()
 
     def __deepcopy__(self, memo: object) -> MappedTables:
         return self

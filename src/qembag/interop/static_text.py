@@ -115,7 +115,7 @@ def read_safetensors(memory: Memory, wanted: Wanted) -> tuple[str, dict[str, For
     if len(names) != 1 or not tensors.keys() <= {names[0], WEIGHTS, MAPPING}:
         return None
     rows = tensors[names[0]]
-    if rows.dtype not in KINDS or len(rows.shape) != 2 or rows.shape[1] == 0:
+    if rows.dtype not in KINDS or len(rows.shape) != 2 or 0 in rows.shape:
         return None
     table = _table(memory, ROWS[names[0]], rows, tensors)
     if names[0] == "embeddings":
