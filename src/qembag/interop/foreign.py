@@ -71,7 +71,7 @@ def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ..
     if value is None or (isinstance(given, int) and value not in allowed):
         return allowed[0]
     if value not in allowed:
-        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+        raise ValueError(f"must have {argument} of {' or '.join(map(str, allowed))}, as in the file, got {value}")
     return value
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
 # Tables that must be repacked take as much memory again; several may lie in the same bytes of a file.
+SHOWN = 5
 MAX_COPIES, FREE_BYTES = 2, 32 << 20
 
 
@@ -43,18 +44,35 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
     if not makers:
         raise ValueError(f"has no table: {_what_is_there(entries)}")
     names = names_of(makers)
-    tables, refused = {}, []
+    tables: dict[str, Foreign] = {}
+    refused: dict[str, ValueError] = {}
     for key, make in makers.items():
         name = names[key]
         try:
             tables[name] = make(name, wanted)
         except ValueError as error:
             if wanted.wants(name):
-                refused.append(f"table {brief(name)} {error}")
+                refused[name] = error
     if refused:
-        raise ValueError("; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""))
+        raise ValueError(_why(refused))
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
+
+
+def _why(refused: dict[str, ValueError]) -> str:
+    """What is wrong with tables, and what the caller is to say of them."""
+    some = dict(list(refused.items())[:SHOWN])
+    text = "; ".join(f"table {brief(name)} {error}" for name, error in some.items())
+    more = f"; and so on for {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+    examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
+    for name, error in some.items():
+        if isinstance(error, torchrec_file.Unsaid):
+            given = {"dims": error.dim, "bits": error.bits}
+            for argument, value in given.items():
+                if value is not None:
+                    examples[argument][name.rpartition(".")[2]] = value
+    give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
+    return text + more + (f"; the file does not say which: give it, such as {give}" if give else "")
 
 
 def makers_of(entries: Entries, wanted: Wanted, memory: Memory) -> dict[str, Maker]:
@@ -121,12 +139,17 @@ def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> F
         raise ValueError("must come from a little-endian machine: nothing swaps the floats within rows of bytes")
     if bits in torchrec_file.FLOATS:
         element = torchrec_file.FLOATS[bits]
+        if dim is None and rows.shape[1] % element.itemsize != 0:
+            raise ValueError(f"must have rows of whole floats of {bits} bits, got {rows.shape[1]} bytes")
         return torchrec_file.float_rows(name, rows, dim or rows.shape[1] // element.itemsize, element)
-    layout = of_rows(rows.shape[1], bits or 8, "a table", dim=dim)
+    try:
+        layout = of_rows(rows.shape[1], bits or 8, "its tensor", dim=dim)
+    except ValueError as error:
+        raise ValueError(f"is of uint8, not rows of codes, scale and bias: {error}") from None
     if layout.used_bytes != rows.shape[1]:
         raise ValueError(
-            f"must have rows that codes and pairs fill, as torch's prepack operators make them, got {rows.shape[1]} "
-            f"bytes and a dim of {dim} at {bits} bits"
+            f"must have rows that codes, scale and bias fill, as torch packs them, got {rows.shape[1]} bytes for a dim "
+            f"of {dim} at {bits} bits"
         )
     return Foreign.as_it_is(name, rows, layout)
 
