@@ -34,7 +34,7 @@ def with_marks(page: Path) -> object:
     return pytest.param(page, id=page.name, marks=[pytest.mark.torch] if "torch" in needed(page.read_text()) else [])
 
 
-@pytest.mark.parametrize("page", map(with_marks, PAGES))
+@pytest.mark.parametrize("page", [with_marks(page) for page in PAGES])
 def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     others = needed(page.read_text())

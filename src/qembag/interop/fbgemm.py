@@ -71,7 +71,8 @@ def from_module(module: Any) -> dict[str, QuantizedTable | FloatTable]:
         By the names in its `embedding_specs`, in their order: one for each table, however many features share it. If
         names are empty or repeated, each gets its number: ``table.0``. Rows are the operator's own memory, so that
         what it is assigned later shows; FP8 is copied to float16, exactly. Pruned tables have its `index_remapping`
-        as `compressed_indices_mapping`.
+        as `compressed_indices_mapping`. ``share_memory()`` on it would free the memory: see
+        `qembag.interop.torch.from_module`.
 
     Raises
     ------
@@ -242,7 +243,7 @@ def _table(
         layout = FloatLayout(FLOATS[bits].name, dim, FLOATS[bits])
         length = rounded_up(layout.row_bytes, row_alignment)
     elif bits in _arguments.BITS:
-        packed = aligned(bits, dim, np.float16, True, None, row_alignment)
+        packed = aligned(int(bits), dim, np.float16, True, None, row_alignment)
         length = packed.row_bytes
         if dim % packed.codes_per_byte:
             raise ValueError(f"dim must be a multiple of {packed.codes_per_byte} at {bits} bits, got {dim}")

@@ -52,7 +52,8 @@ def from_module(module: Any, *, dim: int | None = None) -> QuantizedTable | Floa
     -------
     QuantizedTable or FloatTable
         Float rows and those of `qembag.torch` are the module's own memory: what trains the module changes the table.
-        Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and not part of a
+        torch's ``share_memory()``, which also sends a module to another process, frees that memory: make tables after
+        it, not before. Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and not part of a
         table.
 
     Raises
