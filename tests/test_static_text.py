@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import numpy as np
 import pytest
 
 import qembag
+from qembag.formats import safetensors_file
+from qembag.interop import foreign, static_text
 from support.static_text import TEXTS, bags_of, safetensors, tokenizer_of, write_model2vec, write_sentence_transformers
 
+FUZZ = Path(__file__).parents[1] / "fuzz"
 ROWS = np.random.default_rng(15).normal(size=(7, 5)).astype(np.float32)
 CODES = np.random.default_rng(16).integers(-128, 128, (7, 5)).astype(np.int8)
 MAPPING = np.array([6, 6, 0, 3, 1, 2, 0, 5, 4], np.int32)
@@ -224,11 +229,58 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_a_long_header_is_not_read_as_static_text(tmp_path):
     """JSON takes a multiple of its length in memory; these models have three tensors."""
-    from qembag.interop import foreign, static_text
-
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors({"embeddings": ROWS}, metadata={"a": "x" * static_text.MAX_JSON}))
     assert static_text.read_safetensors(foreign.Memory(path), foreign.Wanted()) is None
+
+
+# ---- Damaged in every way --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mutate_static_text():
+    if not FUZZ.is_dir():
+        pytest.skip("the fuzzer is not beside these tests")
+    sys.path.insert(0, str(FUZZ))
+    try:
+        yield importlib.import_module("mutate_static_text")
+    finally:
+        sys.path.remove(str(FUZZ))
+
+
+def test_damaged_models_are_loaded_right_or_refused(mutate_static_text):
+    """`python fuzz/mutate_static_text.py 20000` tries more."""
+    outcomes = mutate_static_text.run(600)
+    assert outcomes["opened"] > 50
+    assert len(outcomes) > 50
+
+
+def test_undamaged_models_are_loaded(mutate_static_text, monkeypatch):
+    monkeypatch.setattr(mutate_static_text, "damaged", lambda files, rng: files)
+    assert mutate_static_text.run(50) == {"opened": 50}
+
+
+def unchecked(memory, tensor, num_rows):
+    return static_text._array(memory, tensor).astype(np.int32) % num_rows
+
+
+DEFECTS = {
+    "mappings": ("_mapping", unchecked),
+    "codes": (
+        "_array",
+        lambda memory, tensor: np.zeros(tensor.shape, (static_text.KINDS | {"I32": "i4"})[tensor.dtype]),
+    ),
+    "memory": ("header_of", lambda file: bytes(60_000_000) and safetensors_file.header_of(file)),
+    "paths": ("inside", lambda folder, name: folder / name),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_check_that_is_left_out_is_found(mutate_static_text, monkeypatch, defect):
+    pytest.importorskip("safetensors")  # which tells what the values are
+    monkeypatch.setattr(static_text, *DEFECTS[defect])
+    with pytest.raises(mutate_static_text.Finding, match=r"^case \d+ of seed \d+: "):
+        mutate_static_text.run(1500)
 
 
 # ---- The libraries themselves ----------------------------------------------------------------------------------------
