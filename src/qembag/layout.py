@@ -219,6 +219,20 @@ class RowLayout(LayoutFields):
         self._set_pairs(rows, pairs)
         return rows
 
+    def pack_bytes(self, packed: NDArray[np.uint8], pairs: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+        """As `pack`, of bytes that hold codes already, (num_rows, codes_bytes); bits beyond the last code become 0."""
+        rows = np.zeros((len(packed), self.row_bytes), dtype=np.uint8)
+        codes = self.packed_codes(rows)
+        codes[...] = packed
+        self._clear_unused(codes)
+        self._set_pairs(rows, pairs)
+        return rows
+
+    def _clear_unused(self, codes: NDArray[np.uint8]) -> None:
+        used_bits = self.dim * self.bits % 8
+        if used_bits:
+            codes[:, -1] &= np.uint8(2**used_bits - 1)
+
     def _set_pairs(self, rows: NDArray[np.uint8], pairs: NDArray[np.floating[Any]]) -> None:
         stored = np.ascontiguousarray(pairs, dtype=self.pair_dtype).reshape(len(rows), 2 * self.num_groups)
         rows[:, self.pairs_start : self.pairs_start + self.pairs_bytes] = stored.view(np.uint8)
@@ -252,9 +266,7 @@ class RowLayout(LayoutFields):
             raise not_exact(first_row + row, group, part, float(kept[lost]), self)
         codes = self.packed_codes(out)
         codes[...] = source.packed_codes(rows)
-        used_bits = self.dim * self.bits % 8
-        if used_bits:
-            codes[:, -1] &= np.uint8(2**used_bits - 1)
+        self._clear_unused(codes)
         self._set_pairs(out, pairs)
         out[:, self.used_bytes :] = 0
 

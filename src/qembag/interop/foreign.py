@@ -63,6 +63,18 @@ def _value_of(given: ByName, name: str) -> int | None:
     return given[name] if name in given else given.get(name.rpartition(".")[2])
 
 
+def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ...]) -> int:
+    """What the caller says of a table that tells itself: the first of `allowed` if nothing.
+
+    One value for all tables is meant for those whose file does not say it; one by name must fit.
+    """
+    if value is None or (isinstance(given, int) and value not in allowed):
+        return allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+    return value
+
+
 class Memory:
     """A file, mapped read-only.
 
@@ -121,7 +133,7 @@ class Foreign:
         mapping: NDArray[np.int32] | None,
         row_weights: NDArray[np.float32] | None,
         rows: NDArray[Any] | None,
-        pack: Callable[[int, int], NDArray[np.uint8]] | None,
+        pack: Callable[[int, int], NDArray[Any]] | None,
     ) -> None:
         self.name, self.num_rows, self.layout = name, num_rows, layout
         self.mapping, self.row_weights = mapping, row_weights
@@ -163,13 +175,14 @@ class Foreign:
         cls,
         name: str,
         num_rows: int,
-        layout: RowLayout,
-        pack: Callable[[int, int], NDArray[np.uint8]],
+        layout: RowLayout | FloatLayout,
+        pack: Callable[[int, int], NDArray[Any]],
         *,
         mapping: NDArray[np.int32] | None = None,
         row_weights: NDArray[np.float32] | None = None,
     ) -> Self:
-        """A table whose rows must be repacked: ``pack(start, stop)`` gives some, in `layout`, as a fresh array."""
+        """A table whose rows must be repacked: ``pack(start, stop)`` gives some, in `layout`, as a fresh array: packed
+        rows, or floats in the host's byte order."""
         return cls(name, num_rows, layout, mapping, row_weights, None, pack)
 
     @classmethod
@@ -211,9 +224,9 @@ class Foreign:
             whole = np.empty((self.num_rows, self.layout.row_bytes), np.uint8)
             start = 0
             for block in self.blocks():
-                whole[start : start + len(block)] = block
+                whole[start : start + len(block)] = block.view(np.uint8)
                 start += len(block)
-            rows = whole
+            rows = whole if isinstance(self.layout, RowLayout) else whole.view(self.layout.stored)
         elif not (mapped and self.is_mapped):
             self._check_apart(rows)
             rows = _arguments.quietly(rows.astype, self._stored, "C")

@@ -250,7 +250,9 @@ def _format(format: object) -> str | None:
 
 
 def _check_format(kind: str, format: str | None) -> None:
-    if format is not None and format != kind:
+    # Files of these two differ in nothing that must be so.
+    are_alike = {kind, format} == {"sentence-transformers", "wordllama"}
+    if format is not None and format != kind and not are_alike:
         raise ValueError(f"format must be what the file is, {kind}, got {format}")
 
 
@@ -290,7 +292,8 @@ def _names(names: object) -> tuple[str, ...] | None:
 
 def _chosen(found: Found, wanted: Wanted, path: Path) -> Found:
     """Only the wanted tables. Raises ValueError if one is not there, or `bits` or `dims` name one that is not."""
-    asked = {"names": wanted.names, "bits": wanted.bits, "dims": wanted.dims}
+    # Of tables that are not wanted, a reader may not know even the names.
+    asked = {"bits": wanted.bits, "dims": wanted.dims} if wanted.names is None else {"names": wanted.names}
     there = {part for name in found.tables for part in (name, name.rpartition(".")[2])}
     for argument, given in asked.items():
         for name in given if isinstance(given, (tuple, Mapping)) else ():
