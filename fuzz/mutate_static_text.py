@@ -188,10 +188,10 @@ def judge(raw: bytes, tables: dict[str, Any]) -> None:
             continue  # a file that damage has made into one of another kind
         with np.errstate(all="ignore"):
             values = rows.astype(np.float32)
+            weights = None if table.row_weights is None else arrays["weights"].astype(np.float32)
         expected = values[arrays["mapping"]] if table.compressed_indices_mapping is not None else values
         if not np.array_equal(table[:], expected[: len(table)], equal_nan=True):
             raise Finding(f"table {name!r} has other values than in the official library")
-        weights = None if table.row_weights is None else arrays["weights"].astype(np.float32)
         if weights is not None and not np.array_equal(table.row_weights, weights, equal_nan=True):
             raise Finding(f"table {name!r} has other weights than in the official library")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docume
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for package in re.findall(r"(?m)^<!-- needs: (\w+) -->$", page.read_text()):
+        pytest.importorskip(package)
     names: dict[str, object] = {"__name__": "__docs__"}
     for code, shown in blocks(page.read_text(), "python"):
         output = io.StringIO()

@@ -18,6 +18,7 @@ import pytest
 import qembag
 from qembag.formats import safetensors_file
 from qembag.interop import foreign, static_text
+from support.documents import blocks
 from support.static_text import TEXTS, bags_of, safetensors, tokenizer_of, write_model2vec, write_sentence_transformers
 
 FUZZ = Path(__file__).parents[1] / "fuzz"
@@ -355,3 +356,22 @@ def test_wordllamas_own_table(request):
         path = Path(archive.extract(module.TABLE, cache))
     table = only(qembag.load_tables(path, format="wordllama"), "embedding")
     assert same(np.ascontiguousarray(table.data), module.load_table(wheel))
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 512])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_encoder_in_the_documents_is_model2vecs(tmp_path, rng, max_length, normalize, monkeypatch):
+    model2vec = pytest.importorskip("model2vec")
+    page = Path(__file__).parents[1] / "docs" / "from-model2vec.md"
+    if not page.exists():
+        pytest.skip("the documents are not beside the tests")
+    tokenizer = tokenizer_of(pytest.importorskip("tokenizers"))
+    vectors = rng.normal(size=(tokenizer.get_vocab_size(), 20)).astype(np.float32)
+    model = model2vec.StaticModel(vectors, tokenizer, normalize=normalize, max_length=max_length)
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code, _ in blocks(page.read_text(), "python")[:2]:
+        exec(compile(code, str(page), "exec"), names)  # noqa: S102 (our own documents)
+    table = only(qembag.load_tables(tmp_path / "saved"), "embeddings")
+    assert same(names["Encoder"](tmp_path / "saved", table).encode(TEXTS), model.encode(TEXTS))
