@@ -10,7 +10,7 @@ from ..formats.safetensors_file import brief
 from ..formats.tables import listed
 from ..layout import FloatLayout, of_rows, table_bytes
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, Foreign, Memory, Wanted, said
+from .foreign import FLOATS, Foreign, Memory, Refused, Wanted, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
     if not makers:
         raise ValueError(f"has no table: {_what_is_there(entries)}")
     names = names_of(makers)
-    tables, refused = {}, []
+    tables, refused = {}, {}
     for key, make in makers.items():
         name = names[key]
         try:
             tables[name] = make(name, wanted)
         except ValueError as error:
             if wanted.wants(name):
-                refused.append(f"table {brief(name)} {error}")
+                refused[name] = str(error)
     if refused:
-        raise ValueError("; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""))
+        raise Refused(tables, refused)
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
 
