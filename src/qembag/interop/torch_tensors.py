@@ -250,14 +250,14 @@ class _Builder:
         table |= {("torch", name): name for name in [*NUMPY_TYPES, *NAMED_TYPES, *SCHEMES]}
         storages = {("torch", name): dtype for name, dtype in STORAGES.items()}
         storages["torch.storage", "UntypedStorage"] = "uint8"
-        return table | {key: _StorageType(dtype) for key, dtype in storages.items()}
+        return table | {key: StorageType(dtype) for key, dtype in storages.items()}
 
     def persistent(self, given: Any) -> Storage:
         """The storage that a persistent id names."""
         if type(given) is not tuple or len(given) != 5 or given[0] != "storage":
             raise ValueError(f"must name storages by a tuple of five, beginning with 'storage', got {what(given)}")
         _, kind, key, _, numel = given
-        if not isinstance(kind, _StorageType) or type(key) is not str or not _are_counts([numel]):
+        if not isinstance(kind, StorageType) or type(key) is not str or not _are_counts([numel]):
             raise ValueError(f"must give a storage a type, a key and a length, got {', '.join(map(what, given[1:]))}")
         record = self.archive.record(f"data/{key}") if len(key) < MAX_NAME else None
         if record is None:
@@ -321,7 +321,7 @@ class _Builder:
         return QTensor(storage.dtype, shape, codes, scheme, scales, zero_points, axis)
 
 
-class _StorageType(NamedTuple):
+class StorageType(NamedTuple):
     """In the place of a class of storages."""
 
     dtype: str
