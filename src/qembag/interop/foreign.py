@@ -73,7 +73,7 @@ def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ..
     if value is None or (isinstance(given, int) and value not in allowed):
         return allowed[0]
     if value not in allowed:
-        raise ValueError(f"{argument} must be {' or '.join(map(str, allowed))}, as the file has it, got {value}")
+        raise ValueError(f"must have {argument} of {' or '.join(map(str, allowed))}, as in the file, got {value}")
     return value
 
 
@@ -88,10 +88,10 @@ class Refused(ValueError):
         Why, by name.
     """
 
-    def __init__(self, tables: dict[str, Foreign], refused: dict[str, str]) -> None:
+    def __init__(self, tables: dict[str, Foreign], refused: dict[str, str], hint: str = "") -> None:
         texts = [f"table {brief(name)} {reason}" for name, reason in refused.items()]
         more = [f"and {len(texts) - MAX_REASONS} more"] if len(texts) > MAX_REASONS else []
-        super().__init__("; ".join(texts[:MAX_REASONS] + more))
+        super().__init__("; ".join(filter(None, [*texts[:MAX_REASONS], *more, hint])))
         self.tables, self.refused = tables, refused
 
 
