@@ -184,7 +184,7 @@ def _kind(entry: object) -> str:
 
 def _short(key: str) -> str:
     for suffix in SUFFIXES:
-        if key.endswith(suffix):
+        if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
     return key
 
