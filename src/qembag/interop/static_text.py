@@ -164,7 +164,7 @@ def _weights(memory: Memory, tensor: Tensor, num_embeddings: int) -> NDArray[np.
             f"{WEIGHTS} must be F32, F16 or F64 of shape ({num_embeddings},), one for each token, "
             f"got {tensor.dtype} of {brief(tensor.shape)}"
         )
-    return _arguments.as_float32(_array(memory, tensor).copy())
+    return _arguments.as_float32(_array(memory, tensor))
 
 
 def _array(memory: Memory, tensor: Tensor) -> NDArray[Any]:
