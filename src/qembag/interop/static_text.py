@@ -33,7 +33,7 @@ INTEGERS = {"I32": "<i4", "I64": "<i8"}
 MAX_JSON = 1 << 20
 MODULES, MODULE = "modules.json", "StaticEmbedding"
 MODEL2VEC, SENTENCE_TRANSFORMERS, WORDLLAMA = "model2vec", "sentence-transformers", "wordllama"
-# What a module's parameters are saved as, by now and before sentence-transformers 2.3.
+# What a module's parameters are saved as; the second one with safe_serialization=False.
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
