@@ -20,9 +20,9 @@ import qembag
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-import qembag.torch as front  # noqa: E402
-from qembag.interop.torch import from_module  # noqa: E402
-from qembag.torch import tensors  # noqa: E402
+import qembag.torch as front
+from qembag.interop.torch import from_module
+from qembag.torch import tensors
 
 OFFSETS = torch.tensor([0, 3, 3, 20])
 LAYOUTS = [
