@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arguments
+from ..formats.safetensors_file import brief
 from ..layout import RowLayout
 from .foreign import Foreign, Wanted, said
 from .torch_tensors import QTensor, Tensor
@@ -97,7 +98,7 @@ def _check_qparams(name: str, scales: NDArray[Any], zero_points: NDArray[Any], f
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(
-                f"table {name!r}: row {first_row + row} has a {what} of {values[row]:g}, which is none. torch's "
+                f"table {brief(name)}: row {first_row + row} has a {what} of {values[row]:g}, which is none. torch's "
                 "state_dict() of quantized embeddings does not keep its scales alive: save it while the module is "
                 "still there"
             )

@@ -163,7 +163,7 @@ def _check_copies(tables: Iterable[Foreign], num_bytes: int) -> None:
 
 def _what_is_there(entries: Entries) -> str:
     """What the file has in the place of tables, for an error."""
-    there = listed(f"{brief(key)} ({_kind(entry)})" for key, entry in entries.tensors.items())
+    there = listed(f"{brief(key)} ({torchrec_file.kind_of(entry)})" for key, entry in entries.tensors.items())
     return (
         "no float tensor of 2 dimensions, no quantized one with a scale a row, no rows of TorchRec; "
         f"it has {there or 'no tensor at all'}" + _hint(entries)
@@ -175,14 +175,6 @@ def _hint(entries: Entries) -> str:
     if "uint8" in kinds:
         return "; rows of torch's prepack operators need bits="
     return "; save tensor.float() for float64" if "float64" in kinds else ""
-
-
-def _kind(entry: object) -> str:
-    if isinstance(entry, QTensor):
-        return f"{entry.kind} {brief(entry.shape)}, {entry.scheme}"
-    if isinstance(entry, Wrapped):
-        return f"{entry.cls} {brief(entry.shape)}"
-    return f"{entry.dtype} {brief(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
 
 
 # ---- Names -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arguments
+from ..formats.safetensors_file import brief
 from ..layout import RowLayout
 from .foreign import AT_ONCE, Foreign, Memory, Wanted, said
 from .torch_tensors import Tensor
@@ -28,7 +29,7 @@ def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreig
     codes, scales, zero_points = (_tensor(wrapped, part) for part in ("qdata", "scale", "zero_point"))
     target = INTX.fullmatch(str(wrapped.state.get("target_dtype")))
     if target is None:
-        raise ValueError(f"must have a target_dtype of int1 to int8, got {wrapped.state.get('target_dtype')!r}")
+        raise ValueError(f"must have a target_dtype of int1 to int8, got {brief(wrapped.state.get('target_dtype'))}")
     if len(codes.shape) != 2 or 0 in codes.shape[1:] or codes.dtype != "int8":
         raise ValueError(f"must have 2 dimensions of int8, got {codes.dtype} {codes.shape}")
     if scales.dtype not in FLOATS or zero_points.dtype not in ("int8", *FLOATS):
@@ -49,7 +50,7 @@ def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreig
         try:
             return rows_of_intx(codes.array()[some], as_floats(scales, some), as_floats(zero_points, some), layout)
         except ValueError as error:
-            raise ValueError(f"table {name!r}: rows {start} to {stop - 1} {error}") from None
+            raise ValueError(f"table {brief(name)}: rows {start} to {stop - 1} {error}") from None
 
     return Foreign.packed(name, num_rows, layout, pack)
 
@@ -108,11 +109,13 @@ def _group_size(wrapped: Wrapped, shape: tuple[int, int], *of_scales: tuple[int,
     """Elements that share a scale; None for a whole row."""
     block = wrapped.state.get("block_size")
     if not isinstance(block, (tuple, list)) or len(block) != 2 or not all(type(size) is int for size in block):
-        raise ValueError(f"must have a block_size of two whole numbers, got {block!r}")
+        raise ValueError(f"must have a block_size of two whole numbers, got {brief(block)}")
     rows, elements = block
     num_rows, dim = shape
     if rows != 1 or elements < 1 or dim % elements != 0:
-        raise ValueError(f"must have groups of elements of one row that divide a dim of {dim}, got blocks of {block}")
+        raise ValueError(
+            f"must have groups of elements of one row that divide a dim of {dim}, got blocks of {brief(block)}"
+        )
     if any(given != (num_rows, dim // elements) for given in of_scales):
         raise ValueError(f"must have scales and zero points of shape {(num_rows, dim // elements)}, got {of_scales}")
     if elements == dim:
