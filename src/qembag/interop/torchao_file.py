@@ -11,6 +11,7 @@ from .. import _arguments
 from ..formats.safetensors_file import brief
 from ..layout import RowLayout
 from .foreign import AT_ONCE, Foreign, Memory, Wanted, said
+from .inert_pickle import what
 from .torch_tensors import Tensor
 
 if TYPE_CHECKING:
@@ -22,14 +23,17 @@ CLASSES = {"torchao.quantization.IntxUnpackedToInt8Tensor"}
 INTX = re.compile(r"(?:torch\.)?int([1-8])")
 FLOATS = ("float32", "float16", "bfloat16")
 HALVES = FLOATS[1:]
+# What makes signed codes of so many bits unsigned.
+MIDDLES = {8: 128, 4: 8, 2: 2}
 
 
 def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreign:
     """The table of such a tensor. Raises ValueError if it is none."""
     codes, scales, zero_points = (_tensor(wrapped, part) for part in ("qdata", "scale", "zero_point"))
-    target = INTX.fullmatch(str(wrapped.state.get("target_dtype")))
+    kind = wrapped.state.get("target_dtype")
+    target = INTX.fullmatch(kind) if isinstance(kind, str) else None
     if target is None:
-        raise ValueError(f"must have a target_dtype of int1 to int8, got {brief(wrapped.state.get('target_dtype'))}")
+        raise ValueError(f"must have a target_dtype of int1 to int8, got {what(kind)}")
     if len(codes.shape) != 2 or 0 in codes.shape[1:] or codes.dtype != "int8":
         raise ValueError(f"must have 2 dimensions of int8, got {codes.dtype} {codes.shape}")
     if scales.dtype not in FLOATS or zero_points.dtype not in ("int8", *FLOATS):
@@ -74,7 +78,7 @@ def rows_of_intx(
     ValueError
         If a code does not fit in the layout's bits.
     """
-    middle = 2 ** (layout.bits - 1)
+    middle = MIDDLES[layout.bits]
     if codes.size and not (-middle <= codes.min() and codes.max() < middle):
         raise ValueError(f"must have codes from {-middle} to {middle - 1}, got {codes.min()} to {codes.max()}")
     shifted = (codes.astype(np.int16) + np.int16(middle)).astype(np.uint8)
@@ -109,7 +113,7 @@ def _group_size(wrapped: Wrapped, shape: tuple[int, int], *of_scales: tuple[int,
     """Elements that share a scale; None for a whole row."""
     block = wrapped.state.get("block_size")
     if not isinstance(block, (tuple, list)) or len(block) != 2 or not all(type(size) is int for size in block):
-        raise ValueError(f"must have a block_size of two whole numbers, got {brief(block)}")
+        raise ValueError(f"must have a block_size of two whole numbers, got {what(block)}")
     rows, elements = block
     num_rows, dim = shape
     if rows != 1 or elements < 1 or dim % elements != 0:
@@ -137,7 +141,7 @@ def _fit_halves(scales: Tensor, zero_points: Tensor, bits: int, memory: Memory) 
     for start in range(0, num_rows, at_once):
         some = slice(start, start + at_once)
         scale, zero_point = as_floats(scales, some), as_floats(zero_points, some)
-        exact = _pairs(scale, zero_point, 2 ** (bits - 1), np.dtype(np.float64))
+        exact = _pairs(scale, zero_point, MIDDLES[bits], np.dtype(np.float64))
         if not np.array_equal(_arguments.quietly(exact.astype, np.float16), exact):
             return False
         memory.release()

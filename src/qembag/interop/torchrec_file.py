@@ -40,7 +40,7 @@ def table(name: str, key: str, tensors: Mapping[str, Any], wanted: Wanted, *, bi
         return _split(name, codes, bits or 8, parts, wanted)
     if big_endian:
         raise ValueError(
-            "must come from a little-endian machine: rows of TorchRec hold half floats within bytes, which nothing swaps"
+            "must come from a little-endian machine: TorchRec's rows hold half floats within bytes, which nothing swaps"
         )
     num_bytes = codes.shape[1]
     dim = wanted.dim_of(name)
