@@ -221,12 +221,12 @@ def run(
     return outcomes
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], run: Callable[..., Counter[str]] = run, file: str = __file__) -> int:
     count, seed, first = [*map(int, arguments), *(0, SEED, 0)[len(arguments) :]]
     if "QEMBAG_CASE" not in os.environ:
         with tempfile.NamedTemporaryFile() as case:
             done = subprocess.run(
-                [sys.executable, __file__, *arguments], env=os.environ | {"QEMBAG_CASE": case.name}, check=False
+                [sys.executable, file, *arguments], env=os.environ | {"QEMBAG_CASE": case.name}, check=False
             )
             if done.returncode < 0:
                 number = case.read().decode().strip()

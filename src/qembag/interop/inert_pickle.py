@@ -93,7 +93,7 @@ def what(value: Any) -> str:
         return brief(value)
     if isinstance(value, Global):
         return value.name
-    return f"a {type(value).__name__}"
+    return "a dict" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def key_text(key: Any, budget: Budget) -> str:

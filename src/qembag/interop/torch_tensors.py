@@ -250,14 +250,14 @@ class _Builder:
         table |= {("torch", name): name for name in [*NUMPY_TYPES, *NAMED_TYPES, *SCHEMES]}
         storages = {("torch", name): dtype for name, dtype in STORAGES.items()}
         storages["torch.storage", "UntypedStorage"] = "uint8"
-        return table | {key: _StorageType(dtype) for key, dtype in storages.items()}
+        return table | {key: StorageType(dtype) for key, dtype in storages.items()}
 
     def persistent(self, given: Any) -> Storage:
         """The storage that a persistent id names."""
         if type(given) is not tuple or len(given) != 5 or given[0] != "storage":
             raise ValueError(f"must name storages by a tuple of five, beginning with 'storage', got {what(given)}")
         _, kind, key, _, numel = given
-        if not isinstance(kind, _StorageType) or type(key) is not str or not _are_counts([numel]):
+        if not isinstance(kind, StorageType) or type(key) is not str or not _are_counts([numel]):
             raise ValueError(f"must give a storage a type, a key and a length, got {', '.join(map(what, given[1:]))}")
         record = self.archive.record(f"data/{key}") if len(key) < MAX_NAME else None
         if record is None:
@@ -321,7 +321,7 @@ class _Builder:
         return QTensor(storage.dtype, shape, codes, scheme, scales, zero_points, axis)
 
 
-class _StorageType(NamedTuple):
+class StorageType(NamedTuple):
     """In the place of a class of storages."""
 
     dtype: str
@@ -370,6 +370,8 @@ def _of_type(arguments: tuple[Any, ...]) -> Any:
     if function.name != "torch._utils._rebuild_wrapper_subclass":
         if not function.name.startswith("torch._utils._rebuild_") or not cls.name.startswith("torch."):
             raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
+        if type(given) is not tuple or function.call is None:
+            raise ValueError(f"calls {function.name} with {what(given)}, which is not allowed")
         return function.call(given)
     if cls.name not in {".".join(wrapper) for wrapper in WRAPPERS}:
         raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
@@ -453,7 +455,7 @@ def _checked_parameters(given: Any, shape: tuple[int, ...]) -> tuple[str, Any, A
         raise ValueError(f"must have an axis of {len(shape)} for {scheme}, got {', '.join(map(what, rest))}")
     for values in (scales, zero_points):
         if not isinstance(values, Tensor) or values.shape != (shape[rest[0]],):
-            raise ValueError(f"must have {shape[rest[0]]} scales and zero points for {scheme}")
+            raise ValueError(f"must have {brief(shape[rest[0]])} scales and zero points for {scheme}")
     return scheme, scales, zero_points, rest[0]
 
 
