@@ -73,6 +73,7 @@ def test_names_are_less_the_suffix_of_a_parameter_unless_two_would_be_one():
         "table": "table",
     }
     assert names_of(["a", "a.weight", "b.weight"]) == {"a": "a", "a.weight": "a.weight", "b.weight": "b"}
+    assert names_of([".weight"]) == {".weight": ".weight"}
     # The whole key that one of them keeps is a third one's short name.
     chain = ["a", "a.weight", "a.weight.weight"]
     assert names_of(chain) == dict(zip(chain, chain, strict=True))
@@ -293,6 +294,13 @@ def test_split_tables_say_all(load):
     assert "must have a weight_qbias of float16, shape (6, 1), got none" in refusal(load, file, parts)
     parts[f"{T1}_qbias"] = file.tensor(ROWS[:, :1].copy())
     assert "weight_qbias of float16, shape (6, 1), got float32 (6, 1)" in refusal(load, file, parts)
+
+
+def test_bytes_of_rows_must_lie_side_by_side(load):
+    file = File()
+    turned = view(file.storage(PADDED), (16, 6), (1, 16))
+    assert "must have the bytes of a row side by side" in refusal(load, file, {T1: turned}, dims=1, bits=8)
+    assert "must have the bytes of a row side by side" in refusal(load, file, {"rows": turned}, bits=8)
 
 
 def test_rows_with_halves_in_bytes_are_refused_from_big_endian_machines(load):

@@ -25,7 +25,8 @@ TINY = np.finfo(np.float32).tiny
 
 def is_table(key: str, tensor: QTensor) -> bool:
     """Whether it may be an embedding: per-tensor scales and the weights of linear layers are not."""
-    return len(tensor.shape) == 2 and tensor.scheme.startswith("per_channel") and not OF_LINEAR.search(key)
+    has_rows = len(tensor.shape) == 2 and tensor.shape[1] > 0
+    return has_rows and tensor.scheme.startswith("per_channel") and not OF_LINEAR.search(key)
 
 
 def table(name: str, tensor: QTensor, wanted: Wanted) -> Foreign:

@@ -134,7 +134,7 @@ def _floats(name: str, tensor: Tensor, wanted: Wanted) -> Foreign:
 
 def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> Foreign:
     """Rows as torch's prepack operators make them, codes first; or of floats in bytes."""
-    rows, bits, dim = tensor.array(), wanted.bits_of(name), wanted.dim_of(name)
+    rows, bits, dim = torchrec_file.bytes_of(tensor), wanted.bits_of(name), wanted.dim_of(name)
     if big_endian:
         raise ValueError("must come from a little-endian machine: nothing swaps the floats within rows of bytes")
     if bits in torchrec_file.FLOATS:
@@ -182,7 +182,7 @@ def _hint(entries: Entries) -> str:
 
 def _short(key: str) -> str:
     for suffix in SUFFIXES:
-        if key.endswith(suffix):
+        if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
     return key
 

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _arguments
 from ..formats.safetensors_file import brief
 from ..layout import RowLayout
-from .foreign import AT_ONCE, Foreign, Memory, Wanted, said
+from .foreign import Foreign, Memory, Wanted, said
 from .inert_pickle import what
 from .torch_tensors import Tensor
 
@@ -25,6 +25,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 HALVES = FLOATS[1:]
 # What makes signed codes of so many bits unsigned.
 MIDDLES = {8: 128, 4: 8, 2: 2}
+SCALES_AT_ONCE = 1 << 18
 
 
 def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreign:
@@ -81,7 +82,7 @@ def rows_of_intx(
     middle = MIDDLES[layout.bits]
     if codes.size and not (-middle <= codes.min() and codes.max() < middle):
         raise ValueError(f"must have codes from {-middle} to {middle - 1}, got {codes.min()} to {codes.max()}")
-    shifted = (codes.astype(np.int16) + np.int16(middle)).astype(np.uint8)
+    shifted = codes.view(np.uint8) + np.uint8(middle)  # modulo 256
     return layout.pack(shifted, _pairs(scales, zero_points, middle, layout.pair_dtype))
 
 
@@ -137,7 +138,7 @@ def _fit_halves(scales: Tensor, zero_points: Tensor, bits: int, memory: Memory) 
     if scales.dtype not in HALVES or zero_points.dtype != "int8":
         return False
     num_rows, num_groups = scales.shape
-    at_once = max(AT_ONCE // max(num_groups, 1), 1)
+    at_once = max(SCALES_AT_ONCE // max(num_groups, 1), 1)
     for start in range(0, num_rows, at_once):
         some = slice(start, start + at_once)
         scale, zero_point = as_floats(scales, some), as_floats(zero_points, some)

@@ -66,7 +66,14 @@ def codes_of(entry: object) -> tuple[NDArray[np.uint8] | None, int | None]:
         bits, entry = CLASSES.get(entry.cls), entry.state.get("elem")
     if not isinstance(entry, Tensor) or entry.dtype != "uint8" or len(entry.shape) != 2 or entry.shape[1] == 0:
         return None, bits
-    return entry.array(), bits
+    return bytes_of(entry), bits
+
+
+def bytes_of(rows: Tensor) -> NDArray[np.uint8]:
+    """Rows of bytes, as they lie."""
+    if rows.shape[1] > 1 and rows.stride[1] != 1:
+        raise ValueError(f"must have the bytes of a row side by side, got strides {brief(rows.stride)}")
+    return rows.array()
 
 
 def kind_of(entry: object) -> str:
