@@ -73,8 +73,8 @@ def read_pickle(
     Raises
     ------
     ValueError
-        If it is no pickle, is damaged, names another global (`UnknownGlobal`), uses an opcode that state dicts do not need, or exceeds
-        the budget.
+        If it is no pickle, is damaged, names another global (`UnknownGlobal`), uses an opcode that state dicts do not
+        need, or exceeds the budget.
     """
     machine = _Machine(data, table, persistent, budget)
     try:
