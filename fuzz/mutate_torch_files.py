@@ -204,4 +204,4 @@ def run(
 
 
 if __name__ == "__main__":
-    sys.exit(mutate_files.main(sys.argv[1:], run=run, file=__file__))
+    sys.exit(mutate_files.main(sys.argv[1:], __file__, run))

@@ -10,7 +10,7 @@ from ..formats.safetensors_file import brief
 from ..formats.tables import listed
 from ..layout import FloatLayout, of_rows, table_bytes
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, Foreign, Memory, Wanted, said
+from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
-# Tables that must be repacked take as much memory again; several may lie in the same bytes of a file.
-SHOWN = 5
 MAX_COPIES, FREE_BYTES = 2, 32 << 20
 
 
@@ -54,25 +52,21 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
             if wanted.wants(name):
                 refused[name] = error
     if refused:
-        raise ValueError(_why(refused))
+        raise Refused(tables, {name: str(error) for name, error in refused.items()}, _what_to_give(refused))
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
 
 
-def _why(refused: dict[str, ValueError]) -> str:
-    """What is wrong with tables, and what the caller is to say of them."""
-    some = dict(list(refused.items())[:SHOWN])
-    text = "; ".join(f"table {brief(name)} {error}" for name, error in some.items())
-    more = f"; and so on for {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+def _what_to_give(refused: dict[str, ValueError]) -> str:
+    """What the caller is to say of tables whose file does not say it; empty if it is nothing of that."""
     examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
-    for name, error in some.items():
+    for name, error in list(refused.items())[:MAX_REASONS]:
         if isinstance(error, torchrec_file.Unsaid):
-            given = {"dims": error.dim, "bits": error.bits}
-            for argument, value in given.items():
+            for argument, value in {"dims": error.dim, "bits": error.bits}.items():
                 if value is not None:
                     examples[argument][name.rpartition(".")[2]] = value
     give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
-    return text + more + (f"; the file does not say which: give it, such as {give}" if give else "")
+    return f"the file does not say which: give it, such as {give}" if give else ""
 
 
 def makers_of(entries: Entries, wanted: Wanted, memory: Memory) -> dict[str, Maker]:
