@@ -91,7 +91,9 @@ def register_operators(override: bool = False, *, namespace: str = "quantized") 
             defines.impl(name, kernel, "CPU")
             defines.impl(name, shapes, "Meta")
             defined.append(f"{namespace}::{name}")
-        elif override and f"{namespace}::{name}" not in _registered:
+        elif f"{namespace}::{name}" in _registered:
+            pass
+        elif override:
             # Before the choice of a backend. To replace torch's kernel for CPUs would make it warn, and could not be
             # undone while others have replaced it too.
             defines.impl(name, _on_cpus(kernel, shapes, namespace, name), "BackendSelect", with_keyset=True)
