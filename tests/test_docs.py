@@ -1,9 +1,15 @@
-"""What the documents show runs as it is written, and prints what they say."""
+"""What the documents show runs as it is written, and prints what they say.
+
+A page that shows other libraries says so: ``<!-- The code needs torch, torchrec. -->``. Where one of them is not installed,
+the page is skipped.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,9 +25,28 @@ PAGES = [
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def needed(text: str) -> list[str]:
+    """The packages that a page's code needs."""
+    return [name for line in re.findall(r"(?m)^<!-- The code needs (.*)\. -->$", text) for name in line.split(", ")]
+
+
+def with_marks(page: Path) -> object:
+    return pytest.param(page, id=page.name, marks=[pytest.mark.torch] if "torch" in needed(page.read_text()) else [])
+
+
+@pytest.mark.parametrize("page", [with_marks(page) for page in PAGES])
 def test_blocks_of_python_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    others = needed(page.read_text())
+    with warnings.catch_warnings():
+        if others:
+            warnings.simplefilter("ignore")  # theirs
+        for name in others:
+            pytest.importorskip(name)
+        run(page)
+
+
+def run(page: Path) -> None:
     names: dict[str, object] = {"__name__": "__docs__"}
     for code, shown in blocks(page.read_text(), "python"):
         output = io.StringIO()
@@ -36,3 +61,5 @@ def test_blocks_and_what_they_print_are_found():
     assert is_as_shown("1.25 s\nok\n", "... s\nok")
     assert not is_as_shown("1.25 s\nbad\n", "... s\nok")
     assert {page.name for page in PAGES} >= {"quality.md", "updating.md"}
+    assert needed("# A\n\n<!-- The code needs torch, torchrec. -->\n") == ["torch", "torchrec"]
+    assert needed("# A\n\nThe code needs torch.\n") == []

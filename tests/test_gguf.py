@@ -214,7 +214,6 @@ DAMAGED = {
     "a type that is not there": files.whole([], [files.tensor("t", [32, 3], 4, 0)], DATA),
     "a value's type": files.whole([files.key("a", 77, b"0000")], [F32_INFO], DATA),
     "a list's type": files.whole([files.key("a", 9, files.a_list(77, 1, b"0"))], [F32_INFO], DATA),
-    "a key twice": files.whole([files.key("a", 0, b"0")] * 2, [F32_INFO], DATA),
     "a name twice": files.whole([], [F32_INFO, F32_INFO], DATA),
     "an overlap": files.whole([], [F32_INFO, files.tensor("u", [32, 3], 0, 128)], DATA + DATA),
     "the same bytes": files.whole([], [F32_INFO, files.tensor("u", [32, 3], 0, 0)], DATA),

@@ -75,7 +75,7 @@ def stored_floats(path: Path) -> dict[str, Stored]:
             if tensor not in shards[shard]:
                 raise ValueError(f"{path}: names tensor {tensor!r} of {shard.name}, which has none")
         return _tables({tensor: (shards[shard][tensor], shard) for tensor, shard in index.items()})
-    raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path}")
+    raise ValueError(f"source must be a .npy, a .safetensors or an .index.json file, got {path} (see `qembag convert`)")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ PAIR_BYTES = 4
 KINDS: dict[object, int] = {"int8": 8, "int4": 4, "int2": 2, "fp16": 16, "fp32": 32}
 FLOATS: dict[object, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 FP8 = "fp8"
+# FBGEMM counts elements in int32.
+MAX_DIM = 2**31 - 1
 
 
 class Float8(NamedTuple):
@@ -69,7 +71,8 @@ def from_module(module: Any) -> dict[str, QuantizedTable | FloatTable]:
         By the names in its `embedding_specs`, in their order: one for each table, however many features share it. If
         names are empty or repeated, each gets its number: ``table.0``. Rows are the operator's own memory, so that
         what it is assigned later shows; FP8 is copied to float16, exactly. Pruned tables have its `index_remapping`
-        as `compressed_indices_mapping`.
+        as `compressed_indices_mapping`. ``share_memory()`` on it would free the memory: see
+        `qembag.interop.torch.from_module`.
 
     Raises
     ------
@@ -200,21 +203,24 @@ def _tables(
     array = _arguments.as_array(blob, "weights")
     if array.dtype != np.uint8 or array.ndim != 1:
         raise TypeError(f"weights must be a 1-D array of uint8, got {_errors.kind_of(array)}")
+    if array.size > 1 and array.strides[0] != 1:
+        raise ValueError(f"weights must have its bytes side by side, got strides {array.strides}")
     for values, name in ((offsets, "weights_offsets"), (mappings, "mappings")):
         if values is not None and len(values) != len(specs):
             raise ValueError(f"{name} must have an item for each of {len(specs)} tables, got {len(values)}")
     found: dict[str, QuantizedTable | FloatTable] = {}
     end = 0
     for number, spec in enumerate(specs):
-        if len(spec) < 4 or not isinstance(spec[0], str) or spec[0] in found:
+        if not isinstance(spec, (tuple, list)) or len(spec) < 4 or not isinstance(spec[0], str) or spec[0] in found:
             raise ValueError(
                 f"specs[{number}] must be a name of its own, rows, dim and bits, got {_errors.shown(spec)}"
             )
         start = -(-end // TABLE_ALIGNMENT) * TABLE_ALIGNMENT
         if offsets is not None:
             start = _arguments.whole_number(offsets[number], f"weights_offsets[{number}]")
+        mapping = None if mappings is None else mappings[number]
         try:
-            table, end = _table(array, start, spec, row_alignment, mappings and mappings[number], float8)
+            table, end = _table(array, start, spec, row_alignment, mapping, float8)
         except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"table {_errors.shown(spec[0])}: {error}") from None
         found[spec[0]] = table
@@ -226,15 +232,18 @@ def _table(
 ) -> tuple[QuantizedTable | FloatTable, int]:
     """A table that begins at a byte of the blob, and where it ends."""
     num_rows, dim = _arguments.whole_number(spec[1], "rows"), _arguments.whole_number(spec[2], "dim")
-    if num_rows < 0 or dim < 1:
-        raise ValueError(f"must have 0 rows or more, and a dim of 1 or more, got {num_rows} rows of {dim}")
+    if num_rows < 0 or not 1 <= dim <= MAX_DIM:
+        raise ValueError(
+            f"must have 0 rows or more, and a dim from 1 to {MAX_DIM}, got {_errors.shown(num_rows)} rows of "
+            f"{_errors.shown(dim)}"
+        )
     kind = getattr(spec[3], "value", spec[3])
-    bits = KINDS.get(kind, kind) if isinstance(kind, (int, str)) else None
+    bits = KINDS.get(kind, kind) if isinstance(kind, (int, str, np.integer)) else None
     if bits in FLOATS:
         layout = FloatLayout(FLOATS[bits].name, dim, FLOATS[bits])
         length = rounded_up(layout.row_bytes, row_alignment)
     elif bits in _arguments.BITS:
-        packed = aligned(bits, dim, np.float16, True, None, row_alignment)
+        packed = aligned(int(bits), dim, np.float16, True, None, row_alignment)
         length = packed.row_bytes
         if dim % packed.codes_per_byte:
             raise ValueError(f"dim must be a multiple of {packed.codes_per_byte} at {bits} bits, got {dim}")
@@ -245,7 +254,8 @@ def _table(
     end = start + num_rows * length
     if not 0 <= start <= end <= len(blob):
         raise ValueError(
-            f"must lie within weights of {len(blob)} bytes, got {num_rows} rows of {length} bytes from byte {start}"
+            f"must lie within weights of {len(blob)} bytes, got {_errors.shown(num_rows)} rows of {length} "
+            f"bytes from byte {_errors.shown(start)}"
         )
     rows = blob[start:end].reshape(num_rows, length)
     if bits in _arguments.BITS:
@@ -271,7 +281,7 @@ def _widened(codes: NDArray[np.uint8], float8: Any) -> NDArray[Any]:
     return exact[codes]
 
 
-# ---- Back --------------------------------------------------------------------------------------------------------------
+# ---- Back ------------------------------------------------------------------------------------------------------------
 
 
 def to_weights(table: QuantizedTable | FloatTable, *, exact: bool = True) -> tuple[Any, Any]:

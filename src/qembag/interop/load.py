@@ -17,7 +17,7 @@ from ..formats.saving import INDEX_SUFFIX, as_path
 from ..formats.stored import stored_floats
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
 from ..formats.tables import listed, open_tables
-from .foreign import ByName, Foreign, Memory, Wanted
+from .foreign import ByName, Foreign, Memory, Refused, Wanted
 
 if TYPE_CHECKING:
     from ..float_table import FloatTable
@@ -103,6 +103,7 @@ class Found(NamedTuple):
     ready: Mapping[str, QuantizedTable | FloatTable]  # tables of our own files
     file: MappedTables | None
     metadata: Mapping[str, str] = MappingProxyType({})  # of our own files
+    refused: Refused | None = None  # why there are not more
 
     def table(self, name: str, *, mapped: bool) -> QuantizedTable | FloatTable:
         if name in self.ready and mapped:
@@ -123,15 +124,23 @@ class Found(NamedTuple):
 def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
     """Find the tables of a file or folder; see `load_tables`."""
     with errors_name(path):
-        found = open_others(path, format, wanted) or _ours(path, format)
+        found = open_others(path, format, wanted) or _ours(path)
+        if found.refused is not None:
+            raise found.refused
     return _chosen(found, wanted, path)
 
 
 def open_others(path: Path, format: str | None, wanted: Wanted) -> Found | None:
-    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``."""
+    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``.
+
+    They are all there, whatever `wanted` names; those that it must say more of are in `refused`.
+    """
     if path.is_dir():
         return _in_folder(path, format, wanted)
-    return None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
+    found = None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
+    if found is None:
+        _check_format("qembag", format)
+    return found
 
 
 @contextlib.contextmanager
@@ -159,7 +168,10 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
     if kind == "torch":
         from .torch_file import read as read_torch
 
-        return _found(kind, read_torch(memory, wanted), format, memory, path, wanted)
+        try:
+            return _found(kind, read_torch(memory, wanted), format, memory, path, wanted)
+        except Refused as error:
+            return _found(kind, error.tables, format, memory, path, wanted)._replace(refused=error)
     if kind == "gguf":
         from .gguf_file import read as read_gguf
 
@@ -167,7 +179,8 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
     if kind == "safetensors":
         from .static_text import read_safetensors
 
-        known = None if format == "qembag" else read_safetensors(memory, wanted)
+        is_ours = format == "qembag" or not _is_foreign(path)
+        known = None if is_ours else read_safetensors(memory, wanted)
         if known is not None:
             return _found(*known, format, memory, path, wanted)
     return None
@@ -197,9 +210,8 @@ def _found(
     return Found(kind, tables, {}, MappedTables(path, kind, wanted, memory, tables))
 
 
-def _ours(path: Path, format: str | None) -> Found:
+def _ours(path: Path) -> Found:
     """The tables of a safetensors file, an index, or a .npy file."""
-    _check_format("qembag", format)
     if path.suffix.lower() == ".npy":
         ((name, stored),) = stored_floats(path).items()
         if stored.by_columns or stored.element.newbyteorder("=") not in (np.float32, np.float16):

@@ -52,7 +52,8 @@ def from_module(module: Any, *, dim: int | None = None) -> QuantizedTable | Floa
     -------
     QuantizedTable or FloatTable
         Float rows and those of `qembag.torch` are the module's own memory: what trains the module changes the table.
-        Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and not part of a
+        torch's ``share_memory()``, which also sends a module to another process, frees that memory: make tables after
+        it, not before. Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and not part of a
         table.
 
     Raises
@@ -122,14 +123,14 @@ def _of_quantized(weight: Any, dim: int | None) -> QuantizedTable:
 
     bits = BITS[str(weight.dtype).removeprefix("torch.")]
     num_rows, columns = weight.shape
-    if dim is None or dim not in (columns, columns - 1):
-        dim = columns
+    # What `dim` may leave out is the column that rounds an odd one up. Another dim is refused by the caller.
+    width = columns - 1 if dim == columns - 1 and bits == 4 and columns % 2 == 0 else columns
     layout = RowLayout(bits, columns)
     stored = torch.empty(0, dtype=torch.uint8).set_(weight.untyped_storage()).numpy()
-    codes = stored[: layout.codes_bytes * num_rows].reshape(num_rows, layout.codes_bytes)
+    codes = stored.reshape(num_rows, layout.codes_bytes)
     scales = weight.q_per_channel_scales().numpy()
-    rows = rows_of_per_channel(codes, scales, weight.q_per_channel_zero_points().numpy(), bits, dim)
-    return table_of(QuantizedTable, rows, RowLayout(bits, dim), None)
+    rows = rows_of_per_channel(codes, scales, weight.q_per_channel_zero_points().numpy(), bits, width)
+    return table_of(QuantizedTable, rows, RowLayout(bits, width), None)
 
 
 def _of_torchao(weight: Any) -> QuantizedTable | FloatTable:
@@ -215,7 +216,7 @@ def is_embedding(module: Any) -> bool:
     )
 
 
-# ---- Back --------------------------------------------------------------------------------------------------------------
+# ---- Back ------------------------------------------------------------------------------------------------------------
 
 
 def to_packed(table: QuantizedTable, *, exact: bool = True) -> Any:
@@ -334,8 +335,13 @@ def _zero_points(
     flat = scales == 0
     scales[flat] = 1
     codes[flat] = 0
+    if native == np.float16:
+        # Rounds to an infinity too, and has products that do not.
+        scales = np.where(np.isinf(scales), np.copysign(np.float32(2**17), scales), scales)
     with np.errstate(all="ignore"):
-        best = first = -(biases / scales)
+        first = -(biases / scales)
+        first = np.where(np.isinf(scales) & np.isinf(biases), -np.sign(biases) * np.sign(scales), first)
+        best = first
         best_error = np.full(len(scales), np.inf, np.float32)
         for steps in (0, 1, -1, 2, -2):
             tried = first

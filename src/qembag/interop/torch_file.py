@@ -10,7 +10,7 @@ from ..formats.safetensors_file import brief
 from ..formats.tables import listed
 from ..layout import FloatLayout, of_rows, table_bytes
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, Foreign, Memory, Wanted, said
+from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
-# Tables that must be repacked take as much memory again; several may lie in the same bytes of a file.
 MAX_COPIES, FREE_BYTES = 2, 32 << 20
 
 
@@ -43,18 +42,31 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
     if not makers:
         raise ValueError(f"has no table: {_what_is_there(entries)}")
     names = names_of(makers)
-    tables, refused = {}, []
+    tables: dict[str, Foreign] = {}
+    refused: dict[str, ValueError] = {}
     for key, make in makers.items():
         name = names[key]
         try:
             tables[name] = make(name, wanted)
         except ValueError as error:
             if wanted.wants(name):
-                refused.append(f"table {brief(name)} {error}")
+                refused[name] = error
     if refused:
-        raise ValueError("; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""))
+        raise Refused(tables, {name: str(error) for name, error in refused.items()}, _what_to_give(refused))
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
+
+
+def _what_to_give(refused: dict[str, ValueError]) -> str:
+    """What the caller is to say of tables whose file does not say it; empty if it is nothing of that."""
+    examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
+    for name, error in list(refused.items())[:MAX_REASONS]:
+        if isinstance(error, torchrec_file.Unsaid):
+            for argument, value in {"dims": error.dim, "bits": error.bits}.items():
+                if value is not None:
+                    examples[argument][name.rpartition(".")[2]] = value
+    give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
+    return f"the file does not say which: give it, such as {give}" if give else ""
 
 
 def makers_of(entries: Entries, wanted: Wanted, memory: Memory) -> dict[str, Maker]:
@@ -121,12 +133,17 @@ def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> F
         raise ValueError("must come from a little-endian machine: nothing swaps the floats within rows of bytes")
     if bits in torchrec_file.FLOATS:
         element = torchrec_file.FLOATS[bits]
+        if dim is None and rows.shape[1] % element.itemsize != 0:
+            raise ValueError(f"must have rows of whole floats of {bits} bits, got {rows.shape[1]} bytes")
         return torchrec_file.float_rows(name, rows, dim or rows.shape[1] // element.itemsize, element)
-    layout = of_rows(rows.shape[1], bits or 8, "a table", dim=dim)
+    try:
+        layout = of_rows(rows.shape[1], bits or 8, "its tensor", dim=dim)
+    except ValueError as error:
+        raise ValueError(f"is of uint8, not rows of codes, scale and bias: {error}") from None
     if layout.used_bytes != rows.shape[1]:
         raise ValueError(
-            f"must have rows that codes and pairs fill, as torch's prepack operators make them, got {rows.shape[1]} "
-            f"bytes and a dim of {dim} at {bits} bits"
+            f"must have rows that codes, scale and bias fill, as torch packs them, got {rows.shape[1]} bytes for a dim "
+            f"of {dim} at {bits} bits"
         )
     return Foreign.as_it_is(name, rows, layout)
 

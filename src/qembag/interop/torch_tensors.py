@@ -370,6 +370,8 @@ def _of_type(arguments: tuple[Any, ...]) -> Any:
     if function.name != "torch._utils._rebuild_wrapper_subclass":
         if not function.name.startswith("torch._utils._rebuild_") or not cls.name.startswith("torch."):
             raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
+        if type(given) is not tuple or function.call is None:
+            raise ValueError(f"calls {function.name} with {what(given)}, which is not allowed")
         return function.call(given)
     if cls.name not in {".".join(wrapper) for wrapper in WRAPPERS}:
         raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
@@ -453,7 +455,7 @@ def _checked_parameters(given: Any, shape: tuple[int, ...]) -> tuple[str, Any, A
         raise ValueError(f"must have an axis of {len(shape)} for {scheme}, got {', '.join(map(what, rest))}")
     for values in (scales, zero_points):
         if not isinstance(values, Tensor) or values.shape != (shape[rest[0]],):
-            raise ValueError(f"must have {shape[rest[0]]} scales and zero points for {scheme}")
+            raise ValueError(f"must have {brief(shape[rest[0]])} scales and zero points for {scheme}")
     return scheme, scales, zero_points, rest[0]
 
 

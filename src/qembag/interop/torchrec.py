@@ -57,8 +57,8 @@ def from_module(module: Any) -> dict[str, QuantizedTable | FloatTable]:
 
     Notes
     -----
-    Lookups have the bits of the collection's; see `qembag.interop.fbgemm.from_module` for means of float rows. Features,
-    pooling and, for a collection that remaps identifiers, what they are remapped to are not part of a table.
+    Lookups have the bits of the collection's; see `qembag.interop.fbgemm.from_module` for means of float rows.
+    Features, pooling and, for a collection that remaps identifiers, what they are remapped to are not part of a table.
     """
     if is_quantized(module):
         (folder,) = (COLLECTIONS[name] for name in COLLECTIONS if has_class(module, QUANTIZED, name))

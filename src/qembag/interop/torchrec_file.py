@@ -48,7 +48,7 @@ def table(name: str, key: str, tensors: Mapping[str, Any], wanted: Wanted, *, bi
     else:
         said(wanted.bits, wanted.bits_of(name), "bits", (bits,))
     if dim is None or bits is None:
-        raise ValueError(_what_to_give(name, num_bytes, dim, bits))
+        raise _unsaid(num_bytes, dim, bits)
     if bits in FLOATS:
         return float_rows(name, codes, dim, FLOATS[bits])
     most = largest_dim(bits, num_bytes, 2, None)
@@ -110,18 +110,27 @@ def _only_width(num_bytes: int, dim: int | None) -> int | None:
     return 8 if _most(8, num_bytes - ROW_ALIGNMENT) < dim <= _most(8, num_bytes) else None
 
 
-def _what_to_give(name: str, num_bytes: int, dim: int | None, bits: int | None) -> str:
-    holds = [
-        f"a dim of {max(_most(width, max(num_bytes - ROW_ALIGNMENT, 0)) + 1, 1)} to {_most(width, num_bytes)} "
-        f"at {width} bits"
-        for width in (PLAIN if bits is None else (bits,))
-        if _most(width, num_bytes)
-    ]
-    last = name.rpartition(".")[2]
-    missing = [f"dims={{{last!r}: {dim or 64}}}"] if dim is None else []
-    missing += [f"bits={{{last!r}: 8}}"] if bits is None else []
-    return (
-        f"does not say its {' and '.join(['dim'] * (dim is None) + ['bits'] * (bits is None))}: its rows of {num_bytes} "
-        f"bytes hold {', '.join(holds) or 'no element'}, if padded to {ROW_ALIGNMENT} bytes. Give them, such as "
-        f"{', '.join(missing)}"
+def _unsaid(num_bytes: int, dim: int | None, bits: int | None) -> Unsaid:
+    widths = PLAIN if bits is None else (bits,)
+    most = {width: _most(width, num_bytes) for width in widths}
+    if dim is not None and dim > max(most.values()):
+        raise ValueError(f"has rows of {num_bytes} bytes, which hold a dim of at most {max(most.values())}, got {dim}")
+    # A dim below that would have shorter rows.
+    holds = ", or ".join(
+        f"{_most(width, max(num_bytes - ROW_ALIGNMENT, 0)) + 1} to {most[width]} at {width} bits"
+        for width in widths
+        if most[width]
     )
+    return Unsaid(
+        f"has rows of {num_bytes} bytes, padded to a multiple of {ROW_ALIGNMENT}: a dim of {holds or 'none'}",
+        max(most.values()) if dim is None else None,
+        widths[0] if bits is None else None,
+    )
+
+
+class Unsaid(ValueError):
+    """That a file does not say what the caller must: an example of a dim, and of bits, where it is needed."""
+
+    def __init__(self, message: str, dim: int | None, bits: int | None) -> None:
+        super().__init__(message)
+        self.dim, self.bits = dim, bits
