@@ -154,6 +154,8 @@ def spoil_codes(codes: bytes, rng: random.Random) -> bytes:
         return file_damage.flip(codes or b"N", rng)
     ops = [codes[begin:end] for begin, end in itertools.pairwise(places)]
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        if len(ops) < 2:
+            break
         place, kind = rng.randrange(1, len(ops)), rng.randrange(8)
         if kind == 0:
             ops.pop(place)

@@ -50,13 +50,20 @@ def without_bounds(storage: Any, offset: int, shape: Any, stride: Any, itemsize:
     return storage.record.start + offset * itemsize
 
 
+def wherever_the_end_is(raw: memoryview) -> tuple[int, int, int]:
+    """The zip64 end record may stand anywhere, as for torch."""
+    end = int.from_bytes(raw[-34:-26], "little") if raw[-42:-38] == b"PK\6\7" else len(raw)
+    *_, count, nbytes, start = torch_zip._unpack(torch_zip._END_64, torch_zip.END_64, raw, end, "end")
+    return start, start + nbytes, count
+
+
 DEFECTS = {
     "imports": (inert_pickle._Machine, "global_of", imported),
     "bounds of storages": (torch_tensors, "_start_of", without_bounds),
     "numbers": (torch_tensors, "_are_counts", lambda values: True),
     "memory and time": (budget.Budget, "spend", lambda self, nbytes: None),
     "underflow": (inert_pickle._Machine, "pop", lambda machine: machine.stack.pop()),
-    "overlaps": (torch_zip, "_limits", lambda entries, end: torch_zip.np.array([0, 2**62])),
+    "two archives in one": (torch_zip, "_directory", wherever_the_end_is),
     "byte order": (torch_zip.Archive, "_is_big_endian", lambda archive: False),
 }
 
@@ -68,4 +75,4 @@ def test_a_check_that_is_left_out_is_found(mutate_torch_files, monkeypatch, defe
         pytest.importorskip("torch")  # which tells the right values
     monkeypatch.setattr(*DEFECTS[defect])
     with pytest.raises(mutate_torch_files.Finding, match=rf"^case \d+ of seed {mutate_torch_files.SEED}: "):
-        mutate_torch_files.run(10_000)
+        mutate_torch_files.run(5000)

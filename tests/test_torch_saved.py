@@ -203,7 +203,7 @@ def test_torch_reads_what_is_written_by_hand(tmp_path):
 
 
 def test_the_offset_of_codes_of_4_bits_counts_bytes():
-    """So takes it the lookup of torch, whose tensors say elements."""
+    """PyTorch's lookup counts bytes, although tensors say elements."""
     storage = torch.storage.TypedStorage(
         wrap_storage=torch.UntypedStorage(list(range(40))), dtype=torch.quint4x2, _internal=True
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qembag.formats.safetensors_file import brief
 from qembag.interop.foreign import Memory
 from qembag.interop.inert_pickle import Unread
 from qembag.interop.torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
@@ -229,7 +230,7 @@ def qtensor(file: File, **changes: Any) -> Call:
 
 
 def test_the_offset_of_codes_of_4_bits_counts_bytes(entries):
-    """As torch's own lookup takes it: see `test_torch_reads_what_is_written_by_hand`."""
+    """As torch's own lookup does: see tests/test_torch_saved.py."""
     file = File()
     found = entries(file.saved(qtensor(file, offset=5))).tensors["table"]
     assert np.array_equal(found.codes, np.arange(5, 17).reshape(4, 3))
@@ -284,6 +285,20 @@ def test_tensors_of_other_libraries_are_their_attributes(entries):
     assert isinstance(found, Wrapped)
     assert (found.cls, found.dtype, found.shape) == ("torchrec.tensor_types.UInt4Tensor", "float32", (3, 32))
     assert (found.state["N"], found.state["elem"].shape, found.state["dtype"]) == (2, (3, 16), "int4")
+
+
+def test_what_is_shown_of_values_is_short(entries):
+    """An error may show any value of a file."""
+    file = File()
+    inner: Any = ordered({"a": "x" * 9000})
+    for _ in range(30):
+        inner = file.wrapped("torchrec.tensor_types", "UInt4Tensor", (3, 32), {"elem": ordered({"b": inner})})
+    value = {"w": inner, "q": qtensor(file), "t": file.tensor(X)}
+    found = entries(file.saved(value)).tensors
+    assert repr(found["w"]) == "Wrapped(torchrec.tensor_types.UInt4Tensor, (3, 32))"
+    assert repr(found["q"]) == "QTensor(quint4x2, (4, 6))"
+    assert repr(found["t"]) == "Tensor(float32, (4, 6))"
+    assert len(brief(found["w"].state)) < 300
 
 
 def test_only_listed_classes_are_made(entries):

@@ -40,6 +40,10 @@ class OrderedDict(dict[str, Any]):
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        # `reprlib` knows dict, and lets its subclasses recurse.
+        return f"OrderedDict of {len(self)}"
+
 
 class Unread(NamedTuple):
     """In the place of a value that is passed over."""

@@ -120,6 +120,9 @@ class Tensor(NamedTuple):
     memory: Memory
     big_endian: bool
 
+    def __repr__(self) -> str:
+        return f"Tensor({self.dtype}, {self.shape})"
+
     def array(self) -> NDArray[Any]:
         """A view of the file, in its byte order, with the tensor's strides; types that NumPy lacks are their bits."""
         kind = np.dtype(NUMPY_TYPES[self.dtype]).newbyteorder(">" if self.big_endian else "<")
@@ -154,6 +157,9 @@ class QTensor(NamedTuple):
     zero_points: Tensor | int
     axis: int
 
+    def __repr__(self) -> str:
+        return f"QTensor({self.kind}, {self.shape})"
+
 
 class Wrapped(NamedTuple):
     """A tensor of a class of another library: its attributes, as the file has them."""
@@ -162,6 +168,10 @@ class Wrapped(NamedTuple):
     state: dict[str, Any]
     dtype: str
     shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        # The state may be of any size and depth.
+        return f"Wrapped({self.cls}, {self.shape})"
 
 
 AnyTensor: TypeAlias = Tensor | QTensor | Wrapped
