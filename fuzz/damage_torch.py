@@ -123,6 +123,10 @@ def odd_value(rng: random.Random) -> bytes:
 
 def bomb(rng: random.Random) -> bytes:
     """Opcodes that build much of little."""
+    if rng.random() < 0.3:
+        # One value, of twice as many each time.
+        times = rng.choice([10, 40, 90, 1000])
+        return rng.choice([b")q\0" + b"h\0\x86q\0" * times, b"](" + b"](" * times + b"e" * times + b"e"])
     times = rng.choice([3, 100, 10_000])
     pieces = [
         b"]",

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import tracemalloc
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,11 +107,13 @@ def verdict(path: Path, raw: bytes, wanted: Wanted) -> str:
 
 def judge(path: Path, raw: bytes) -> None:
     """Tensors lie within the file, and are torch's."""
-    tensors = read_entries(Memory(path)).tensors
+    memory = Memory(path)
+    tensors = read_entries(memory).tensors
     arrays = {name: tensor.array() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     for name, tensor in tensors.items():
         if isinstance(tensor, QTensor):
             arrays[name] = tensor.codes
+    within(memory, raw, arrays)
     if torch is None or sum(array.nbytes for array in arrays.values()) > MAX_COMPARED:
         return
     try:
@@ -131,6 +134,29 @@ def judge(path: Path, raw: bytes) -> None:
             same = array.tobytes() == theirs.detach().numpy().astype(array.dtype).tobytes()
         if not same:
             raise Finding(f"tensor {name!r} has other bytes than torch reads")
+
+
+def within(memory: Memory, raw: bytes, arrays: dict[str, np.ndarray]) -> None:
+    """Raises `Finding` unless each array lies within the data of a record, by another reader of archives."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            records = archive.infolist()
+    except zipfile.BadZipFile:
+        return  # it looks at fields that nothing here needs
+    ranges = []
+    for record in records:
+        at = record.header_offset
+        names = int.from_bytes(raw[at + 26 : at + 28], "little") + int.from_bytes(raw[at + 28 : at + 30], "little")
+        ranges.append((at + 30 + names, at + 30 + names + record.file_size))
+    first = memory.bytes.__array_interface__["data"][0]
+    for name, array in arrays.items():
+        if array.size == 0:
+            continue
+        start = array.__array_interface__["data"][0] - first
+        extent = sum((count - 1) * step for count, step in zip(array.shape, array.strides, strict=True))
+        stop = start + extent + array.itemsize
+        if not any(begin <= start and stop <= end for begin, end in ranges):
+            raise Finding(f"tensor {name!r} lies at bytes {start} to {stop}: in no record")
 
 
 def flattened(value: Any, name: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the documents show runs as it is written, and prints what they say.
 
-A page that shows other libraries says so: ``<!-- The code needs torch, torchrec. -->``. Where one of them is not installed,
-the page is skipped.
+A page that shows other libraries says so at its top, a line for each: ``<!-- needs: torch -->``. Where one of them is not
+installed, the page is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docume
 
 def needed(text: str) -> list[str]:
     """The packages that a page's code needs."""
-    return [name for line in re.findall(r"(?m)^<!-- The code needs (.*)\. -->$", text) for name in line.split(", ")]
+    return re.findall(r"(?m)^<!-- needs: (\w+) -->$", text)
 
 
 def with_marks(page: Path) -> object:
@@ -61,5 +61,5 @@ def test_blocks_and_what_they_print_are_found():
     assert is_as_shown("1.25 s\nok\n", "... s\nok")
     assert not is_as_shown("1.25 s\nbad\n", "... s\nok")
     assert {page.name for page in PAGES} >= {"quality.md", "updating.md"}
-    assert needed("# A\n\n<!-- The code needs torch, torchrec. -->\n") == ["torch", "torchrec"]
-    assert needed("# A\n\nThe code needs torch.\n") == []
+    assert needed("<!-- needs: torch -->\n<!-- needs: gguf -->\n\n# A\n") == ["torch", "gguf"]
+    assert needed("# A\n\nIt needs: torch\n") == []

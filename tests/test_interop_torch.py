@@ -193,28 +193,31 @@ def test_a_module_with_a_computed_weight_gives_what_it_computes():
     same_bits(interop.from_module(module)[:], (2 * before).numpy())
 
 
-class Ours(torch.nn.Module):
-    """As those of qembag.torch."""
-
-    def __init__(self, table: Any) -> None:
-        super().__init__()
-        self.table = table
-
-
-def test_a_module_of_ours_gives_its_table():
-    table = qembag.quantize(np.eye(4, dtype=np.float32))
-    assert interop.from_module(Ours(table)) is table
-    assert interop.from_model(torch.nn.Sequential(Ours(table))) == {"0": table}
+def test_a_module_of_ours_gives_its_table(rng):
+    ours = pytest.importorskip("qembag.torch")
+    table = qembag.quantize(rng.normal(size=(4, 8)).astype(np.float32), bits=4)
+    model = torch.nn.Sequential(ours.EmbeddingBag.from_table(table))
+    for found in (interop.from_module(model[0]), interop.from_model(model)["0"]):
+        assert np.array_equal(found.data, table.data)
+        assert found.layout == table.layout
 
 
 # ---- Models ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_s_tables_have_the_names_of_its_state_dict():
-    model = Nested()
-    named = {name.removesuffix(".weight") for name in model.state_dict() if "linear" not in name}
-    assert interop.from_model(model).keys() == named
-    assert list(interop.from_model(model.user)) == ["weight"]
+def test_a_model_s_tables_are_those_of_its_file(width, rng, tmp_path):
+    """In order, and by name; a file does not tell an embedding's weight from a linear layer's."""
+    bags = some_module(rng, width, 6, 7)
+    alone = [some_module(rng, width, 6, 7), torch.nn.Embedding(3, 4)]
+    for model in [Nested(), torch.nn.ModuleDict({"a": bags, "b": torch.nn.Sequential(Nested(), bags)}), *alone]:
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        loaded = qembag.load_tables(tmp_path / "model.pt")
+        expected = {name: table for name, table in loaded.items() if not name.endswith("linear")}
+        tables = interop.from_model(model)
+        assert list(tables) == list(expected)
+        for name, table in tables.items():
+            assert type(table) is type(expected[name])
+            assert np.array_equal(table.data, expected[name].data)
     assert interop.from_model(torch.nn.Linear(2, 2)) == {}
 
 
@@ -308,6 +311,8 @@ def test_only_the_column_that_rounds_an_odd_dim_up_is_left_out(rng):
 def test_a_model_must_be_a_module():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got OrderedDict"):
         interop.from_model(Nested().state_dict())
+    with pytest.raises(TypeError, match="dims must be a whole number or a dict of them, got str '5'"):
+        interop.from_model(Nested(), dims="5")
     model = Nested()
     model.inner.to("meta")
     with pytest.raises(ValueError, match=r"^inner.item: module.weight must be on the CPU"):

@@ -79,7 +79,7 @@ def test_each_type_is_read_in_the_files_byte_order(entries, kind, big_endian):
 def test_types_that_numpy_lacks_are_their_bits(entries):
     file = File()
     bits = np.arange(6, dtype=np.uint16)
-    untyped = file.storage(bits.view(np.uint8))
+    untyped = file.storage(bits.astype("<u2").view(np.uint8))
     untyped = Persistent((untyped.id[0], Name("torch.storage", "UntypedStorage"), *untyped.id[2:]))
 
     def typed(name: str, shape: tuple[int, ...]) -> Call:

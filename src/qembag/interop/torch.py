@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,11 @@ from .torch_ao import BITS, rows_of_per_channel
 from .torch_tensors import Tensor, Wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 # Types of parameters that can be tables.
 FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
+OURS = __name__.removesuffix(".interop.torch") + ".torch"
 QUANTIZED = "torch.ao.nn.quantized.modules"
 KNOWN = (
     "torch.nn.Embedding or EmbeddingBag, torch.ao.nn.quantized.Embedding or EmbeddingBag, or qembag.torch.Embedding "
@@ -79,15 +79,16 @@ def from_module(module: Any, *, dim: int | None = None) -> QuantizedTable | Floa
     FloatTable(num_embeddings=100, dim=16, dtype=float32, nbytes=6400)
     """
     wanted = None if dim is None else _arguments.whole_number(dim, "dim")
-    table = getattr(module, "table", None)
-    if not isinstance(table, (QuantizedTable, FloatTable)):
-        table = _made(module, wanted)
+    table = _made(module, wanted)
     if wanted is not None and table.dim != wanted:
         raise ValueError(f"dim must be the module's, {table.dim}, got {_errors.shown(wanted)}")
     return table
 
 
 def _made(module: Any, dim: int | None) -> QuantizedTable | FloatTable:
+    if has_class(module, OURS, "Embedding", "EmbeddingBag"):
+        table: QuantizedTable | FloatTable = module.table
+        return table
     if has_class(module, QUANTIZED, "Embedding", "EmbeddingBag"):
         return _of_quantized(module.weight(), dim)
     # Others of torch.ao compute their weight at each call.
@@ -170,8 +171,8 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
     Returns
     -------
     dict of QuantizedTable or FloatTable
-        By the names of the modules, as `load_tables` gives them for the model's state dict; a model that is itself an
-        embedding has one named ``weight``. A module that the model has twice is the same table under both names.
+        By the names of the modules, as `load_tables` gives them for the model's state dict: a model that is itself an
+        embedding has one named ``weight`` or ``_packed_params._packed_weight``. A module that the model has twice is the same table under both names.
 
     Raises
     ------
@@ -182,6 +183,8 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
 
     if not has_class(model, "torch.nn.modules.module", "Module"):
         raise TypeError(f"model must be a torch.nn.Module, got {_errors.kind_of(model)}")
+    if not (dims is None or isinstance(dims, (int, Mapping))):
+        raise TypeError(f"dims must be a whole number or a dict of them, got {_errors.kind_of(dims)}")
     wanted = Wanted(dims=dims)
     found: dict[str, QuantizedTable | FloatTable] = {}
     done: dict[int, dict[str, QuantizedTable | FloatTable]] = {}
@@ -189,7 +192,6 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
     for path, module in model.named_modules(remove_duplicate=False):
         if inside and path.startswith(inside):
             continue
-        name = path or "weight"
         try:
             if id(module) not in done:
                 if torchrec.is_quantized(module):
@@ -197,11 +199,11 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
                 elif fbgemm.is_operator(module):
                     done[id(module)] = fbgemm.from_module(module)
                 elif is_embedding(module):
-                    done[id(module)] = {"": from_module(module, dim=wanted.dim_of(name))}
+                    done[id(module)] = {"": from_module(module, dim=wanted.dim_of(path))}
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from error
+            raise type(error)(f"{path}: {error}" if path else str(error)) from error
         tables = done.get(id(module), {})
-        found |= {".".join(filter(None, [path, own])) or "weight": table for own, table in tables.items()}
+        found |= {".".join(filter(None, [path, own])) or _alone(module): table for own, table in tables.items()}
         if tables:
             inside += (f"{path}." if path else "",)
     return found
@@ -209,11 +211,12 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
 
 def is_embedding(module: Any) -> bool:
     """Whether it is a module that `from_module` takes, or says why not."""
-    return (
-        isinstance(getattr(module, "table", None), (QuantizedTable, FloatTable))
-        or has_class(module, QUANTIZED, "Embedding", "EmbeddingBag")
-        or has_class(module, "torch.nn", "Embedding", "EmbeddingBag")
-    )
+    return any(has_class(module, package, "Embedding", "EmbeddingBag") for package in (OURS, QUANTIZED, "torch.nn"))
+
+
+def _alone(module: Any) -> str:
+    """The name of a module that is the whole model: its parameter's, which has no module's name to go by."""
+    return "_packed_params._packed_weight" if has_class(module, QUANTIZED, "Embedding", "EmbeddingBag") else "weight"
 
 
 # ---- Back ------------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def _floats(name: str, tensor: Tensor, wanted: Wanted) -> Foreign:
 
 def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> Foreign:
     """Rows as torch's prepack operators make them, codes first; or of floats in bytes."""
-    rows, bits, dim = tensor.array(), wanted.bits_of(name), wanted.dim_of(name)
+    rows, bits, dim = torchrec_file.bytes_of(tensor), wanted.bits_of(name), wanted.dim_of(name)
     if big_endian:
         raise ValueError("must come from a little-endian machine: nothing swaps the floats within rows of bytes")
     if bits in torchrec_file.FLOATS:
@@ -157,7 +157,7 @@ def _check_copies(tables: Iterable[Foreign], num_bytes: int) -> None:
 
 def _what_is_there(entries: Entries) -> str:
     """What the file has in the place of tables, for an error."""
-    there = listed(f"{brief(key)} ({_kind(entry)})" for key, entry in entries.tensors.items())
+    there = listed(f"{brief(key)} ({torchrec_file.kind_of(entry)})" for key, entry in entries.tensors.items())
     return (
         "no float tensor of 2 dimensions, no quantized one with a scale a row, no rows of TorchRec; "
         f"it has {there or 'no tensor at all'}" + _hint(entries)
@@ -169,14 +169,6 @@ def _hint(entries: Entries) -> str:
     if "uint8" in kinds:
         return "; rows of torch's prepack operators need bits="
     return "; save tensor.float() for float64" if "float64" in kinds else ""
-
-
-def _kind(entry: object) -> str:
-    if isinstance(entry, QTensor):
-        return f"{entry.kind} {brief(entry.shape)}, {entry.scheme}"
-    if isinstance(entry, Wrapped):
-        return f"{entry.cls} {brief(entry.shape)}"
-    return f"{entry.dtype} {brief(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
 
 
 # ---- Names -----------------------------------------------------------------------------------------------------------
