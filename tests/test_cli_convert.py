@@ -477,6 +477,15 @@ def test_dequantize_and_prune_take_files_of_others(command, ao, tmp_path, target
     assert (tables["emb"].num_rows, tables["other"].num_rows) == (2, 6)
 
 
+@pytest.mark.parametrize("job", [["prune", "--max-rows", 2], ["dequantize"]])
+def test_another_librarys_file_is_not_replaced(command, tmp_path, job):
+    write_model2vec(tmp_path, embeddings=np.int8([[1, 2], [5, 5], [3, 4]]), weights=np.ones(3, np.float32))
+    path = tmp_path / "model.safetensors"
+    before = path.read_bytes()
+    assert "is another library's file" in command.fails(job[0], path, path, "--force", *job[1:])
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("job", [["compare"], ["demo", "--table"], ["quantize"]])
 def test_commands_that_take_floats_only_name_convert(command, ao, tmp_path, job):
     more = [tmp_path / "out.safetensors"] if job == ["quantize"] else []
