@@ -348,12 +348,14 @@ def test_a_full_disk_is_the_targets_fault(ao, target, tmp_path):
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------
 
+# Not getrusage, which also counts what the process was before it became this program.
 MEASURED = """
-import resource, sys
+import sys
 from qembag import cli
 
 status = cli.main(sys.argv[1:])
-print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+with open("/proc/self/status") as file:
+    print(status, file.read().split("VmHWM:")[1].split()[0], file=sys.stderr)
 """
 
 
@@ -473,6 +475,15 @@ def test_dequantize_and_prune_take_files_of_others(command, ao, tmp_path, target
     command("prune", ao, target, "--table", "emb", "--max-rows", 2, "--force")
     tables = qembag.open_tables(target)
     assert (tables["emb"].num_rows, tables["other"].num_rows) == (2, 6)
+
+
+@pytest.mark.parametrize("job", [["prune", "--max-rows", 2], ["dequantize"]])
+def test_another_librarys_file_is_not_replaced(command, tmp_path, job):
+    write_model2vec(tmp_path, embeddings=np.int8([[1, 2], [5, 5], [3, 4]]), weights=np.ones(3, np.float32))
+    path = tmp_path / "model.safetensors"
+    before = path.read_bytes()
+    assert "is another library's file" in command.fails(job[0], path, path, "--force", *job[1:])
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("job", [["compare"], ["demo", "--table"], ["quantize"]])

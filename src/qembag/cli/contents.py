@@ -131,13 +131,20 @@ def in_no_table(tensors: list[Tensor], tables: Iterable[str]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.name not in parts]
 
 
-def tell_what_is_left_out(prog: str, source: Path, target: Path, tables: Mapping[str, AnyTable]) -> None:
+def tell_what_is_left_out(
+    prog: str, source: Path, target: Path, tables: Mapping[str, AnyTable], *, is_foreign: bool
+) -> None:
     """Say which tensors of the source are in none of the tables; refuse to lose them by replacing their file."""
+    replaces = target.exists() and target.samefile(source)
+    if is_foreign:
+        if replaces:
+            raise Failure(f"{target}: is another library's file, which could not read it any more")
+        return
     tensors, _ = tensors_of(source)
     names = [tensor.name for tensor in in_no_table(tensors, tables)]
     if not names:
         return
-    if target.exists() and target.samefile(source):
+    if replaces:
         raise Failure(f"{target}: has tensors that are no tables, and would lose them: {listed(map(repr, names))}")
     complain(prog, f"leaves out tensors that are no tables: {listed(map(repr, names))}")
 

@@ -50,8 +50,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         if options.table is not None or options.target.suffix == ".npy":
             name = chosen(tables, options.table)
             some = {name: tables[name]}
-        elif not is_foreign:
-            tell_what_is_left_out("qembag dequantize", options.source, options.target, tables)
+        else:
+            tell_what_is_left_out("qembag dequantize", options.source, options.target, tables, is_foreign=is_foreign)
     with (
         about(options.source, writes=options.target),
         replacing(options.target) as file,

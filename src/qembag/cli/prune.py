@@ -60,8 +60,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     }
     with about(options.source):
         tables, is_foreign = opened(options.source)
-        if not is_foreign:
-            tell_what_is_left_out("qembag prune", options.source, options.target, tables)
+        tell_what_is_left_out("qembag prune", options.source, options.target, tables, is_foreign=is_foreign)
         name = chosen(tables, options.table)
         table = tables[name]
         if options.keep is None:
