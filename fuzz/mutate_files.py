@@ -123,13 +123,12 @@ def alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def verdict(path: Path, files: Files, mmap: bool) -> str:
-    """What comes of opening the files: "opened", or the refusal. Raises `Finding`."""
-    size = sum(map(len, files.values()))
+def opened(open_tables: Callable[..., dict[str, Any]], path: Path, size: int, mmap: bool) -> dict[str, Any] | str:
+    """The tables of files of so many bytes, or the refusal. Raises `Finding`."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     try:
-        tables = qembag.open_tables(path, mmap=mmap)
+        return open_tables(path, mmap=mmap)
     except ValueError as error:
         if type(error) is not ValueError or str(path.parent) not in str(error):
             raise Finding(f"refused without its name: {error!r}") from error
@@ -140,6 +139,13 @@ def verdict(path: Path, files: Files, mmap: bool) -> str:
         used = tracemalloc.get_traced_memory()[1] - before
         if used > size + MEMORY:
             raise Finding(f"took {used} bytes of memory for files of {size}")
+
+
+def verdict(path: Path, files: Files, mmap: bool) -> str:
+    """What comes of opening the files: "opened", or the refusal. Raises `Finding`."""
+    tables = opened(qembag.open_tables, path, sum(map(len, files.values())), mmap)
+    if isinstance(tables, str):
+        return tables
     for name, table in tables.items():
         look_up(name, table)
     del tables
@@ -191,28 +197,41 @@ def judge(path: Path, raw: bytes) -> None:
             raise Finding(f"table {name!r} has other bytes than in the official library")
 
 
+def ours(folder: Path) -> Callable[[random.Random], str]:
+    """Plays a case with files of qembag's."""
+    kinds = bases(folder)
+
+    def play(rng: random.Random) -> str:
+        files = damaged(rng.choice(kinds), rng)
+        for path in folder.iterdir():
+            path.unlink()
+        for file, raw in files.items():
+            (folder / file).write_bytes(raw)
+        with alarm():
+            return verdict(folder / next(iter(files)), files, rng.random() < 0.5)
+
+    return play
+
+
 def run(
-    count: int, seed: int = SEED, first: int = 0, *, note: Callable[[int], object] = lambda case: None
+    count: int,
+    seed: int = SEED,
+    first: int = 0,
+    *,
+    note: Callable[[int], object] = lambda case: None,
+    player: Callable[[Path], Callable[[random.Random], str]] = ours,
 ) -> Counter[str]:
     """How many files were opened, and how many refused by which words. Raises `Finding`."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qembag-") as name:
-        folder = Path(name)
-        kinds = bases(folder)
+        play = player(Path(name))
         traced_before = tracemalloc.is_tracing()
         tracemalloc.start()
         try:
             for case in range(first, first + count):
                 note(case)
-                rng = random.Random(f"{seed} {case}")
-                files = damaged(rng.choice(kinds), rng)
-                for path in folder.iterdir():
-                    path.unlink()
-                for file, raw in files.items():
-                    (folder / file).write_bytes(raw)
                 try:
-                    with alarm():
-                        outcomes[verdict(folder / next(iter(files)), files, rng.random() < 0.5)] += 1
+                    outcomes[play(random.Random(f"{seed} {case}"))] += 1
                 except Exception as error:
                     raise Finding(f"case {case} of seed {seed}: {type(error).__name__}: {error}") from error
         finally:
@@ -221,12 +240,13 @@ def run(
     return outcomes
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], script: str = __file__, play: Callable[..., Counter[str]] = run) -> int:
+    """Runs `play` in another process: the script, started once more."""
     count, seed, first = [*map(int, arguments), *(0, SEED, 0)[len(arguments) :]]
     if "QEMBAG_CASE" not in os.environ:
         with tempfile.NamedTemporaryFile() as case:
             done = subprocess.run(
-                [sys.executable, __file__, *arguments], env=os.environ | {"QEMBAG_CASE": case.name}, check=False
+                [sys.executable, script, *arguments], env=os.environ | {"QEMBAG_CASE": case.name}, check=False
             )
             if done.returncode < 0:
                 number = case.read().decode().strip()
@@ -238,13 +258,13 @@ def main(arguments: list[str]) -> int:
     descriptor = os.open(os.environ["QEMBAG_CASE"], os.O_WRONLY)
     started = time.perf_counter()
     try:
-        outcomes = run(count, seed, first, note=lambda case: os.pwrite(descriptor, b"%d\n" % case, 0))
+        outcomes = play(count, seed, first, note=lambda case: os.pwrite(descriptor, b"%d\n" % case, 0))
     except Finding as finding:
         print(finding, file=sys.stderr)
         return 1
-    opened = outcomes["opened"]
+    right = outcomes["opened"]
     print(
-        f"{count} files of seed {seed} in {time.perf_counter() - started:.0f} s: {opened} opened, {count - opened} refused"
+        f"{count} files of seed {seed} in {time.perf_counter() - started:.0f} s: {right} opened, {count - right} refused"
     )
     return 0
 

@@ -18,7 +18,7 @@ from qembag import cli
 from qembag.cli import output
 from support.commands import float_rows, python_m_qembag
 
-COMMANDS = ("quantize", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench")
+COMMANDS = ("quantize", "convert", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench")
 SMALL = ["--bags", "20", "--length", "3"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
 
@@ -107,7 +107,7 @@ def test_a_command_that_is_not_there(capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_that_is_not_there(command, name):
-    required = {"quantize": 2, "dequantize": 2, "prune": 2, "demo": 0}.get(name, 1)
+    required = {"quantize": 2, "convert": 2, "dequantize": 2, "prune": 2, "demo": 0}.get(name, 1)
     assert command.refuses(name, *["x"] * required, "--colour") == "unrecognized arguments: --colour"
 
 

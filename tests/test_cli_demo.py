@@ -236,7 +236,7 @@ def test_a_file_cut_short(command, save):
 def test_paths_that_are_no_files(command, tmp_path):
     assert command.fails("demo", "--table", tmp_path / "no.npy").endswith("no.npy: No such file or directory")
     assert command.fails("demo", "--table", tmp_path / "no.txt").endswith(
-        "must be a .npy, a .safetensors or an .index.json file, got " + str(tmp_path / "no.txt")
+        f"must be a .npy, a .safetensors or an .index.json file, got {tmp_path / 'no.txt'} (see `qembag convert`)"
     )
     (tmp_path / "folder.npy").mkdir()
     assert command.fails("demo", "--table", tmp_path / "folder.npy").startswith(str(tmp_path))

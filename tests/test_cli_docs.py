@@ -46,7 +46,7 @@ def test_each_command_runs_and_prints_what_is_shown(tmp_path):
 
 def test_each_command_is_there():
     text = "".join(script for script, _ in blocks(PAGE.read_text(), "sh"))
-    named = {"quantize", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench"}
+    named = {"quantize", "convert", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench"}
     assert {name for name in named if f"qembag {name} " in text} == named
 
 

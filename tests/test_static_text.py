@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,12 @@ import numpy as np
 import pytest
 
 import qembag
+from qembag.formats import safetensors_file
+from qembag.interop import foreign, static_text
+from support.documents import blocks
 from support.static_text import TEXTS, bags_of, safetensors, tokenizer_of, write_model2vec, write_sentence_transformers
 
+FUZZ = Path(__file__).parents[1] / "fuzz"
 ROWS = np.random.default_rng(15).normal(size=(7, 5)).astype(np.float32)
 CODES = np.random.default_rng(16).integers(-128, 128, (7, 5)).astype(np.int8)
 MAPPING = np.array([6, 6, 0, 3, 1, 2, 0, 5, 4], np.int32)
@@ -224,11 +230,58 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_a_long_header_is_not_read_as_static_text(tmp_path):
     """JSON takes a multiple of its length in memory; these models have three tensors."""
-    from qembag.interop import foreign, static_text
-
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors({"embeddings": ROWS}, metadata={"a": "x" * static_text.MAX_JSON}))
     assert static_text.read_safetensors(foreign.Memory(path), foreign.Wanted()) is None
+
+
+# ---- Damaged in every way --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mutate_static_text():
+    if not FUZZ.is_dir():
+        pytest.skip("the fuzzer is not beside these tests")
+    sys.path.insert(0, str(FUZZ))
+    try:
+        yield importlib.import_module("mutate_static_text")
+    finally:
+        sys.path.remove(str(FUZZ))
+
+
+def test_damaged_models_are_loaded_right_or_refused(mutate_static_text):
+    """`python fuzz/mutate_static_text.py 20000` tries more."""
+    outcomes = mutate_static_text.run(600)
+    assert outcomes["opened"] > 50
+    assert len(outcomes) > 50
+
+
+def test_undamaged_models_are_loaded(mutate_static_text, monkeypatch):
+    monkeypatch.setattr(mutate_static_text, "damaged", lambda files, rng: files)
+    assert mutate_static_text.run(50) == {"opened": 50}
+
+
+def unchecked(memory, tensor, num_rows):
+    return static_text._array(memory, tensor).astype(np.int32) % num_rows
+
+
+DEFECTS = {
+    "mappings": ("_mapping", unchecked),
+    "codes": (
+        "_array",
+        lambda memory, tensor: np.zeros(tensor.shape, (static_text.KINDS | {"I32": "i4"})[tensor.dtype]),
+    ),
+    "memory": ("header_of", lambda file: bytes(60_000_000) and safetensors_file.header_of(file)),
+    "paths": ("inside", lambda folder, name: folder / name),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_check_that_is_left_out_is_found(mutate_static_text, monkeypatch, defect):
+    pytest.importorskip("safetensors")  # which tells what the values are
+    monkeypatch.setattr(static_text, *DEFECTS[defect])
+    with pytest.raises(mutate_static_text.Finding, match=r"^case \d+ of seed \d+: "):
+        mutate_static_text.run(1500)
 
 
 # ---- The libraries themselves ----------------------------------------------------------------------------------------
@@ -303,3 +356,22 @@ def test_wordllamas_own_table(request):
         path = Path(archive.extract(module.TABLE, cache))
     table = only(qembag.load_tables(path, format="wordllama"), "embedding")
     assert same(np.ascontiguousarray(table.data), module.load_table(wheel))
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 512])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_encoder_in_the_documents_is_model2vecs(tmp_path, rng, max_length, normalize, monkeypatch):
+    model2vec = pytest.importorskip("model2vec")
+    page = Path(__file__).parents[1] / "docs" / "from-model2vec.md"
+    if not page.exists():
+        pytest.skip("the documents are not beside the tests")
+    tokenizer = tokenizer_of(pytest.importorskip("tokenizers"))
+    vectors = rng.normal(size=(tokenizer.get_vocab_size(), 20)).astype(np.float32)
+    model = model2vec.StaticModel(vectors, tokenizer, normalize=normalize, max_length=max_length)
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code, _ in blocks(page.read_text(), "python")[:2]:
+        exec(compile(code, str(page), "exec"), names)  # noqa: S102 (our own documents)
+    table = only(qembag.load_tables(tmp_path / "saved"), "embeddings")
+    assert same(names["Encoder"](tmp_path / "saved", table).encode(TEXTS), model.encode(TEXTS))

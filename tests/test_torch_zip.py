@@ -204,6 +204,8 @@ def test_a_zip64_record_that_lies_is_refused(opened):
     for end in ({"at": 2**64 - 1}, {"at": 0}, {"start": 2**64 - 1}, {"bytes": 2**64 - 1}):
         with pytest.raises(ValueError, match=r"zip64 end record|must end at"):
             opened(whole(**end))
+    with pytest.raises(ValueError, match=r"zip64 end record must be before byte"):
+        opened(whole() + whole())
     with pytest.raises(ValueError, match="one file"):
         opened(whole(disks=2))
 

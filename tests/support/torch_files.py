@@ -281,10 +281,10 @@ def values_of_every_kind(file: File) -> dict[str, Any]:
                     (6, 8),
                     {
                         "qdata": file.tensor((codes % 16).view(np.int8) - np.int8(8)),
-                        "scale": file.tensor(np.stack([scales, scales], 1)),
-                        "zero_point": file.tensor(np.zeros((6, 2), np.int8)),
+                        "scale": file.tensor(scales[:, None]),
+                        "zero_point": file.tensor(np.zeros((6, 1), np.int8)),
                         "target_dtype": Name("torch", "int4"),
-                        "block_size": (1, 4),
+                        "block_size": (1, 8),
                         "activation_quantization": None,
                     },
                 )

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+# What commands read that need tables.
+TABLES = "tables in a .safetensors file, an index of several, or what `qembag convert` reads"
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage; prints the epilog as written."""

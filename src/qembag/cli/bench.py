@@ -19,7 +19,7 @@ from .._runtime import show_config
 from ..table import QuantizedTable
 from ..verdict.text import aligned
 from ..verdict.traffic import traffic
-from .arguments import count, from_zero, positive
+from .arguments import TABLES, count, from_zero, positive
 from .contents import stored_table
 from .output import Failure, about, printable, progress, show
 
@@ -44,7 +44,7 @@ TOLERANCE = 1e-4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="tables in a .safetensors file or an index; or floats in a .npy file")
+    add("file", metavar="FILE", type=Path, help=f"{TABLES}; or floats in a .npy file")
     add("--table", metavar="NAME", help="which table, if the file has several")
     add("--bags", metavar="N", type=count, default=1000, help="bags in a batch (default: %(default)s)")
     add("--length", metavar="N", type=count, default=50, help="mean rows per bag (default: %(default)s)")

@@ -24,8 +24,8 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    source = "a file or folder that qembag.load_tables reads: torch .pt, model2vec, sentence-transformers, WordLlama, "
-    add("source", metavar="SOURCE", type=Path, help=f"{source}GGUF, safetensors, .npy")
+    source = "what qembag.load_tables reads: a .pt file (torch, TorchRec, torchao), a model of model2vec, WordLlama or "
+    add("source", metavar="SOURCE", type=Path, help=f"{source}sentence-transformers, GGUF, safetensors, .npy")
     add("target", metavar="TARGET", type=Path, help="the .safetensors file or .index.json to write")
     add(
         "--table",

@@ -9,10 +9,9 @@ import numpy as np
 
 from ..formats.replace import replacing
 from ..formats.safetensors_file import header_bytes
-from ..formats.tables import open_tables
-from .arguments import refuse_existing
+from .arguments import TABLES, refuse_existing
 from .arrays import little_endian, npy_rows
-from .contents import chosen, numbers_of, tell_what_is_left_out
+from .contents import chosen, numbers_of, opened, tell_what_is_left_out
 from .output import about, progress
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ TENSOR_DTYPES = {"float32": "F32", "float16": "F16"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
+    add("source", metavar="SOURCE", type=Path, help=TABLES)
     add("target", metavar="TARGET", type=Path, help="a .npy file for one table, or a .safetensors file for all")
     add("--table", metavar="NAME", help="only this table")
     add("--dtype", choices=tuple(TENSOR_DTYPES), default="float32", help="type of the floats (default: %(default)s)")
@@ -46,12 +45,12 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         wrong(f"TARGET must be a .npy or a .safetensors file, got {options.target}")
     refuse_existing(options.target, options.force)
     with about(options.source):
-        tables = open_tables(options.source)
+        tables, is_foreign = opened(options.source, options.table)
         some: dict[str, AnyTable] = dict(tables)
         if options.table is not None or options.target.suffix == ".npy":
             name = chosen(tables, options.table)
             some = {name: tables[name]}
-        else:
+        elif not is_foreign:
             tell_what_is_left_out("qembag dequantize", options.source, options.target, tables)
     with (
         about(options.source, writes=options.target),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from ..formats.sources import Source
-from ..table import QuantizedTable
+from ..interop.load import wanted_of
+from ..layout import RowLayout
 from ..verdict.text import aligned, human_bytes
-from .contents import blocks_of, contents_of, num_stored, sample_of
+from .arguments import add_foreign, by_name
+from .contents import blocks_of, contents_of, layout_of, num_stored, sample_of
 from .output import about, plural, printable, progress, show
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..interop.foreign import Foreign
     from .contents import AnyTable, Contents
 
 EXAMPLE = """\
@@ -50,15 +53,18 @@ class Found(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="a .npy or .safetensors file, or an index of several (*.index.json)")
+    files = "a .npy or .safetensors file, an index of several (*.index.json), or what `qembag convert` reads"
+    add("file", metavar="FILE", type=Path, help=files)
+    add_foreign(parser)
     add("--header", action="store_true", help="names, shapes, bytes and metadata only: read no rows")
     add("--json", action="store_true", help="print JSON")
     add("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
+    bits, dims = (by_name(getattr(options, name), f"--{name}", wrong) for name in ("bits", "dims"))
     with about(options.file):
-        contents = contents_of(options.file)
+        contents = contents_of(options.file, options.format, wanted_of(bits, dims, None))
         entries = {name: described(table) for name, table in contents.tables.items()}
         if not options.header:
             total, rows, nbytes = sum(map(num_stored, contents.tables.values())), 0, 0
@@ -66,6 +72,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
                 for name, table in contents.tables.items():
                     scan = Scan(table)
                     for count in scan.blocks():
+                        contents.release()
                         rows, nbytes = rows + count, nbytes + count * entries[name]["row_bytes"]
                         if report is not None:
                             report(rows, total, nbytes)
@@ -76,27 +83,30 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             for tensor in contents.tensors
         }
         whole = {"file": str(options.file), "tables": entries, "tensors": others, "metadata": contents.metadata}
+        if contents.format is not None:
+            refused = {} if contents.refused is None else contents.refused.refused
+            whole |= {"format": contents.format, "refused": refused}
         show(json.dumps(whole, indent=2, allow_nan=False))
     else:
         show("\n\n".join(filter(None, paragraphs(options.file, contents, entries))))
 
 
-def described(table: AnyTable | Source) -> dict[str, Any]:
+def described(table: AnyTable | Source | Foreign) -> dict[str, Any]:
     """What is known about a table without reading its rows."""
     if isinstance(table, Source):
         rows = table.num_rows or 0
         entry = {"type": table.dtype, "num_embeddings": rows, "num_rows": rows, "dim": table.dim}
         return entry | {"row_bytes": table.row_nbytes, "bytes": rows * table.row_nbytes}
+    layout = layout_of(table)
     entry = {
-        "type": f"{table.bits}-bit" if isinstance(table, QuantizedTable) else getattr(table, "dtype", ""),
+        "type": f"{layout.bits}-bit" if isinstance(layout, RowLayout) else layout.name,
         "num_embeddings": table.num_embeddings,
         "num_rows": table.num_rows,
         "dim": table.dim,
-        "row_bytes": table.row_bytes,
+        "row_bytes": layout.row_bytes,
         "bytes": table.nbytes,
     }
-    if isinstance(table, QuantizedTable):
-        layout = table.layout
+    if isinstance(layout, RowLayout):
         entry["layout"] = {
             "bits": layout.bits,
             "scale_dtype": layout.scale_dtype.name,
@@ -109,8 +119,8 @@ def described(table: AnyTable | Source) -> dict[str, Any]:
 class Scan:
     """One pass over a table's rows, block by block: the distribution of its scales, and suspicious rows."""
 
-    def __init__(self, table: AnyTable | Source) -> None:
-        self._table = table
+    def __init__(self, table: AnyTable | Source | Foreign) -> None:
+        self._table, self._layout = table, None if isinstance(table, Source) else layout_of(table)
         finite, ranges = ranges_of(sample_of(table))
         self._median = float(np.median(ranges[finite])) if finite.any() else 0.0
         self._largest = 0.0
@@ -155,14 +165,14 @@ class Scan:
         if len(finite):
             self._least = min(self._least, float(finite.min()))
             self._greatest = max(self._greatest, float(finite.max()))
-        groups = self._table.layout.num_groups if isinstance(self._table, QuantizedTable) else 1
+        groups = self._layout.num_groups if isinstance(self._layout, RowLayout) else 1
         step = -(-num_stored(self._table) * groups // MOST_SCALES)
         self._scales.append(finite[::step].copy())
 
     def result(self) -> dict[str, Any]:
         """What the scan adds to the table's entry."""
         entry: dict[str, Any] = {"range": {"median": self._median, "max": self._largest}}
-        if isinstance(self._table, QuantizedTable):
+        if isinstance(self._layout, RowLayout):
             finite = np.concatenate([np.empty(0, np.float32), *self._scales])
             entry["scales"] = {
                 "min": self._least if len(finite) else None,
@@ -191,7 +201,9 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
     held = [plural(len(entries), "table")]
     if contents.tensors:
         held.append(plural(len(contents.tensors), "other tensor"))
-    parts = [f"{printable(str(path))}: {', '.join(held)}, {human_bytes(nbytes)}", tables(entries), ranges(entries)]
+    kind = "" if contents.format is None else f" ({contents.format})"
+    head = f"{printable(str(path))}{kind}: {', '.join(held)}, {human_bytes(nbytes)}"
+    parts = [head, tables(entries), ranges(entries)]
     suspicious = [
         f"  {printable(name)}: {plural(found['rows'], 'row')} {REASONS[reason]}: {listed(found)}"
         for name, entry in entries.items()
@@ -201,6 +213,10 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
         parts.append("\n".join(["suspicious rows", *suspicious]))
     elif any("suspicious" in entry for entry in entries.values()):
         parts.append("no suspicious rows")
+    if contents.refused is not None:
+        texts = [f"  {printable(name)} {printable(reason)}" for name, reason in contents.refused.refused.items()]
+        hint = [f"  {contents.refused.hint} (here: --dims, --bits)"] if contents.refused.hint else []
+        parts.append("\n".join(["tables that cannot be read", *texts, *hint]))
     if contents.tensors:
         lines = [["other tensor", "type", "shape", "bytes"]]
         for tensor in contents.tensors:

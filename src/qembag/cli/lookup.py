@@ -12,6 +12,7 @@ import numpy as np
 
 from ..formats.replace import replacing
 from ..lookup import embedding, embedding_bag
+from .arguments import TABLES
 from .arrays import load_array, npy_rows, npy_to_stdout
 from .contents import rows_at_once, stored_table
 from .output import about, progress
@@ -37,7 +38,7 @@ SEPARATORS = {"text": b" ", "csv": b","}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="tables in a .safetensors file or an index; or floats in a .npy file")
+    add("file", metavar="FILE", type=Path, help=f"{TABLES}; or floats in a .npy file")
     add("--table", metavar="NAME", help="which table, if the file has several")
     add(
         "--indices",

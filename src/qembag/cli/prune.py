@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from ..formats.tables import open_tables, save_tables
+from ..formats.tables import save_tables
 from ..pruning import choose_rows
-from .arguments import count, positive, refuse_existing
+from .arguments import TABLES, count, positive, refuse_existing
 from .arrays import load_array
-from .contents import chosen, tell_what_is_left_out
+from .contents import chosen, opened, tell_what_is_left_out
 from .output import about, plural, show
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CONDITIONS = ("min_norm", "min_count", "max_rows", "max_bytes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="tables in a .safetensors file or an index of several")
+    add("source", metavar="SOURCE", type=Path, help=TABLES)
     add(
         "target",
         metavar="TARGET",
@@ -59,8 +59,9 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         if path is not None
     }
     with about(options.source):
-        tables = open_tables(options.source)
-        tell_what_is_left_out("qembag prune", options.source, options.target, tables)
+        tables, is_foreign = opened(options.source)
+        if not is_foreign:
+            tell_what_is_left_out("qembag prune", options.source, options.target, tables)
         name = chosen(tables, options.table)
         table = tables[name]
         if options.keep is None:

@@ -1,7 +1,7 @@
 """Tables as other libraries' files hold them, before they are tables of ours.
 
-A reader turns a mapped file into `Foreign` tables. It reads names, shapes and, where it needs them, scales, but no rows:
-so a large file opens in little memory. `Foreign.table` makes a table of one, `Foreign.blocks` streams its rows.
+A reader turns a mapped file into `Foreign` tables. It reads names, shapes and, where it needs them, scales, but no
+rows: so a large file opens in little memory. `Foreign.table` makes a table of one, `Foreign.blocks` streams its rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .. import table as code_table
 from ..float_table import FloatTable
 from ..formats.safetensors_file import brief
 from ..formats.table_file import map_file, release_pages
-from ..layout import FloatLayout, RowLayout
+from ..layout import FloatLayout, RowLayout, table_bytes
 from ..table import QuantizedTable
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 AT_ONCE = 1 << 22
 # The types of floats that tables may have.
 FLOATS = ("float32", "float16", "bfloat16")
+# An error says of so many tables why they cannot be had.
+MAX_REASONS = 5
 ByName: TypeAlias = int | Mapping[str, int] | None
 
 
@@ -73,6 +75,26 @@ def said(given: ByName, value: int | None, argument: str, allowed: tuple[int, ..
     if value not in allowed:
         raise ValueError(f"must have {argument} of {' or '.join(map(str, allowed))}, as in the file, got {value}")
     return value
+
+
+class Refused(ValueError):
+    """Some tables of a file cannot be had, or only if the caller says what the file does not.
+
+    Attributes
+    ----------
+    tables : dict of Foreign
+        The others.
+    refused : dict of str
+        Why, by name.
+    hint : str
+        What the caller is to give; empty if nothing helps.
+    """
+
+    def __init__(self, tables: dict[str, Foreign], refused: dict[str, str], hint: str = "") -> None:
+        texts = [f"table {brief(name)} {reason}" for name, reason in refused.items()]
+        more = [f"and {len(texts) - MAX_REASONS} more"] if len(texts) > MAX_REASONS else []
+        super().__init__("; ".join(filter(None, [*texts[:MAX_REASONS], *more, hint])))
+        self.tables, self.refused, self.hint = tables, refused, hint
 
 
 class Memory:
@@ -202,6 +224,12 @@ class Foreign:
         return self.layout.dim
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the table it becomes."""
+        others = sum(part.nbytes for part in (self.mapping, self.row_weights) if part is not None)
+        return table_bytes(self.layout, self.num_rows) + others
+
+    @property
     def is_mapped(self) -> bool:
         """Whether a table can be a view of the file."""
         return self._rows is not None and self._rows.dtype == self._stored
@@ -231,31 +259,38 @@ class Foreign:
             self._check_apart(rows)
             rows = _arguments.quietly(rows.astype, self._stored, "C")
         try:
-            if isinstance(self.layout, RowLayout):
-                made: QuantizedTable | FloatTable = code_table.table_of(
-                    QuantizedTable, rows, self.layout, self.mapping, row_weights=self.row_weights
-                )
-            else:
-                made = float_table.table_of(FloatTable, rows, self.mapping, self.row_weights)
+            return self.part(rows, self.mapping, self.row_weights)
         except (IndexError, ValueError) as error:
             raise ValueError(f"table {brief(self.name)}: {error}") from None
-        return made
 
     def blocks(self) -> Iterator[NDArray[Any]]:
-        """The stored rows in order, in blocks: packed rows with zeros for padding, or floats in the host's byte order."""
+        """The stored rows in blocks, in order: packed with zeros for padding, or floats in the host's byte order."""
         at_once = max(AT_ONCE // max(self.layout.row_bytes, 1), 1)
         if self._rows is not None:
             self._check_apart(self._rows)
         for start in range(0, self.num_rows, at_once):
-            stop = min(start + at_once, self.num_rows)
-            if self._pack is not None:
-                yield self._pack(start, stop)
-            elif self._rows is not None:
-                rows = self._rows[start:stop]
-                if isinstance(self.layout, RowLayout):
-                    yield np.ascontiguousarray(self.layout.taken(rows, slice(None)))
-                else:
-                    yield _arguments.quietly(np.ascontiguousarray, rows, self._stored)
+            yield self.rows(start, min(start + at_once, self.num_rows))
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Some stored rows, as `blocks` gives them."""
+        if self._pack is not None:
+            return self._pack(start, stop)
+        assert self._rows is not None
+        rows = self._rows[start:stop]
+        if isinstance(self.layout, RowLayout):
+            return np.ascontiguousarray(self.layout.taken(rows, slice(None)))
+        return _arguments.quietly(np.ascontiguousarray, rows, self._stored)
+
+    def part(
+        self,
+        rows: NDArray[Any],
+        mapping: NDArray[np.int32] | None = None,
+        row_weights: NDArray[np.float32] | None = None,
+    ) -> QuantizedTable | FloatTable:
+        """A table of some rows, as `blocks` gives them."""
+        if isinstance(self.layout, RowLayout):
+            return code_table.table_of(QuantizedTable, rows, self.layout, mapping, row_weights=row_weights)
+        return float_table.table_of(FloatTable, rows, mapping, row_weights)
 
     def _check_apart(self, rows: NDArray[Any]) -> None:
         """Raise if rows overlap: a copy could be of any size, whatever the file's."""

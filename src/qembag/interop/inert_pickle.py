@@ -73,8 +73,8 @@ def read_pickle(
     Raises
     ------
     ValueError
-        If it is no pickle, is damaged, names another global (`UnknownGlobal`), uses an opcode that state dicts do not need, or exceeds
-        the budget.
+        If it is no pickle, is damaged, names another global (`UnknownGlobal`), uses an opcode that state dicts do not
+        need, or exceeds the budget.
     """
     machine = _Machine(data, table, persistent, budget)
     try:
@@ -93,7 +93,7 @@ def what(value: Any) -> str:
         return brief(value)
     if isinstance(value, Global):
         return value.name
-    return f"a {type(value).__name__}"
+    return "a dict" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def key_text(key: Any, budget: Budget) -> str:

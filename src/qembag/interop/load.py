@@ -14,10 +14,10 @@ import numpy as np
 from .. import _arguments, _errors
 from ..formats.safetensors_file import MAX_HEADER, brief
 from ..formats.saving import INDEX_SUFFIX, as_path
-from ..formats.stored import stored_floats
+from ..formats.stored import stored_array
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
 from ..formats.tables import listed, open_tables
-from .foreign import ByName, Foreign, Memory, Wanted
+from .foreign import ByName, Foreign, Memory, Refused, Wanted
 
 if TYPE_CHECKING:
     from ..float_table import FloatTable
@@ -103,6 +103,7 @@ class Found(NamedTuple):
     ready: Mapping[str, QuantizedTable | FloatTable]  # tables of our own files
     file: MappedTables | None
     metadata: Mapping[str, str] = MappingProxyType({})  # of our own files
+    refused: Refused | None = None  # why there are not more
 
     def table(self, name: str, *, mapped: bool) -> QuantizedTable | FloatTable:
         if name in self.ready and mapped:
@@ -123,15 +124,23 @@ class Found(NamedTuple):
 def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
     """Find the tables of a file or folder; see `load_tables`."""
     with errors_name(path):
-        found = open_others(path, format, wanted) or _ours(path, format)
+        found = open_others(path, format, wanted) or open_ours(path)
+        if found.refused is not None:
+            raise found.refused
     return _chosen(found, wanted, path)
 
 
 def open_others(path: Path, format: str | None, wanted: Wanted) -> Found | None:
-    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``."""
+    """Find the tables of a file or folder of another library; None for safetensors of no library.
+
+    They are all there, whatever `wanted` names; those that it must say more of are in `refused`.
+    """
     if path.is_dir():
         return _in_folder(path, format, wanted)
-    return None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
+    found = None if path.name.endswith(INDEX_SUFFIX) else _in_file(path, format, wanted)
+    if found is None:
+        _check_format("qembag", format)
+    return found
 
 
 @contextlib.contextmanager
@@ -159,15 +168,21 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
     if kind == "torch":
         from .torch_file import read as read_torch
 
-        return _found(kind, read_torch(memory, wanted), format, memory, path, wanted)
+        try:
+            return _found(kind, read_torch(memory, wanted), format, memory, path, wanted)
+        except Refused as error:
+            return _found(kind, error.tables, format, memory, path, wanted)._replace(refused=error)
     if kind == "gguf":
         from .gguf_file import read as read_gguf
 
         return _found(kind, read_gguf(memory, wanted), format, memory, path, wanted)
+    if kind == "npy":
+        return _found("qembag", {path.stem: _array(memory, path)}, format, memory, path, wanted)
     if kind == "safetensors":
         from .static_text import read_safetensors
 
-        known = None if format == "qembag" else read_safetensors(memory, wanted)
+        is_ours = format == "qembag" or not _is_foreign(path)
+        known = None if is_ours else read_safetensors(memory, wanted)
         if known is not None:
             return _found(*known, format, memory, path, wanted)
     return None
@@ -175,6 +190,8 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
 
 def _kind_of(memory: Memory) -> str:
     head = memory.bytes[:9].tobytes()
+    if not head:
+        raise ValueError("is empty")
     # Asked before any magic number of a byte or two, with which the length of a header may begin.
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
@@ -186,7 +203,7 @@ def _kind_of(memory: Memory) -> str:
         return "npy"
     raise ValueError(
         "is none of the files that load_tables knows: of torch (zip), model2vec, sentence-transformers, WordLlama, "
-        f"GGUF, safetensors or .npy; it begins with {head[:8]!r}"
+        f"GGUF, safetensors (an index of several ends in {INDEX_SUFFIX}) or .npy; it begins with {head[:8]!r}"
     )
 
 
@@ -197,20 +214,19 @@ def _found(
     return Found(kind, tables, {}, MappedTables(path, kind, wanted, memory, tables))
 
 
-def _ours(path: Path, format: str | None) -> Found:
-    """The tables of a safetensors file, an index, or a .npy file."""
-    _check_format("qembag", format)
-    if path.suffix.lower() == ".npy":
-        ((name, stored),) = stored_floats(path).items()
-        if stored.by_columns or stored.element.newbyteorder("=") not in (np.float32, np.float16):
-            order = ", column by column" if stored.by_columns else ""
-            raise ValueError(f"must hold rows of float32 or float16, got {stored.kind}{order}")
-        memory = Memory(path)
-        begin = stored.start
-        end = begin + stored.shape[0] * stored.shape[1] * stored.element.itemsize
-        rows = memory.bytes[begin:end].view(stored.element).reshape(stored.shape)
-        tables = {name: Foreign.as_it_is(name, rows)}
-        return Found("qembag", tables, {}, MappedTables(path, "qembag", Wanted(), memory, tables))
+def _array(memory: Memory, path: Path) -> Foreign:
+    """The table of a .npy file."""
+    stored = stored_array(path)
+    if stored.by_columns or stored.element.newbyteorder("=") not in (np.float32, np.float16):
+        order = ", column by column" if stored.by_columns else ""
+        raise ValueError(f"must hold rows of float32 or float16, got {stored.kind}{order}")
+    end = stored.start + stored.shape[0] * stored.shape[1] * stored.element.itemsize
+    rows = memory.bytes[stored.start : end].view(stored.element).reshape(stored.shape)
+    return Foreign.as_it_is(path.stem, rows)
+
+
+def open_ours(path: Path) -> Found:
+    """The tables of a safetensors file or an index."""
     opened = open_tables(path)
     ready = {_short(name, opened): table for name, table in opened.items()} if _is_foreign(path) else dict(opened)
     tables = {name: Foreign.of_table(name, table) for name, table in ready.items()}

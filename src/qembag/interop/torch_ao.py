@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arguments
+from ..formats.safetensors_file import brief
 from ..layout import RowLayout
 from .foreign import Foreign, Wanted, said
 from .torch_tensors import QTensor, Tensor
@@ -24,7 +25,8 @@ TINY = np.finfo(np.float32).tiny
 
 def is_table(key: str, tensor: QTensor) -> bool:
     """Whether it may be an embedding: per-tensor scales and the weights of linear layers are not."""
-    return len(tensor.shape) == 2 and tensor.scheme.startswith("per_channel") and not OF_LINEAR.search(key)
+    has_rows = len(tensor.shape) == 2 and tensor.shape[1] > 0
+    return has_rows and tensor.scheme.startswith("per_channel") and not OF_LINEAR.search(key)
 
 
 def table(name: str, tensor: QTensor, wanted: Wanted) -> Foreign:
@@ -97,7 +99,7 @@ def _check_qparams(name: str, scales: NDArray[Any], zero_points: NDArray[Any], f
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(
-                f"table {name!r}: row {first_row + row} has a {what} of {values[row]:g}, which is none. torch's "
+                f"table {brief(name)}: row {first_row + row} has a {what} of {values[row]:g}, which is none. torch's "
                 "state_dict() of quantized embeddings does not keep its scales alive: save it while the module is "
                 "still there"
             )

@@ -10,7 +10,7 @@ from ..formats.safetensors_file import brief
 from ..formats.tables import listed
 from ..layout import FloatLayout, of_rows, table_bytes
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, Foreign, Memory, Wanted, said
+from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
-# Tables that must be repacked take as much memory again; several may lie in the same bytes of a file.
-SHOWN = 5
 MAX_COPIES, FREE_BYTES = 2, 32 << 20
 
 
@@ -54,25 +52,21 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
             if wanted.wants(name):
                 refused[name] = error
     if refused:
-        raise ValueError(_why(refused))
+        raise Refused(tables, {name: str(error) for name, error in refused.items()}, _what_to_give(refused))
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
 
 
-def _why(refused: dict[str, ValueError]) -> str:
-    """What is wrong with tables, and what the caller is to say of them."""
-    some = dict(list(refused.items())[:SHOWN])
-    text = "; ".join(f"table {brief(name)} {error}" for name, error in some.items())
-    more = f"; and so on for {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+def _what_to_give(refused: dict[str, ValueError]) -> str:
+    """What the caller is to say of tables whose file does not say it; empty if it is nothing of that."""
     examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
-    for name, error in some.items():
+    for name, error in list(refused.items())[:MAX_REASONS]:
         if isinstance(error, torchrec_file.Unsaid):
-            given = {"dims": error.dim, "bits": error.bits}
-            for argument, value in given.items():
+            for argument, value in {"dims": error.dim, "bits": error.bits}.items():
                 if value is not None:
                     examples[argument][name.rpartition(".")[2]] = value
     give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
-    return text + more + (f"; the file does not say which: give it, such as {give}" if give else "")
+    return f"the file does not say which: give it, such as {give}" if give else ""
 
 
 def makers_of(entries: Entries, wanted: Wanted, memory: Memory) -> dict[str, Maker]:
@@ -134,7 +128,7 @@ def _floats(name: str, tensor: Tensor, wanted: Wanted) -> Foreign:
 
 def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> Foreign:
     """Rows as torch's prepack operators make them, codes first; or of floats in bytes."""
-    rows, bits, dim = tensor.array(), wanted.bits_of(name), wanted.dim_of(name)
+    rows, bits, dim = torchrec_file.bytes_of(tensor), wanted.bits_of(name), wanted.dim_of(name)
     if big_endian:
         raise ValueError("must come from a little-endian machine: nothing swaps the floats within rows of bytes")
     if bits in torchrec_file.FLOATS:
@@ -163,7 +157,7 @@ def _check_copies(tables: Iterable[Foreign], num_bytes: int) -> None:
 
 def _what_is_there(entries: Entries) -> str:
     """What the file has in the place of tables, for an error."""
-    there = listed(f"{brief(key)} ({_kind(entry)})" for key, entry in entries.tensors.items())
+    there = listed(f"{brief(key)} ({torchrec_file.kind_of(entry)})" for key, entry in entries.tensors.items())
     return (
         "no float tensor of 2 dimensions, no quantized one with a scale a row, no rows of TorchRec; "
         f"it has {there or 'no tensor at all'}" + _hint(entries)
@@ -177,20 +171,12 @@ def _hint(entries: Entries) -> str:
     return "; save tensor.float() for float64" if "float64" in kinds else ""
 
 
-def _kind(entry: object) -> str:
-    if isinstance(entry, QTensor):
-        return f"{entry.kind} {brief(entry.shape)}, {entry.scheme}"
-    if isinstance(entry, Wrapped):
-        return f"{entry.cls} {brief(entry.shape)}"
-    return f"{entry.dtype} {brief(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
-
-
 # ---- Names -----------------------------------------------------------------------------------------------------------
 
 
 def _short(key: str) -> str:
     for suffix in SUFFIXES:
-        if key.endswith(suffix):
+        if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
     return key
 

@@ -1,7 +1,7 @@
 """The tensors of a file of `torch.save`, where they lie in the mapped file; torch is not needed.
 
-Types, schemes, devices and layouts are texts here: "float32", "per_channel_affine". Names of tensors are the keys on the
-way to them, joined with dots: of dictionaries, lists and tuples. A tensor saved by itself is "table".
+Types, schemes, devices and layouts are texts here: "float32", "per_channel_affine". The name of a tensor is the keys on
+the way to it, of dictionaries, lists and tuples, joined with dots. A tensor saved by itself is "table".
 """
 
 from __future__ import annotations
@@ -250,27 +250,30 @@ class _Builder:
         table |= {("torch", name): name for name in [*NUMPY_TYPES, *NAMED_TYPES, *SCHEMES]}
         storages = {("torch", name): dtype for name, dtype in STORAGES.items()}
         storages["torch.storage", "UntypedStorage"] = "uint8"
-        return table | {key: _StorageType(dtype) for key, dtype in storages.items()}
+        return table | {key: StorageType(dtype) for key, dtype in storages.items()}
 
     def persistent(self, given: Any) -> Storage:
         """The storage that a persistent id names."""
         if type(given) is not tuple or len(given) != 5 or given[0] != "storage":
             raise ValueError(f"must name storages by a tuple of five, beginning with 'storage', got {what(given)}")
         _, kind, key, _, numel = given
-        if not isinstance(kind, _StorageType) or type(key) is not str or not _are_counts([numel]):
+        if not isinstance(kind, StorageType) or type(key) is not str or not _are_counts([numel]):
             raise ValueError(f"must give a storage a type, a key and a length, got {', '.join(map(what, given[1:]))}")
-        record = self.archive.record(f"data/{key}") if len(key) < MAX_NAME else None
-        if record is None:
-            raise ValueError(f"names storage {brief(key)}, which the file does not have")
-        if numel * _itemsize(kind.dtype) != record.nbytes:
-            raise ValueError(
-                f"gives storage {brief(key)} {brief(numel)} elements of {kind.dtype}, got {record.nbytes} bytes of it"
-            )
-        if len(self.storages) % HEADERS_AT_ONCE == 0:
-            self.memory.release()
-        storage = self.storages.setdefault(key, Storage(kind.dtype, record))
+        storage = self.storages.get(key)
+        if storage is None:
+            record = self.archive.record(f"data/{key}") if len(key) < MAX_NAME else None
+            if record is None:
+                raise ValueError(f"names storage {brief(key)}, which the file does not have")
+            storage = self.storages[key] = Storage(kind.dtype, record)
+            if len(self.storages) % HEADERS_AT_ONCE == 0:
+                self.memory.release()
         if storage.dtype != kind.dtype:
             raise ValueError(f"gives storage {brief(key)} two types: {storage.dtype} and {kind.dtype}")
+        if numel * _itemsize(kind.dtype) != storage.record.nbytes:
+            raise ValueError(
+                f"gives storage {brief(key)} {brief(numel)} elements of {kind.dtype}, "
+                f"got {storage.record.nbytes} bytes of it"
+            )
         return storage
 
     def tensor(self, arguments: tuple[Any, ...]) -> Tensor | Unread:
@@ -321,7 +324,7 @@ class _Builder:
         return QTensor(storage.dtype, shape, codes, scheme, scales, zero_points, axis)
 
 
-class _StorageType(NamedTuple):
+class StorageType(NamedTuple):
     """In the place of a class of storages."""
 
     dtype: str
@@ -370,6 +373,8 @@ def _of_type(arguments: tuple[Any, ...]) -> Any:
     if function.name != "torch._utils._rebuild_wrapper_subclass":
         if not function.name.startswith("torch._utils._rebuild_") or not cls.name.startswith("torch."):
             raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
+        if type(given) is not tuple or function.call is None:
+            raise ValueError(f"calls {function.name} with {what(given)}, which is not allowed")
         return function.call(given)
     if cls.name not in {".".join(wrapper) for wrapper in WRAPPERS}:
         raise ValueError(f"makes {cls.name} by {function.name}, which is not allowed")
@@ -453,7 +458,7 @@ def _checked_parameters(given: Any, shape: tuple[int, ...]) -> tuple[str, Any, A
         raise ValueError(f"must have an axis of {len(shape)} for {scheme}, got {', '.join(map(what, rest))}")
     for values in (scales, zero_points):
         if not isinstance(values, Tensor) or values.shape != (shape[rest[0]],):
-            raise ValueError(f"must have {shape[rest[0]]} scales and zero points for {scheme}")
+            raise ValueError(f"must have {brief(shape[rest[0]])} scales and zero points for {scheme}")
     return scheme, scales, zero_points, rest[0]
 
 

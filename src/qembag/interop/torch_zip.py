@@ -174,6 +174,9 @@ def _directory(raw: memoryview) -> tuple[int, int, int]:
     locator = at - _LOCATOR.size - SIGNATURE
     if locator >= 0 and bytes(raw[locator : locator + SIGNATURE]) == LOCATOR:
         _, end, disks = _unpack(_LOCATOR, LOCATOR, raw, locator, "zip64 locator")
+        if end + _END_64.size + SIGNATURE != locator:
+            # Two archives one after the other look so: which one is meant?
+            raise ValueError(f"is damaged: the zip64 end record must be before byte {locator}, got byte {end}")
         _, _, _, disk, first_disk, here, count, nbytes, start = _unpack(_END_64, END_64, raw, end, "zip64 end record")
     if disk or first_disk or here != count or disks != 1:
         raise ValueError("must be an archive in one file, got one of several disks")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arguments
+from ..formats.safetensors_file import brief
 from ..layout import RowLayout
-from .foreign import AT_ONCE, Foreign, Memory, Wanted, said
+from .foreign import Foreign, Memory, Wanted, said
+from .inert_pickle import what
 from .torch_tensors import Tensor
 
 if TYPE_CHECKING:
@@ -21,14 +23,18 @@ CLASSES = {"torchao.quantization.IntxUnpackedToInt8Tensor"}
 INTX = re.compile(r"(?:torch\.)?int([1-8])")
 FLOATS = ("float32", "float16", "bfloat16")
 HALVES = FLOATS[1:]
+# What makes signed codes of so many bits unsigned.
+MIDDLES = {8: 128, 4: 8, 2: 2}
+SCALES_AT_ONCE = 1 << 18
 
 
 def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreign:
     """The table of such a tensor. Raises ValueError if it is none."""
     codes, scales, zero_points = (_tensor(wrapped, part) for part in ("qdata", "scale", "zero_point"))
-    target = INTX.fullmatch(str(wrapped.state.get("target_dtype")))
+    kind = wrapped.state.get("target_dtype")
+    target = INTX.fullmatch(kind) if isinstance(kind, str) else None
     if target is None:
-        raise ValueError(f"must have a target_dtype of int1 to int8, got {wrapped.state.get('target_dtype')!r}")
+        raise ValueError(f"must have a target_dtype of int1 to int8, got {what(kind)}")
     if len(codes.shape) != 2 or 0 in codes.shape[1:] or codes.dtype != "int8":
         raise ValueError(f"must have 2 dimensions of int8, got {codes.dtype} {codes.shape}")
     if scales.dtype not in FLOATS or zero_points.dtype not in ("int8", *FLOATS):
@@ -49,7 +55,7 @@ def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreig
         try:
             return rows_of_intx(codes.array()[some], as_floats(scales, some), as_floats(zero_points, some), layout)
         except ValueError as error:
-            raise ValueError(f"table {name!r}: rows {start} to {stop - 1} {error}") from None
+            raise ValueError(f"table {brief(name)}: rows {start} to {stop - 1} {error}") from None
 
     return Foreign.packed(name, num_rows, layout, pack)
 
@@ -73,10 +79,10 @@ def rows_of_intx(
     ValueError
         If a code does not fit in the layout's bits.
     """
-    middle = 2 ** (layout.bits - 1)
+    middle = MIDDLES[layout.bits]
     if codes.size and not (-middle <= codes.min() and codes.max() < middle):
         raise ValueError(f"must have codes from {-middle} to {middle - 1}, got {codes.min()} to {codes.max()}")
-    shifted = (codes.astype(np.int16) + np.int16(middle)).astype(np.uint8)
+    shifted = codes.view(np.uint8) + np.uint8(middle)  # modulo 256
     return layout.pack(shifted, _pairs(scales, zero_points, middle, layout.pair_dtype))
 
 
@@ -108,11 +114,13 @@ def _group_size(wrapped: Wrapped, shape: tuple[int, int], *of_scales: tuple[int,
     """Elements that share a scale; None for a whole row."""
     block = wrapped.state.get("block_size")
     if not isinstance(block, (tuple, list)) or len(block) != 2 or not all(type(size) is int for size in block):
-        raise ValueError(f"must have a block_size of two whole numbers, got {block!r}")
+        raise ValueError(f"must have a block_size of two whole numbers, got {what(block)}")
     rows, elements = block
     num_rows, dim = shape
     if rows != 1 or elements < 1 or dim % elements != 0:
-        raise ValueError(f"must have groups of elements of one row that divide a dim of {dim}, got blocks of {block}")
+        raise ValueError(
+            f"must have groups of elements of one row that divide a dim of {dim}, got blocks of {brief(block)}"
+        )
     if any(given != (num_rows, dim // elements) for given in of_scales):
         raise ValueError(f"must have scales and zero points of shape {(num_rows, dim // elements)}, got {of_scales}")
     if elements == dim:
@@ -130,11 +138,11 @@ def _fit_halves(scales: Tensor, zero_points: Tensor, bits: int, memory: Memory) 
     if scales.dtype not in HALVES or zero_points.dtype != "int8":
         return False
     num_rows, num_groups = scales.shape
-    at_once = max(AT_ONCE // max(num_groups, 1), 1)
+    at_once = max(SCALES_AT_ONCE // max(num_groups, 1), 1)
     for start in range(0, num_rows, at_once):
         some = slice(start, start + at_once)
         scale, zero_point = as_floats(scales, some), as_floats(zero_points, some)
-        exact = _pairs(scale, zero_point, 2 ** (bits - 1), np.dtype(np.float64))
+        exact = _pairs(scale, zero_point, MIDDLES[bits], np.dtype(np.float64))
         if not np.array_equal(_arguments.quietly(exact.astype, np.float16), exact):
             return False
         memory.release()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..formats.safetensors_file import brief
 from ..layout import RowLayout, largest_dim
 from .foreign import Foreign, Wanted, said
-from .torch_tensors import Tensor, Wrapped
+from .torch_tensors import QTensor, Tensor, Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,13 +34,13 @@ def table(name: str, key: str, tensors: Mapping[str, Any], wanted: Wanted, *, bi
     """The table of a key. Raises ValueError if it is none, or if `wanted` must say what the file does not."""
     codes, bits = codes_of(tensors[key])
     if codes is None:
-        raise ValueError(f"must be uint8 with 2 dimensions, got {tensors[key]}")
+        raise ValueError(f"must be uint8 with 2 dimensions, got {kind_of(tensors[key])}")
     parts = [tensors.get(key + part) for part in (SCALE, BIAS)]
     if any(part is not None for part in parts):
         return _split(name, codes, bits or 8, parts, wanted)
     if big_endian:
         raise ValueError(
-            "must come from a little-endian machine: rows of TorchRec hold half floats within bytes, which nothing swaps"
+            "must come from a little-endian machine: TorchRec's rows hold half floats within bytes, which nothing swaps"
         )
     num_bytes = codes.shape[1]
     dim = wanted.dim_of(name)
@@ -65,7 +66,23 @@ def codes_of(entry: object) -> tuple[NDArray[np.uint8] | None, int | None]:
         bits, entry = CLASSES.get(entry.cls), entry.state.get("elem")
     if not isinstance(entry, Tensor) or entry.dtype != "uint8" or len(entry.shape) != 2 or entry.shape[1] == 0:
         return None, bits
-    return entry.array(), bits
+    return bytes_of(entry), bits
+
+
+def bytes_of(rows: Tensor) -> NDArray[np.uint8]:
+    """Rows of bytes, as they lie."""
+    if rows.shape[1] > 1 and rows.stride[1] != 1:
+        raise ValueError(f"must have the bytes of a row side by side, got strides {brief(rows.stride)}")
+    return rows.array()
+
+
+def kind_of(entry: object) -> str:
+    """What an entry of a file is, for errors."""
+    if isinstance(entry, QTensor):
+        return f"{entry.kind} {brief(entry.shape)}, {entry.scheme}"
+    if isinstance(entry, Wrapped):
+        return f"{entry.cls} {brief(entry.shape)}"
+    return f"{entry.dtype} {brief(entry.shape)}" if isinstance(entry, Tensor) else "none"
 
 
 def float_rows(name: str, rows: NDArray[np.uint8], dim: int, element: np.dtype[Any]) -> Foreign:
@@ -84,7 +101,7 @@ def _split(name: str, codes: NDArray[np.uint8], bits: int, parts: list[Any], wan
     num_rows = len(codes)
     for part, what in zip(parts, (SCALE, BIAS), strict=True):
         if not isinstance(part, Tensor) or part.dtype != "float16" or part.shape != (num_rows, 1):
-            raise ValueError(f"must have a weight{what} of float16, shape {(num_rows, 1)}, got {part}")
+            raise ValueError(f"must have a weight{what} of float16, shape {(num_rows, 1)}, got {kind_of(part)}")
     said(wanted.bits, wanted.bits_of(name), "bits", (bits,))
     columns = int(codes.shape[1]) * {8: 1, 4: 2, 2: 4}[bits]
     dim = said(wanted.dims, wanted.dim_of(name), "dims", (columns,))

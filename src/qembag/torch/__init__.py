@@ -1,0 +1,26 @@
+"""qembag in PyTorch: modules over its tables, operators that torch's compilers know, and torch's own operators.
+
+Needs PyTorch: ``pip install 'qembag[torch]'``. Importing this package registers the operators ``qembag::embedding_bag``
+and ``qembag::embedding`` with torch; import it before you load a program that was exported with them.
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError("qembag.torch needs torch: pip install 'qembag[torch]'") from error
+
+from .modules import Embedding, EmbeddingBag
+from .register import Registration, register_operators
+from .replace import Replaced, Report, replace_embedding_bags
+
+del _torch
+
+__all__ = [
+    "Embedding",
+    "EmbeddingBag",
+    "Registration",
+    "Replaced",
+    "Report",
+    "register_operators",
+    "replace_embedding_bags",
+]
