@@ -31,8 +31,8 @@ PAIR_BYTES = 4
 KINDS: dict[object, int] = {"int8": 8, "int4": 4, "int2": 2, "fp16": 16, "fp32": 32}
 FLOATS: dict[object, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 FP8 = "fp8"
-# FBGEMM counts elements in int32.
-MAX_DIM = 2**31 - 1
+# FBGEMM counts elements in int32, and the bytes of a row must have a number on hosts of 32 bits too.
+MAX_DIM = 2**28 - 1
 
 
 class Float8(NamedTuple):
