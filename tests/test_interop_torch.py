@@ -182,6 +182,18 @@ def test_an_empty_module_is_an_empty_table():
     assert interop.from_module(torch.nn.Embedding(0, 4)).shape == (0, 4)
 
 
+def test_a_subclass_that_looks_up_as_torch_does_is_taken():
+    module = Named(5, 4)
+    same_bits(interop.from_module(module)[:], module.weight.detach().numpy())
+
+
+@pytest.mark.parametrize("export", ["to_packed", "to_state_dict"])
+def test_tables_without_rows_go_to_torch(width, export):
+    table = qembag.quantize(np.zeros((0, 8), np.float32), width)
+    made = getattr(interop, export)(table)
+    assert len(made if export == "to_packed" else made["_packed_params._packed_weight"]) == 0
+
+
 def test_a_module_with_a_computed_weight_gives_what_it_computes():
     class Doubled(torch.nn.Module):
         def forward(self, weight):
@@ -263,7 +275,17 @@ def trained_for_quantization() -> Any:
     return qat.Embedding(6, 4, qconfig=quantization.float_qparams_weight_only_qconfig)
 
 
+class Scaled(torch.nn.Embedding):
+    def forward(self, indices: Any) -> Any:
+        return 2 * super().forward(indices)
+
+
+class Named(torch.nn.EmbeddingBag):
+    """Another name for the same."""
+
+
 REFUSED = {
+    "a forward of its own": (lambda: Scaled(3, 4), TypeError, "must not have a forward of its own, .* got .*Scaled"),
     "None": (lambda: None, TypeError, "module must be a torch.nn.Embedding .* got builtins.NoneType"),
     "a tensor": (lambda: torch.randn(3, 4), TypeError, "module must be .* got torch.Tensor"),
     "a class": (lambda: torch.nn.Embedding, TypeError, "module must be .* got builtins.type"),
@@ -313,6 +335,11 @@ def test_a_model_must_be_a_module():
         interop.from_model(Nested().state_dict())
     with pytest.raises(TypeError, match="dims must be a whole number or a dict of them, got str '5'"):
         interop.from_model(Nested(), dims="5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Embedding(3, 4)))
+    with pytest.raises(TypeError, match="model must not be a scripted one"):
+        interop.from_model(scripted)
     model = Nested()
     model.inner.to("meta")
     with pytest.raises(ValueError, match=r"^inner.item: module.weight must be on the CPU"):

@@ -15,7 +15,7 @@ from ..float_table import FloatTable
 from ..layout import FloatLayout, aligned
 from ..table import QuantizedTable, table_of
 from . import exporting
-from .tensors import array_of, full_name, has_class, tensor_of
+from .tensors import array_of, full_name, has_class, imported_torch, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,8 @@ PAIR_BYTES = 4
 KINDS: dict[object, int] = {"int8": 8, "int4": 4, "int2": 2, "fp16": 16, "fp32": 32}
 FLOATS: dict[object, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 FP8 = "fp8"
-# FBGEMM counts elements in int32.
-MAX_DIM = 2**31 - 1
+# FBGEMM counts elements in int32, and the bytes of a row must have a number on hosts of 32 bits too.
+MAX_DIM = 2**28 - 1
 
 
 class Float8(NamedTuple):
@@ -116,8 +116,7 @@ def _mappings(module: Any) -> list[NDArray[np.int32] | None]:
     rows = [int(spec[1]) for spec in module.embedding_specs]
     features = list(module.feature_table_map)
     if module.index_remapping_hash_table_cpu is not None:
-        import torch
-
+        torch = imported_torch()
         # A hash map can only be asked: for each logical row of each table, as one bag a table.
         before = module.original_rows_per_table.tolist()
         counts = [before[features.index(table)] for table in range(len(rows))]

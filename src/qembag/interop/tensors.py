@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,18 @@ def has_class(value: object, package: str, *names: str) -> bool:
         kind.__name__ in names and (kind.__module__ == package or kind.__module__.startswith(f"{package}."))
         for kind in type(value).__mro__
     )
+
+
+def imported(package: str, install: str) -> Any:
+    """A package that the caller's work needs. Raises ImportError with what to install."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"this needs {package}: pip install {install}") from error
+
+
+def imported_torch() -> Any:
+    return imported("torch", "'qembag[torch]'")
 
 
 def array_of(tensor: Any, name: str) -> NDArray[Any]:
@@ -63,8 +76,7 @@ def array_of(tensor: Any, name: str) -> NDArray[Any]:
 
 def tensor_of(array: NDArray[Any]) -> Any:
     """The tensor of an array's memory; of a copy where torch could write to memory that is read-only."""
-    import torch
-
+    torch = imported_torch()
     # torch has no read-only tensors, and warns; it has no negative strides either.
     if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()

@@ -18,7 +18,7 @@ from ..layout import RowLayout
 from ..table import QuantizedTable, table_of
 from . import exporting, torchao_file
 from .foreign import Memory, Wanted
-from .tensors import array_of, full_name, has_class, tensor_of
+from .tensors import array_of, full_name, has_class, imported_torch, tensor_of
 from .torch_ao import BITS, rows_of_per_channel
 from .torch_tensors import Tensor, Wrapped
 
@@ -53,13 +53,13 @@ def from_module(module: Any, *, dim: int | None = None) -> QuantizedTable | Floa
     QuantizedTable or FloatTable
         Float rows and those of `qembag.torch` are the module's own memory: what trains the module changes the table.
         torch's ``share_memory()``, which also sends a module to another process, frees that memory: make tables after
-        it, not before. Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and not part of a
-        table.
+        it, not before. Others are copied. `mode`, `padding_idx` and `include_last_offset` are a lookup's arguments, and
+        not part of a table.
 
     Raises
     ------
     TypeError
-        If the module is another one, or its weight of another type.
+        If the module is another one, or has a `forward` of its own, or its weight is of another type.
     ValueError
         If the weight is not on the CPU, or its rows are not contiguous; if the module has a `max_norm`; if `dim` is not
         the module's.
@@ -94,6 +94,11 @@ def _made(module: Any, dim: int | None) -> QuantizedTable | FloatTable:
     # Others of torch.ao compute their weight at each call.
     if not has_class(module, "torch.nn", "Embedding", "EmbeddingBag") or full_name(module).startswith("torch.ao."):
         raise TypeError(f"module must be a {KNOWN}, got {full_name(module)}")
+    if not type(module).forward.__module__.startswith("torch.nn."):
+        raise TypeError(
+            "module must not have a forward of its own, whose answers a table would not give, got "
+            f"{full_name(module)}; torch.nn.Embedding.from_pretrained(module.weight) has its rows only"
+        )
     if module.max_norm is not None:
         raise ValueError(
             f"module must have no max_norm, which changes rows when they are looked up, got {module.max_norm}; "
@@ -120,8 +125,7 @@ def float_table(tensor: Any, name: str) -> FloatTable:
 
 def _of_quantized(weight: Any, dim: int | None) -> QuantizedTable:
     """Of the quantized tensor that such a module has; its codes and pairs are copied."""
-    import torch
-
+    torch = imported_torch()
     bits = BITS[str(weight.dtype).removeprefix("torch.")]
     num_rows, columns = weight.shape
     # What `dim` may leave out is the column that rounds an odd one up. Another dim is refused by the caller.
@@ -172,7 +176,8 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
     -------
     dict of QuantizedTable or FloatTable
         By the names of the modules, as `load_tables` gives them for the model's state dict: a model that is itself an
-        embedding has one named ``weight`` or ``_packed_params._packed_weight``. A module that the model has twice is the same table under both names.
+        embedding has one named ``weight`` or ``_packed_params._packed_weight``. A module that the model has twice is
+        the same table under both names.
 
     Raises
     ------
@@ -183,6 +188,8 @@ def from_model(model: Any, *, dims: int | Mapping[str, int] | None = None) -> di
 
     if not has_class(model, "torch.nn.modules.module", "Module"):
         raise TypeError(f"model must be a torch.nn.Module, got {_errors.kind_of(model)}")
+    if has_class(model, "torch.jit", "ScriptModule"):
+        raise TypeError("model must not be a scripted one: give the model that it was made from")
     if not (dims is None or isinstance(dims, (int, Mapping))):
         raise TypeError(f"dims must be a whole number or a dict of them, got {_errors.kind_of(dims)}")
     wanted = Wanted(dims=dims)
@@ -304,8 +311,7 @@ def to_state_dict(table: QuantizedTable, *, exact: bool = True, prefix: str = ""
     >>> module.load_state_dict(to_state_dict(table))  # doctest: +SKIP
     <All keys matched successfully>
     """
-    import torch
-
+    torch = imported_torch()
     checked, is_exact = exporting.codes_to_export(table, exact)
     bits, native = checked.bits, RowLayout(checked.bits, checked.dim).scale_dtype
     if bits == 2:
@@ -341,21 +347,7 @@ def _zero_points(
     if native == np.float16:
         # Rounds to an infinity too, and has products that do not.
         scales = np.where(np.isinf(scales), np.copysign(np.float32(2**17), scales), scales)
-    with np.errstate(all="ignore"):
-        first = -(biases / scales)
-        first = np.where(np.isinf(scales) & np.isinf(biases), -np.sign(biases) * np.sign(scales), first)
-        best = first
-        best_error = np.full(len(scales), np.inf, np.float32)
-        for steps in (0, 1, -1, 2, -2):
-            tried = first
-            for _ in range(abs(steps)):
-                tried = np.nextafter(tried, np.float32(np.copysign(np.inf, steps)))
-            made = -(tried * scales)
-            error = np.abs(made.astype(native).astype(np.float32) - biases)
-            same = _is_same(made.astype(native), biases.astype(native)) | np.isnan(scales)
-            error = np.where(same, np.float32(-1), np.where(np.isnan(error), np.float32(np.inf), error))
-            best = np.where(error < best_error, tried, best)
-            best_error = np.minimum(error, best_error)
+    best, best_error = _arguments.quietly(_nearest_zero_points, scales, biases, native)
     lost = np.flatnonzero(best_error >= 0)
     if exact and len(lost):
         row = int(lost[0])
@@ -365,7 +357,28 @@ def _zero_points(
             f"nearest bias, which is off by {best_error[row]:.3g} here ({len(lost)} of {len(scales)} rows are off); "
             "to_packed holds them exactly"
         )
-    return scales, np.ascontiguousarray(best, np.float32)
+    return scales, best
+
+
+def _nearest_zero_points(
+    scales: NDArray[np.float32], biases: NDArray[np.float32], native: np.dtype[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Zero points, and how far the biases that they give are off; -1 where those are the same."""
+    first = -np.divide(biases, scales)
+    first = np.where(np.isinf(scales) & np.isinf(biases), -np.sign(biases) * np.sign(scales), first)
+    best, best_error = first, np.full(len(scales), np.inf, np.float32)
+    for side in (np.float32(np.inf), np.float32(-np.inf)):
+        tried = first
+        # The product's rounding leaves at most two neighbours to try.
+        for _ in range(3):
+            made = (-(tried * scales)).astype(native)
+            error = np.abs(made.astype(np.float32) - biases)
+            error[np.isnan(error)] = np.inf
+            error[_is_same(made, biases.astype(native)) | np.isnan(scales)] = -1
+            best = np.where(error < best_error, tried, best)
+            best_error = np.minimum(error, best_error)
+            tried = np.nextafter(tried, side)
+    return best.astype(np.float32), best_error
 
 
 def _is_same(made: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..float_table import FloatTable
 from ..layout import aligned
 from . import exporting, fbgemm
-from .tensors import full_name, has_class, tensor_of
+from .tensors import full_name, has_class, imported, tensor_of
 from .torch import from_module as from_embedding
 
 if TYPE_CHECKING:
@@ -162,6 +162,5 @@ def _wrapped(rows: NDArray[np.uint8], bits: int) -> Any:
     tensor = tensor_of(rows)
     if bits == 8:
         return tensor
-    from torchrec.tensor_types import UInt2Tensor, UInt4Tensor
-
-    return UInt4Tensor(tensor) if bits == 4 else UInt2Tensor(tensor)
+    types = imported("torchrec.tensor_types", "torchrec")
+    return types.UInt4Tensor(tensor) if bits == 4 else types.UInt2Tensor(tensor)
