@@ -200,8 +200,8 @@ def test_progress_counts_rows_and_bytes(command, ao, target, monkeypatch):
 
 def test_tables_that_need_dims_are_named_with_what_to_give(command, torchrec, target):
     error = command.fails("convert", torchrec, target)
-    assert error.startswith(f"{torchrec}: table 'embedding_bags.t1' does not say its dim and bits")
-    assert "dims={'t1': " in error
+    assert error.startswith(f"{torchrec}: table 'embedding_bags.t1' has rows of 32 bytes")
+    assert error.endswith("such as dims={'t1': 28, 't2': 28}, bits={'t1': 8, 't2': 8}")
     assert not target.exists()
 
 
@@ -424,7 +424,9 @@ def test_inspect_says_what_to_give(command, torchrec):
     printed = command("inspect", torchrec, "--header")
     assert printed.startswith(f"{torchrec} (torch): 1 table, 96 B\n")
     for name in ("embedding_bags.t1", "embedding_bags.t2"):
-        assert f"\n  {name} does not say its dim and bits: its rows of 32 bytes hold a dim of 13 to 28 at 8" in printed
+        assert f"\n  {name} has rows of 32 bytes, padded to a multiple of 16: a dim of 13 to 28 at 8 bits" in printed
+    hint = "such as dims={'t1': 28, 't2': 28}, bits={'t1': 8, 't2': 8} (here: --dims, --bits)\n"
+    assert printed.endswith(hint)
     refused = json.loads(command("inspect", torchrec, "--json"))["refused"]
     assert list(refused) == ["embedding_bags.t1", "embedding_bags.t2"]
     whole = json.loads(command("inspect", torchrec, "--json", "--dims", "t1=20,t2=24", "--bits", 8))
@@ -486,3 +488,15 @@ def test_samples_are_of_all_rows_or_of_runs_of_them():
     some = contents.spaced(10**9, 6400)
     assert (len(some), some[0], some[-1]) == (6400, 0, 10**9 - 1)
     assert np.count_nonzero(np.diff(some) > 1) == contents.NUM_RUNS - 1
+
+
+def test_a_short_path_is_named_in_errors(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_sentence_transformers(tmp_path / "m", float_rows(), "..")
+    assert command.fails("inspect", "m") == "m: must name files in its own folder, got '../model.safetensors'"
+
+
+def test_safetensors_of_another_suffix(command, tmp_path):
+    qembag.save_tables(tmp_path / "a.bin", {"t": qembag.quantize(float_rows(), 4)})
+    assert "\nt      4-bit" in command("inspect", tmp_path / "a.bin", "--header")
+    assert command.fails("lookup", tmp_path / "a.bin", "--table", "u").endswith("must be one of 't', got 'u'")

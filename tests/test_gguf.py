@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import qembag
-from conftest import child_environment
+from conftest import UNDER_SANITIZER, child_environment
 from support import gguf_files as files
 
 gguf = pytest.importorskip("gguf")
@@ -144,7 +145,7 @@ def test_all_tensors_of_two_dimensions_and_a_type_that_fits_are_tables(tmp_path,
 
 def test_names_stay_apart(tmp_path, rng):
     rows = rng.normal(size=(6, 32)).astype(np.float32)
-    tensors = dict.fromkeys(("a.weight", "a", "weight", ".weight", "b.bias"), ("F32", rows))
+    tensors = dict.fromkeys(("a.weight", "a", "a.weight.weight", "weight", ".weight", "b.bias"), ("F32", rows))
     assert list(qembag.load_tables(written(tmp_path / "a.gguf", tensors))) == list(tensors)
 
 
@@ -250,11 +251,12 @@ def test_damaged_files_are_refused_at_once(tmp_path, damage):
     assert len(str(raised.value)) < 600
 
 
-def test_a_rank_0_or_missing_file_is_an_oserror(tmp_path):
+def test_a_missing_file_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
         qembag.load_tables(tmp_path / "a.gguf")
 
 
+@pytest.mark.skipif(os.name != "posix" or UNDER_SANITIZER, reason="needs the system's count of this process alone")
 def test_a_vocabulary_takes_no_memory(tmp_path, rng):
     """The package makes three objects for each element of a list: 600 MB for a vocabulary of 150,000."""
     path = tmp_path / "a.gguf"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -69,13 +70,29 @@ def test_files_of_ours_keep_their_names(tmp_path):
         assert list(qembag.load_tables(tmp_path / name)) == ["a.weight", "b.weight"]
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"12345678", b"\x93NUMPX", b"<html>" * 9, bytes(300), b"[1, 2]", b"{}"])
+@pytest.mark.parametrize("content", [b"x", b"12345678", b"\x93NUMPX", b"<html>" * 9, bytes(300), b"[1, 2]", b"{}"])
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is none of the files that load_tables knows") as caught:
         qembag.load_tables(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path / 'file'))}: is empty$"):
+        qembag.load_tables(tmp_path / "file")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors", ".gguf", ".bin", ""])
+def test_content_tells_whatever_the_suffix(tmp_path, suffix):
+    array, tables = tmp_path / f"array{suffix}", tmp_path / f"tables{suffix}"
+    with array.open("wb") as file:
+        np.save(file, ROWS)
+    assert np.array_equal(qembag.load_tables(array)["array"].data, ROWS)
+    qembag.save_tables(tables, {"t": qembag.quantize(ROWS, bits=4)})
+    assert list(qembag.load_tables(tables)) == ["t"]
 
 
 def test_what_is_no_file_is_refused(tmp_path):

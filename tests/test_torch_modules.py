@@ -20,9 +20,9 @@ import qembag
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-import qembag.torch as front  # noqa: E402
-from qembag.interop.torch import from_module  # noqa: E402
-from qembag.torch import tensors  # noqa: E402
+import qembag.torch as front
+from qembag.interop.torch import from_module
+from qembag.torch import tensors
 
 OFFSETS = torch.tensor([0, 3, 3, 20])
 LAYOUTS = [
@@ -121,7 +121,7 @@ def test_a_float_module_is_quantized_as_qembag_does(rng):
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2])
 def test_a_quantized_module_of_torchs_gives_its_own_bits(rng, dtype):
     qparams = torch.ao.quantization.float_qparams_weight_only_qconfig

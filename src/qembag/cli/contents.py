@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,8 +13,8 @@ from ..float_table import FloatTable
 from ..formats.safetensors_file import Tensor, read_header, read_index
 from ..formats.sources import Source, float_tensors, open_source, read_rows
 from ..formats.tables import Tables, listed, open_tables
-from ..interop.foreign import Foreign, Wanted
-from ..interop.load import Found, open_others
+from ..interop.foreign import Foreign, Refused, Wanted
+from ..interop.load import Found, open_others, open_ours
 from ..table import QuantizedTable
 from .arrays import load_array
 from .output import Failure, complain
@@ -49,7 +48,7 @@ def nothing() -> None:
 class Contents(NamedTuple):
     """Tables by name, tensors that belong to no table, and the file's metadata except qembag's own.
 
-    Of another library's file also the format, and why some tables cannot be had, by name. `release` lets the system
+    Of another library's file also the format, and why there are not more tables. `release` lets the system
     take back the pages of mapped files that were read.
     """
 
@@ -57,7 +56,7 @@ class Contents(NamedTuple):
     tensors: list[Tensor]
     metadata: dict[str, str]
     format: str | None = None
-    refused: Mapping[str, str] = MappingProxyType({})
+    refused: Refused | None = None
     release: Callable[[], None] = nothing
 
 
@@ -73,8 +72,7 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
     others = others_of(path, format, wanted)
     if others is not None:
         tables |= {name: streamed(others, name) for name in others.tables}
-        refused = {} if others.refused is None else others.refused.refused
-        return Contents(tables, [], {}, others.format, refused, others.release)
+        return Contents(tables, [], {}, others.format, others.refused, others.release)
     if path.suffix.lower() == ".npy":
         array = load_array(path)
         if array.dtype.kind == "f" and array.ndim == 2:
@@ -97,14 +95,16 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
 
 
 def others_of(path: Path, format: str | None = None, wanted: Wanted | None = None) -> Found | None:
-    """The tables of another library's file or folder; None for files that are as those of qembag, with their suffix."""
+    """The tables of another library's file or folder; None for those of qembag, if they have its suffixes."""
     name = path.name.lower()
     if format is None and not path.is_dir():
         if name.endswith((".npy", ".index.json")):
             return None
         if name.endswith(".safetensors"):
             tensors_of(path)  # raises what readers of our own files say of one that is damaged
-    return open_others(Path(os.path.abspath(path)), format, wanted or Wanted())
+    whole = Path(os.path.abspath(path))
+    found = open_others(whole, format, wanted or Wanted())
+    return open_ours(whole) if found is None and not name.endswith((".safetensors", ".index.json")) else found
 
 
 def opened(path: Path, name: str | None = None) -> tuple[Tables, bool]:

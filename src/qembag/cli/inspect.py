@@ -84,7 +84,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         }
         whole = {"file": str(options.file), "tables": entries, "tensors": others, "metadata": contents.metadata}
         if contents.format is not None:
-            whole |= {"format": contents.format, "refused": dict(contents.refused)}
+            refused = {} if contents.refused is None else contents.refused.refused
+            whole |= {"format": contents.format, "refused": refused}
         show(json.dumps(whole, indent=2, allow_nan=False))
     else:
         show("\n\n".join(filter(None, paragraphs(options.file, contents, entries))))
@@ -212,9 +213,10 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
         parts.append("\n".join(["suspicious rows", *suspicious]))
     elif any("suspicious" in entry for entry in entries.values()):
         parts.append("no suspicious rows")
-    if contents.refused:
-        texts = [f"  {printable(name)} {printable(reason)}" for name, reason in contents.refused.items()]
-        parts.append("\n".join(["no table yet", *texts]))
+    if contents.refused is not None:
+        texts = [f"  {printable(name)} {printable(reason)}" for name, reason in contents.refused.refused.items()]
+        hint = [f"  {contents.refused.hint} (here: --dims, --bits)"] if contents.refused.hint else []
+        parts.append("\n".join(["tables that cannot be read", *texts, *hint]))
     if contents.tensors:
         lines = [["other tensor", "type", "shape", "bytes"]]
         for tensor in contents.tensors:

@@ -39,7 +39,8 @@ def about(path: Path | str, *, writes: Path | None = None) -> Iterator[None]:
 
 
 def names_of(*paths: Path | str | None) -> list[str]:
-    return [name for path in paths if path is not None for name in (os.path.abspath(path), str(path))]
+    """What an error's text begins with that names a path; a short relative path may begin other words."""
+    return [name for path in paths if path is not None for name in (os.path.abspath(path), f"{path}: ")]
 
 
 def as_given(reason: str, *paths: Path | str | None) -> str:

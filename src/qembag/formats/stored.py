@@ -65,7 +65,7 @@ def stored_floats(path: Path) -> dict[str, Stored]:
     """
     name = path.name.lower()
     if name.endswith(".npy"):
-        return {path.stem: _npy(path)}
+        return {path.stem: stored_array(path)}
     if name.endswith(".safetensors"):
         return _tables({tensor: (entry, path) for tensor, entry in _tensors(path).items()})
     if name.endswith(".index.json"):
@@ -103,7 +103,7 @@ def _mapping_of(name: str, tensors: dict[str, tuple[Tensor, Path]], path: Path) 
     return mapping
 
 
-def _npy(path: Path) -> Stored:
+def stored_array(path: Path) -> Stored:
     """The array of a .npy file. Never reads a pickle."""
     with open(path, "rb") as file:
         try:

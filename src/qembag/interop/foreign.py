@@ -86,13 +86,15 @@ class Refused(ValueError):
         The others.
     refused : dict of str
         Why, by name.
+    hint : str
+        What the caller is to give; empty if nothing helps.
     """
 
     def __init__(self, tables: dict[str, Foreign], refused: dict[str, str], hint: str = "") -> None:
         texts = [f"table {brief(name)} {reason}" for name, reason in refused.items()]
         more = [f"and {len(texts) - MAX_REASONS} more"] if len(texts) > MAX_REASONS else []
         super().__init__("; ".join(filter(None, [*texts[:MAX_REASONS], *more, hint])))
-        self.tables, self.refused = tables, refused
+        self.tables, self.refused, self.hint = tables, refused, hint
 
 
 class Memory:

@@ -41,13 +41,13 @@ class Blocks(NamedTuple):
 
     bits: int
     parts: np.dtype[Any]
-    # A code is the stored number plus this, and the bias this times -scale; None where there is a bias.
-    above: int | None
+    # What to take from a code before it is multiplied by the scale; None where a block has a bias.
+    zero: int | None
 
 
-def _blocks(bits: int, above: int | None) -> Blocks:
-    halves = [("d", "<f2")] if above is not None else [("d", "<f2"), ("m", "<f2")]
-    return Blocks(bits, np.dtype([*halves, ("q", "u1", (BLOCK if bits == 8 else BLOCK // 2,))]), above)
+def _blocks(bits: int, zero: int | None) -> Blocks:
+    halves = [("d", "<f2")] if zero is not None else [("d", "<f2"), ("m", "<f2")]
+    return Blocks(bits, np.dtype([*halves, ("q", "u1", (BLOCK if bits == 8 else BLOCK // 2,))]), zero)
 
 
 TYPES = {"Q8_0": _blocks(8, 128), "Q4_0": _blocks(4, 8), "Q4_1": _blocks(4, None)}
@@ -76,10 +76,11 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
         If the package is not installed.
     """
     entries = _entries(memory)
-    short = [entry.key.removesuffix(SUFFIX) for entry in entries]
+    keys = {entry.key for entry in entries}
     tables, others = {}, {}
-    for entry, part in zip(entries, short, strict=True):
-        name = part if part and short.count(part) == 1 else entry.key
+    for entry in entries:
+        short = entry.key.removesuffix(SUFFIX)
+        name = short if short and short not in keys else entry.key
         if not wanted.wants(name):
             continue
         if entry.kind in FLOATS or entry.kind in TYPES:
@@ -102,18 +103,18 @@ def _table(memory: Memory, name: str, entry: Entry) -> Foreign:
     raw = memory.bytes[entry.start : entry.start + entry.nbytes]
     if entry.kind in FLOATS:
         return Foreign.as_it_is(name, raw.view(FLOATS[entry.kind]).reshape(entry.num_rows, entry.dim))
-    bits, parts, above = TYPES[entry.kind]
+    bits, parts, zero = TYPES[entry.kind]
     blocks = raw.view(parts).reshape(entry.num_rows, entry.dim // BLOCK)
-    largest = 0.0 if above is None else _largest_scale(memory, name, blocks["d"].reshape(-1))
+    largest = 0.0 if zero is None else _largest_scale(memory, name, blocks["d"].reshape(-1))
     # The bias is the scale times a power of 2: a half holds it unless it is too large.
-    halves = above is None or largest * above <= LARGEST_HALF
+    halves = zero is None or largest * zero <= LARGEST_HALF
     layout = RowLayout(bits, entry.dim, scale_dtype="float16" if halves else "float32", group_size=BLOCK)
 
     def pack(start: int, stop: int) -> NDArray[np.uint8]:
         some = blocks[start:stop]
         scales = some["d"].astype(np.float32)
         # NaN where the scale is one.
-        biases = some["m"].astype(np.float32) if above is None else _arguments.quietly(np.multiply, scales, -above)
+        biases = some["m"].astype(np.float32) if zero is None else _arguments.quietly(np.multiply, scales, -zero)
         pairs = np.stack([scales, biases], axis=2)
         return layout.pack(_codes(some["q"], bits).reshape(len(some), entry.dim), pairs)
 
@@ -190,7 +191,6 @@ def _package() -> ModuleType:
 def _reader_of(package: ModuleType, raw: memoryview) -> Callable[[Path], Any]:
     """The package's reader, which stays within the file, steps over lists of metadata, and makes few objects."""
     header = _Header(raw)
-
     base: Any = package.GGUFReader
 
     class Reader(base):  # type: ignore[misc]

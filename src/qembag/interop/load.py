@@ -14,7 +14,7 @@ import numpy as np
 from .. import _arguments, _errors
 from ..formats.safetensors_file import MAX_HEADER, brief
 from ..formats.saving import INDEX_SUFFIX, as_path
-from ..formats.stored import stored_floats
+from ..formats.stored import stored_array
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
 from ..formats.tables import listed, open_tables
 from .foreign import ByName, Foreign, Memory, Refused, Wanted
@@ -124,14 +124,14 @@ class Found(NamedTuple):
 def open_foreign(path: Path, format: str | None, wanted: Wanted) -> Found:
     """Find the tables of a file or folder; see `load_tables`."""
     with errors_name(path):
-        found = open_others(path, format, wanted) or _ours(path)
+        found = open_others(path, format, wanted) or open_ours(path)
         if found.refused is not None:
             raise found.refused
     return _chosen(found, wanted, path)
 
 
 def open_others(path: Path, format: str | None, wanted: Wanted) -> Found | None:
-    """Find the tables of a file or folder of another library; None for safetensors of no library, and for ``.npy``.
+    """Find the tables of a file or folder of another library; None for safetensors of no library.
 
     They are all there, whatever `wanted` names; those that it must say more of are in `refused`.
     """
@@ -176,6 +176,8 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
         from .gguf_file import read as read_gguf
 
         return _found(kind, read_gguf(memory, wanted), format, memory, path, wanted)
+    if kind == "npy":
+        return _found("qembag", {path.stem: _array(memory, path)}, format, memory, path, wanted)
     if kind == "safetensors":
         from .static_text import read_safetensors
 
@@ -188,6 +190,8 @@ def _in_file(path: Path, format: str | None, wanted: Wanted) -> Found | None:
 
 def _kind_of(memory: Memory) -> str:
     head = memory.bytes[:9].tobytes()
+    if not head:
+        raise ValueError("is empty")
     # Asked before any magic number of a byte or two, with which the length of a header may begin.
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
@@ -199,7 +203,7 @@ def _kind_of(memory: Memory) -> str:
         return "npy"
     raise ValueError(
         "is none of the files that load_tables knows: of torch (zip), model2vec, sentence-transformers, WordLlama, "
-        f"GGUF, safetensors or .npy; it begins with {head[:8]!r}"
+        f"GGUF, safetensors (an index of several ends in {INDEX_SUFFIX}) or .npy; it begins with {head[:8]!r}"
     )
 
 
@@ -210,19 +214,19 @@ def _found(
     return Found(kind, tables, {}, MappedTables(path, kind, wanted, memory, tables))
 
 
-def _ours(path: Path) -> Found:
-    """The tables of a safetensors file, an index, or a .npy file."""
-    if path.suffix.lower() == ".npy":
-        ((name, stored),) = stored_floats(path).items()
-        if stored.by_columns or stored.element.newbyteorder("=") not in (np.float32, np.float16):
-            order = ", column by column" if stored.by_columns else ""
-            raise ValueError(f"must hold rows of float32 or float16, got {stored.kind}{order}")
-        memory = Memory(path)
-        begin = stored.start
-        end = begin + stored.shape[0] * stored.shape[1] * stored.element.itemsize
-        rows = memory.bytes[begin:end].view(stored.element).reshape(stored.shape)
-        tables = {name: Foreign.as_it_is(name, rows)}
-        return Found("qembag", tables, {}, MappedTables(path, "qembag", Wanted(), memory, tables))
+def _array(memory: Memory, path: Path) -> Foreign:
+    """The table of a .npy file."""
+    stored = stored_array(path)
+    if stored.by_columns or stored.element.newbyteorder("=") not in (np.float32, np.float16):
+        order = ", column by column" if stored.by_columns else ""
+        raise ValueError(f"must hold rows of float32 or float16, got {stored.kind}{order}")
+    end = stored.start + stored.shape[0] * stored.shape[1] * stored.element.itemsize
+    rows = memory.bytes[stored.start : end].view(stored.element).reshape(stored.shape)
+    return Foreign.as_it_is(path.stem, rows)
+
+
+def open_ours(path: Path) -> Found:
+    """The tables of a safetensors file or an index."""
     opened = open_tables(path)
     ready = {_short(name, opened): table for name, table in opened.items()} if _is_foreign(path) else dict(opened)
     tables = {name: Foreign.of_table(name, table) for name, table in ready.items()}

@@ -33,7 +33,7 @@ INTEGERS = {"I32": "<i4", "I64": "<i8"}
 MAX_JSON = 1 << 20
 MODULES, MODULE = "modules.json", "StaticEmbedding"
 MODEL2VEC, SENTENCE_TRANSFORMERS, WORDLLAMA = "model2vec", "sentence-transformers", "wordllama"
-# What a module's parameters are saved as, by now and before sentence-transformers 2.3.
+# What a module's parameters are saved as; the second one with safe_serialization=False.
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -164,7 +164,7 @@ def _weights(memory: Memory, tensor: Tensor, num_embeddings: int) -> NDArray[np.
             f"{WEIGHTS} must be F32, F16 or F64 of shape ({num_embeddings},), one for each token, "
             f"got {tensor.dtype} of {brief(tensor.shape)}"
         )
-    return _arguments.as_float32(_array(memory, tensor).copy())
+    return _arguments.as_float32(_array(memory, tensor))
 
 
 def _array(memory: Memory, tensor: Tensor) -> NDArray[Any]:

@@ -85,16 +85,18 @@ def register_operators(override: bool = False, *, namespace: str = "quantized") 
     defined, overridden, completed = [], [], []
     for width, bits in WIDTHS.items():
         name = f"embedding_bag_{width}_rowwise_offsets"
-        kernel, into, shapes = _kernels_of(width, bits)
+        kernel, into, shapes = _functions_of(width, bits)
         if not _is_there(namespace, name):
             defines.define(f"{name}({ARGUMENTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
             defines.impl(name, kernel, "CPU")
             defines.impl(name, shapes, "Meta")
             defined.append(f"{namespace}::{name}")
-        elif override and f"{namespace}::{name}" not in _registered:
+        elif f"{namespace}::{name}" in _registered:
+            pass
+        elif override:
             # Before the choice of a backend. To replace torch's kernel for CPUs would make it warn, and could not be
             # undone while others have replaced it too.
-            defines.impl(name, _on_cpus(kernel, shapes, namespace, name), "BackendSelect", with_keyset=True)
+            defines.impl(name, _on_cpus(kernel, shapes, namespace, name), "BackendSelect")
             overridden.append(f"{namespace}::{name}")
         elif not torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", "Meta"):
             defines.impl(name, shapes, "Meta")
@@ -113,7 +115,7 @@ def _is_there(namespace: str, name: str) -> bool:
     return hasattr(getattr(torch.ops, namespace), name)
 
 
-def _kernels_of(width: str, bits: int) -> tuple[Callable[..., torch.Tensor], ...]:
+def _functions_of(width: str, bits: int) -> tuple[Callable[..., torch.Tensor], ...]:
     """The operator, the one of the `_out` name, and the one that only says what shape the result has."""
     layout = packed_text(bits)
     bad = getattr(ops, f"embedding_bag_{width}_rowwise_offsets")
@@ -189,14 +191,15 @@ def _on_cpus(
     kernel: Callable[..., torch.Tensor], shapes: Callable[..., torch.Tensor], namespace: str, name: str
 ) -> Callable[..., torch.Tensor]:
     operator = getattr(getattr(torch.ops, namespace), name).default
-    ours = torch._C.DispatchKey.BackendSelect
+    before_backends = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 
-    def chosen(keyset: Any, weight: torch.Tensor, indices: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    def chosen(weight: torch.Tensor, indices: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
         if weight.is_cpu and indices.is_cpu:
             return kernel(weight, indices, *rest, **named)
         if weight.is_meta:
             return shapes(weight, indices, *rest, **named)
-        found: torch.Tensor = operator.redispatch(keyset.remove(ours), weight, indices, *rest, **named)
+        with torch._C._ExcludeDispatchKeyGuard(before_backends):
+            found: torch.Tensor = operator(weight, indices, *rest, **named)
         return found
 
     return chosen

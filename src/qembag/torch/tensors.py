@@ -94,9 +94,9 @@ class _Made(NamedTuple):
     key: tuple[Any, ...]
 
 
-# Tables by the id of their tensor of rows. To make one takes 3 us, and longer for a long mapping. An entry goes when its
-# tensor does. Until then it holds on to the memory that it was made of, and it counts only while the tensors of a call
-# are in that memory: so no entry is ever used for memory that has changed hands.
+# Tables by the id of their tensor of rows. To make one takes 3 us, and longer for a long mapping. An entry goes when
+# its tensor does. It counts only while the tensors of a call are in the memory that it was made of: no entry is ever
+# used for memory that has changed hands. A table reads its memory anew at each lookup, so what is in it may change.
 _made: dict[int, _Made] = {}
 
 
