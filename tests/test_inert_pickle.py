@@ -59,7 +59,7 @@ def test_plain_values_are_read_as_pickle_reads_them(dump, protocol):
 
 def test_every_opcode_is_tried():
     """The values above, a text and bytes of 8-byte length, and what the next tests write."""
-    seen = {ord(code) for code in "cRbQa"} | {0x93, 0x8D, 0x8E, ord("s")}
+    seen = {ord(code) for code in "cRbQa"} | {0x81, 0x93, 0x8D, 0x8E, ord("s")}
     for protocol in (2, 3, 4, 5):
         for dump in (pickle.dumps, pickle._dumps):
             for value in VALUES:
@@ -92,6 +92,14 @@ def test_a_state_is_only_set_where_it_is_dropped():
     assert read(pickled(Call(Name("a", "skip"), (), state={"b": 1}))) == Unread("a.skip")
     for value in ({}, [], None, "a", 1, Name("a", "thing"), Call(PAIR, ())):
         refused(pickled(value)[:-1] + b"}b.", "sets the state of")
+
+
+def test_a_new_object_is_only_made_where_it_is_dropped():
+    skipped = coded(Name("a", "skip")) + b")\x81"
+    assert read(b"\x80\2" + skipped + b"}b.") == Unread("a.skip")
+    refused(b"\x80\2" + coded(PAIR) + b")\x81.", "makes a list as a new object, which is not allowed")
+    for value in (Name("a", "thing"), Name("a", "number"), "a"):
+        refused(b"\x80\2" + coded(value) + b")\x81.", "which is not allowed")
 
 
 # ---- What is refused ---------------------------------------------------------------------------------------------------

@@ -314,6 +314,12 @@ class _Machine:
             raise ValueError(f"calls {what(function)} with {what(arguments)}, which is not allowed")
         self.make(function.call(arguments))
 
+    def new_object(self) -> None:
+        """Only objects that are passed over are made so, such as the packed parameters of quantized LSTMs."""
+        self.reduce()
+        if type(self.top()) is not Unread:
+            raise ValueError(f"makes {what(self.top())} as a new object, which is not allowed")
+
     def build(self) -> None:
         self.pop()  # such as the `_metadata` of modules
         value = self.top()
@@ -362,6 +368,7 @@ STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("c"): lambda machine: machine.global_of(machine.line(), machine.line()),
     0x93: _Machine.stack_global,
     ord("R"): _Machine.reduce,
+    0x81: _Machine.new_object,
     ord("b"): _Machine.build,
     ord("Q"): _Machine.persistent_id,
 }

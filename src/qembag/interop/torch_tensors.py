@@ -95,6 +95,7 @@ UNREAD = [
     ("torch._utils", "_rebuild_sparse_tensor"),
     ("torch._utils", "_rebuild_nested_tensor"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"),
+    ("torch", "ScriptObject"),
     ("numpy", "dtype"),
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
