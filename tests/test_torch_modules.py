@@ -342,6 +342,8 @@ def broken(state, **parts):
         (lambda state: broken(state, _extra_state=torch.tensor(list(b'{"bits":[]}'), dtype=torch.uint8)), "bits"),
         (lambda state: broken(state, _extra_state={"bits": 4}), "_extra_state must be"),
         (lambda state: broken(state, compressed_indices_mapping=torch.full((100,), 7777, dtype=torch.int32)), "7777"),
+        (lambda state: broken(state, row_weights=torch.zeros(7)), "row_weights must have shape"),
+        (lambda state: broken(state, rows="rows"), "must be tensors, got str"),
         (lambda state: broken(state, other=torch.zeros(1)), "Unexpected key.*other"),
     ],
 )
@@ -457,6 +459,18 @@ def test_a_table_outlives_its_modules_move_to_shared_memory(bags):
     assert np.array_equal(table[:], values)
     assert torch.equal(module(*arguments), expected)
     assert len(junk) == 100
+
+
+def test_bits_of_bfloat16_can_be_shared():
+    source = torch.nn.EmbeddingBag(100, 64, mode="sum", dtype=torch.bfloat16)
+    module = front.EmbeddingBag.from_table(from_module(source), mode="sum")
+    table = module.table
+    values = table[:].copy()
+    assert torch.nn.Sequential(module).share_memory()[0].rows.is_shared()
+    assert module.rows.dtype == torch.bfloat16
+    del source
+    assert np.array_equal(module.table[:], values)
+    assert np.array_equal(table[:], values)
 
 
 def look_up_and_write(module, indices, offsets, queue):

@@ -11,6 +11,8 @@ from ..interop.tensors import array_of
 from ..table import QuantizedTable
 from .tensors import layout_text, new_table, rows_of, table_of, tensor_over
 
+PARTS = ("rows", "compressed_indices_mapping", "row_weights")
+
 
 class LookupModule(torch.nn.Module):
     """A table's parts as buffers: the base of both modules."""
@@ -37,28 +39,22 @@ class LookupModule(torch.nn.Module):
         self.layout = layout_text(table)
         self.register_buffer("rows", rows_of(table))
         self._is_read_only = not table.data.flags.writeable
-        for name in ("compressed_indices_mapping", "row_weights"):
-            part = getattr(table, name, None)
+        for name in PARTS[1:]:
+            part = getattr(table, name)
             self.register_buffer(name, None if part is None else tensor_over(part))
 
     @property
     def table(self) -> QuantizedTable | FloatTable:
         """The table in the buffers' memory, for all that qembag does with tables.
 
-        If the buffers are not tensors that qembag made, such as those of a loaded model, and are moved to shared memory
-        by sending them to another process, torch frees that memory: do not use a table from before.
+        To send a module to another process, torch moves its tensors to shared memory and frees the memory that they
+        had: do not use a table from before. `share_memory` keeps that memory while a table is in it; call it first.
         """
         if self.rows.device.type != "cpu":
             raise RuntimeError(f"the table must be on the CPU, got {self.rows.device}")
         if self.row_weights is None:
             return table_of(self.rows, self.compressed_indices_mapping, self.layout)
-        mapping = self.compressed_indices_mapping
-        return new_table(
-            array_of(self.rows, "rows"),
-            None if mapping is None else array_of(mapping, "compressed_indices_mapping"),
-            self.layout,
-            array_of(self.row_weights, "row_weights"),
-        )
+        return _table_of_parts({name: getattr(self, name) for name in PARTS}, self.layout)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self._described_rows()}"
@@ -109,23 +105,34 @@ class LookupModule(torch.nn.Module):
 
     def _prepare_for(self, state_dict: Any, prefix: str) -> None:
         """Give the buffers the shapes and types of those in `state_dict`, which are checked first."""
-        rows = state_dict[f"{prefix}rows"]
-        parts = {name: state_dict.get(f"{prefix}{name}") for name in ("compressed_indices_mapping", "row_weights")}
+        parts = {name: state_dict.get(f"{prefix}{name}") for name in PARTS}
         state = state_dict.get(f"{prefix}_extra_state")
         layout = self.layout if state is None else _text_of(state)
-        if rows.device.type == "cpu":
-            shape = table_of(rows, parts["compressed_indices_mapping"], layout).shape
+        if all(part is None or _is_here(part) for part in parts.values()):
+            shape = _table_of_parts(parts, layout).shape
             if shape != (self.num_embeddings, self.embedding_dim):
                 raise ValueError(
                     f"size mismatch: copying a table of shape {shape} from the checkpoint, the module's is "
                     f"{(self.num_embeddings, self.embedding_dim)}"
                 )
-        for name, part in {"rows": rows, **parts}.items():
+        device = self.rows.device
+        for name, part in parts.items():
             own = getattr(self, name)
             if part is None or own is None or own.shape != part.shape or own.dtype != part.dtype or self._is_read_only:
-                device = self.rows.device
                 setattr(self, name, None if part is None else torch.empty(part.shape, dtype=part.dtype, device=device))
         self._is_read_only = False
+
+
+def _is_here(part: Any) -> bool:
+    if not isinstance(part, Tensor):
+        raise TypeError(f"the parts of a table must be tensors, got {type(part).__name__}")
+    return bool(part.device.type == "cpu")
+
+
+def _table_of_parts(parts: dict[str, Any], layout: str) -> QuantizedTable | FloatTable:
+    rows, mapping, weights = (None if part is None else array_of(part, name) for name, part in parts.items())
+    assert rows is not None
+    return new_table(rows, mapping, layout, weights)
 
 
 def _text_of(state: Any) -> str:
@@ -136,8 +143,9 @@ def _text_of(state: Any) -> str:
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """`fn`'s tensor, but for its type."""
-    if type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16:
+    if type(tensor) is Tensor and tensor.device.type == "cpu":
         # A storage of its own: `share_memory_` moves a storage and frees its memory, which tables may still be in.
-        tensor = torch.from_numpy(tensor.numpy())
+        stored = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype
+        tensor = torch.from_numpy(tensor.view(stored).numpy()).view(tensor.dtype)
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)

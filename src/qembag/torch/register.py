@@ -80,6 +80,14 @@ def register_operators(override: bool = False, *, namespace: str = "quantized") 
     -----
     As torch's operators do, these always sum: `mode` is accepted and ignored. They take as many threads as both
     `torch.get_num_threads` and `qembag.get_num_threads` allow.
+
+    Examples
+    --------
+    >>> import qembag.torch
+    >>> done = qembag.torch.register_operators(override=True)
+    >>> done.overridden[0]
+    'quantized::embedding_bag_byte_rowwise_offsets'
+    >>> done.undo()
     """
     defines = torch.library.Library(namespace, "FRAGMENT")
     defined, overridden, completed = [], [], []

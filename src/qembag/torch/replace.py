@@ -52,7 +52,9 @@ class Report(NamedTuple):
         return sum(sizes.after for sizes in self.replaced.values())
 
     def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} tables: {_sizes(self.bytes_before, self.bytes_after)}"]
+        lines = [
+            f"{len(self.replaced)} table{'s' * (len(self.replaced) != 1)}: {_sizes(self.bytes_before, self.bytes_after)}"
+        ]
         lines += [f"  {name}: {_sizes(*sizes)}" for name, sizes in self.replaced.items()]
         lines += [f"  {name}: kept, {why}" for name, why in self.kept.items()]
         return "\n".join(lines)
@@ -102,6 +104,14 @@ def replace_embedding_bags(
     TypeError, ValueError
         If an option is wrong; if a name is not of such a module; if `model` itself is an embedding bag, which has no
         place to put another one: use `EmbeddingBag.from_float`.
+
+    Examples
+    --------
+    >>> import torch, qembag.torch
+    >>> model = torch.nn.Sequential(torch.nn.EmbeddingBag(100_000, 64, mode="sum"), torch.nn.Linear(64, 1))
+    >>> print(qembag.torch.replace_embedding_bags(model, 4, "minmax"))
+    1 table: 25.60 MB to 3.60 MB
+      0: 25.60 MB to 3.60 MB
     """
     options: dict[str, Any] = {"method": method, "scale_dtype": scale_dtype, "group_size": group_size}
     quantize(np.zeros((1, 1), np.float32), bits, **options)  # raises if an option is wrong
