@@ -414,6 +414,26 @@ def test_inspect_finds_suspicious_rows_of_repacked_tables(command, tmp_path, at_
     assert found["constant"] == {"rows": 1, "first": [2]}
 
 
+def test_rows_without_number_that_share_bytes_are_named_and_not_gone_over(command, tmp_path):
+    """2**40 rows of a file of a kilobyte: hours for inspect, and a full disk for dequantize."""
+    path = saved(
+        tmp_path / "model.pt",
+        lambda file: {
+            "wide.weight": view(file.storage(np.ones(4, np.float32)), (1 << 40, 4), (0, 1)),
+            "emb.weight": file.tensor(float_rows(6, 4)),
+        },
+    )
+    assert list(qembag.load_tables(path)) == ["wide", "emb"]
+    printed = command("inspect", path)
+    assert "tables that cannot be read\n  wide its rows overlap in the file, and can only be mapped" in printed
+    assert "\nemb  " in printed
+    why = json.loads(command("inspect", path, "--json"))["refused"]
+    assert why == {"wide": "its rows overlap in the file, and can only be mapped"}
+    for arguments in (["dequantize", path, tmp_path / "floats.safetensors"], ["lookup", path, "--table", "wide"]):
+        assert "table 'wide': its rows overlap" in command.fails(*arguments)
+    command("dequantize", path, tmp_path / "floats.npy", "--table", "emb")
+
+
 def test_inspect_of_a_table_with_a_mapping(command, tmp_path):
     rows = np.int8([[1, 2], [5, 5]])
     write_model2vec(tmp_path / "model", embeddings=rows, mapping=np.int32([1, 0, 1]))

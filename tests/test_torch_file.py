@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,25 @@ def test_a_table_that_is_not_asked_for_may_be_wrong(load):
     value = {"bad": qtensor(file, "QInt8"), "good.weight": file.tensor(ROWS)}
     assert list(load(file, value, names="good")) == ["good"]
     assert refusal(load, file, value).startswith("table 'bad' must be quint8 or quint4x2, got qint8")
+
+
+def test_what_cannot_be_read_takes_no_more_memory_than_what_can(load):
+    """Ten thousand tables whose dim the file does not say: the error of each would keep its frames."""
+    file = File()
+    rows = file.tensor(np.zeros((2, 32), np.uint8))
+    value = {f"embedding_bags.t{number}.weight": rows for number in range(10_000)}
+    load(file, value, dims=16, bits=8)
+    tracemalloc.start()
+    try:
+        load(file, value, dims=16, bits=8)
+        _, opened = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert "table 'embedding_bags.t4' has" in (text := refusal(load, file, value))
+        assert "; and 9995 more; the file does not say which: give it, such as dims={'t0': 28, 't1': 28," in text
+        _, refused = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused < opened + 2**20
 
 
 def test_tables_that_share_bytes_and_need_copies_are_refused_beyond_some_memory(load):
@@ -399,6 +419,22 @@ def test_small_groups_of_torchao_are_refused_with_what_to_do(load):
     ones = np.ones((6, 4), np.float32)
     value = {"a": intx(file, np.zeros((6, 32), np.int8), ones, np.zeros((6, 4), np.int8), state={"block_size": (1, 8)})}
     assert "groups of a multiple of 16 elements, or of whole rows, got groups of 8" in refusal(load, file, value)
+
+
+def test_rows_that_share_their_scales_are_refused_however_many_there_are(load):
+    """Each scale is looked at when the file is opened: a file of a kilobyte must not have 2**40 of them."""
+    file = File()
+    halves, codes = file.storage(np.ones(1, np.float16)), file.storage(np.zeros(4, np.int8))
+    rows = 1 << 40
+    state = {
+        "qdata": view(codes, (rows, 4), (0, 1)),
+        "scale": view(halves, (rows, 1), (0, 1)),
+        "zero_point": view(codes, (rows, 1), (0, 1)),
+        "target_dtype": Name("torch", "int4"),
+        "block_size": (1, 4),
+    }
+    text = refusal(load, file, {"a": file.wrapped(*INTX, (rows, 4), state)})
+    assert text == f"table 'a' must have scales for each row in the file, got ({rows}, 1) that share bytes"
 
 
 def test_codes_beyond_their_width_are_refused(load):

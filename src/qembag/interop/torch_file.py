@@ -43,28 +43,31 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
         raise ValueError(f"has no table: {_what_is_there(entries)}")
     names = names_of(makers)
     tables: dict[str, Foreign] = {}
-    refused: dict[str, ValueError] = {}
+    refused: dict[str, str] = {}
+    unsaid: dict[str, torchrec_file.Unsaid] = {}
     for key, make in makers.items():
         name = names[key]
         try:
             tables[name] = make(name, wanted)
         except ValueError as error:
             if wanted.wants(name):
-                refused[name] = error
+                # Not the error itself, which keeps a kilobyte of frames: there may be tens of thousands.
+                refused[name] = str(error)
+                if isinstance(error, torchrec_file.Unsaid) and len(refused) <= MAX_REASONS:
+                    unsaid[name] = error
     if refused:
-        raise Refused(tables, {name: str(error) for name, error in refused.items()}, _what_to_give(refused))
+        raise Refused(tables, refused, _what_to_give(unsaid))
     _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
 
 
-def _what_to_give(refused: dict[str, ValueError]) -> str:
+def _what_to_give(unsaid: dict[str, torchrec_file.Unsaid]) -> str:
     """What the caller is to say of tables whose file does not say it; empty if it is nothing of that."""
     examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
-    for name, error in list(refused.items())[:MAX_REASONS]:
-        if isinstance(error, torchrec_file.Unsaid):
-            for argument, value in {"dims": error.dim, "bits": error.bits}.items():
-                if value is not None:
-                    examples[argument][name.rpartition(".")[2]] = value
+    for name, error in unsaid.items():
+        for argument, value in {"dims": error.dim, "bits": error.bits}.items():
+            if value is not None:
+                examples[argument][name.rpartition(".")[2]] = value
     give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
     return f"the file does not say which: give it, such as {give}" if give else ""
 
