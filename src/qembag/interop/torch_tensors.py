@@ -85,23 +85,29 @@ STORAGES = {
 # Types that are only named: of codes of few bits, one to a byte, and of quantized tensors.
 NAMED_TYPES = [*(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)), *PER_BYTE, "qint32"]
 SCHEMES = ["per_tensor_affine", "per_channel_affine", "per_channel_affine_float_qparams"]
+SETS = ("set", "frozenset")
+PATHS = ("pathlib", "pathlib._local")
 WRAPPERS = [
     ("torchrec.tensor_types", "UInt4Tensor"),
     ("torchrec.tensor_types", "UInt2Tensor"),
     ("torchao.quantization", "IntxUnpackedToInt8Tensor"),
 ]
-# Values without tables of ours: they are passed over.
+# Values without tables of ours: they are passed over. Checkpoints of training hold those of Python and NumPy.
 UNREAD = [
     ("torch._utils", "_rebuild_sparse_tensor"),
     ("torch._utils", "_rebuild_nested_tensor"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"),
     ("torch", "ScriptObject"),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
     ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *((module, name) for module in ("builtins", "__builtin__") for name in (*SETS, "bytearray", "complex")),
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *((module, f"{pure}{kind}Path") for module in PATHS for pure in ("", "Pure") for kind in ("Posix", "Windows")),
+    ("argparse", "Namespace"),
 ]
-FACTORIES = ["dict", "list", "int", "float", "str", "bool"]
+FACTORIES = ["dict", "list", "int", "long", "float", "str", "bool"]
 
 
 class Storage(NamedTuple):
@@ -241,12 +247,14 @@ class _Builder:
             ("torch._utils", "_rebuild_qtensor"): self.qtensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+            ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
             ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
             ("torch._utils", "_rebuild_wrapper_subclass"): None,
             ("torch.serialization", "_get_layout"): _first,
             ("torch", "device"): _first,
             ("torch", "Size"): _first,
             ("torch", "Tensor"): None,
+            ("numpy", "ndarray"): None,
             ("torch.nn.parameter", "Parameter"): None,
             ("torch.nn.parameter", "Buffer"): None,
             ("collections", "OrderedDict"): _empty,
