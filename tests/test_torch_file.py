@@ -380,6 +380,17 @@ def test_halves_are_kept_only_where_they_hold_each_bias(load):
     np.testing.assert_array_equal(large[:], codes * scale.astype(np.float32))
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_scales_of_torchao_may_be_anything(load, kind):
+    file = File()
+    bits = np.dtype(kind).itemsize * 8
+    scale = np.array([[np.nan], [np.inf], [-np.inf], [0], [1], [1]], kind)
+    # A NaN that signals: converting it is an invalid operation.
+    scale[5] = np.array({16: 0x7D00, 32: 0x7FA00000}[bits], f"u{bits // 8}").view(kind)
+    table = load(file, {"a": intx(file, scale=scale)})["a"]
+    np.testing.assert_array_equal(table.scales, scale[:, 0])
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [
