@@ -129,7 +129,8 @@ def replace_embedding_bags(
         except (TypeError, ValueError) as error:
             report.kept[places[0]] = str(error)
             continue
-        report.replaced[places[0]] = Replaced(_bytes_of(module), new.table.nbytes) if is_first else Replaced(0, 0)
+        sizes = (_bytes_of(module), new.table.nbytes) if is_first else (0, 0)
+        report.replaced[places[0]] = Replaced(*sizes)
         for name in places:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, new)
