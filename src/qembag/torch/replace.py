@@ -52,9 +52,8 @@ class Report(NamedTuple):
         return sum(sizes.after for sizes in self.replaced.values())
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.replaced)} table{'s' * (len(self.replaced) != 1)}: {_sizes(self.bytes_before, self.bytes_after)}"
-        ]
+        count = len(self.replaced)
+        lines = [f"{count} table{'' if count == 1 else 's'}: {_sizes(self.bytes_before, self.bytes_after)}"]
         lines += [f"  {name}: {_sizes(*sizes)}" for name, sizes in self.replaced.items()]
         lines += [f"  {name}: kept, {why}" for name, why in self.kept.items()]
         return "\n".join(lines)
