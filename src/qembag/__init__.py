@@ -50,7 +50,7 @@ _AT_FIRST_USE = {
     "save_tables": ".formats.tables",
 }
 
-# These rooms, too, are imported at first use. `dir` leaves them out: what looks at every attribute must not import torch.
+# Rooms that are imported at first use, too. `dir` leaves them out: what looks at every attribute must not import torch.
 _ROOMS = ("interop", "torch")
 
 if not TYPE_CHECKING:
