@@ -121,12 +121,16 @@ def odd_value(rng: random.Random) -> bytes:
     return coded(rng.choice([*values, *(Name(*rng.choice(GLOBALS)) for _ in range(8))]), rng.choice([2, 4]))
 
 
+def doubled(rng: random.Random) -> bytes:
+    """One value: deep, and perhaps of twice as many each time."""
+    times = rng.choice([10, 40, 90, 1000])
+    return rng.choice([b")q\0" + b"h\0\x86q\0" * times, b"](" + b"](" * times + b"e" * times + b"e"])
+
+
 def bomb(rng: random.Random) -> bytes:
     """Opcodes that build much of little."""
     if rng.random() < 0.3:
-        # One value, of twice as many each time.
-        times = rng.choice([10, 40, 90, 1000])
-        return rng.choice([b")q\0" + b"h\0\x86q\0" * times, b"](" + b"](" * times + b"e" * times + b"e"])
+        return doubled(rng)
     times = rng.choice([3, 100, 10_000])
     pieces = [
         b"]",
@@ -148,6 +152,9 @@ def bomb(rng: random.Random) -> bytes:
 
 def spoil_codes(codes: bytes, rng: random.Random) -> bytes:
     """Opcodes dropped, doubled, exchanged, or with another argument or another opcode in their place."""
+    if rng.random() < 0.03:
+        # The whole value, and another beside it.
+        return codes[:-1] + doubled(rng) + b"\x86."
     try:
         places = [at for _, _, at in pickletools.genops(codes)] + [len(codes)]
     except ValueError:

@@ -33,7 +33,7 @@ import mutate_files
 from damage_torch import damaged
 from mutate_files import MEMORY, SEED, Finding, alarm, look_up
 from qembag.interop import torch_file
-from qembag.interop.foreign import Memory, Wanted
+from qembag.interop.foreign import Memory, Refused, Wanted, check_copies
 from qembag.interop.torch_tensors import QTensor, Tensor, read_entries
 from support.torch_files import files_of_every_kind
 
@@ -88,9 +88,10 @@ def verdict(path: Path, raw: bytes, wanted: Wanted) -> str:
         memory = Memory(path)
         with nothing_runs():
             tables = torch_file.read(memory, wanted)
+            check_copies(tables.values(), len(raw), mapped=True)
             made = {name: foreign.table(mapped=True) for name, foreign in tables.items() if wanted.wants(name)}
     except ValueError as error:
-        if type(error) is not ValueError or not str(error):
+        if type(error) not in (ValueError, Refused) or not str(error):
             raise Finding(f"refused by {error!r}") from error
         if len(str(error)) > 3000:
             raise Finding(f"refused by {len(str(error))} characters") from error

@@ -9,6 +9,7 @@ import qembag
 from qembag import cli
 from qembag.cli import contents
 from support.commands import float_rows
+from support.static_text import write_model2vec
 
 
 @pytest.fixture
@@ -87,6 +88,19 @@ def test_tensors_by_name_pattern_and_all(command, target, tmp_path):
         assert opened["a.embed"].shape == rows.shape
     assert "'x'" in command.fails("quantize", path, target, "--tensor", "x", "--force")
     assert "not allowed with argument" in command.refuses("quantize", path, target, "--all", "--tensor", "x")
+
+
+def test_what_belongs_to_the_rows_of_a_model_is_not_lost(command, target, tmp_path):
+    rows, mapping = float_rows(5), np.array([1, 1, 4], np.int32)
+    write_model2vec(tmp_path / "model", embeddings=rows, mapping=mapping, weights=np.ones(3, np.float32))
+    model = tmp_path / "model" / "model.safetensors"
+    said = command.fails("quantize", model, target, "--bits", 4, "-q")
+    assert said.startswith(f"{model}: is a model2vec file, whose mapping or weights would be lost")
+    command("convert", tmp_path / "model", tmp_path / "mine.safetensors", "-q")
+    command("quantize", tmp_path / "mine.safetensors", target, "--bits", 4, "--method", "minmax", "-q")
+    table = qembag.open_table(target)
+    assert table.row_weights.tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(table[:], qembag.quantize(rows, 4)[mapping])
 
 
 def test_what_is_there_is_replaced_by_force_only(command, source, target):

@@ -404,3 +404,20 @@ def test_the_encoder_in_the_documents_is_model2vecs(tmp_path, rng, max_length, n
         exec(compile(code, str(page), "exec"), names)  # noqa: S102 (our own documents)
     table = only(qembag.load_tables(tmp_path / "saved"), "embeddings")
     assert same(names["Encoder"](tmp_path / "saved", table).encode(TEXTS), model.encode(TEXTS))
+
+
+def test_the_numbers_in_the_documents_hold_what_is_promised():
+    page = Path(__file__).parents[1] / "docs" / "from-model2vec.md"
+    if not page.exists():
+        pytest.skip("the documents are not beside the tests")
+    rows = [
+        line.strip("| ").split(" | ") for line in page.read_text().splitlines() if re.match(r"\| (Word|Mini)", line)
+    ]
+    shown = {(row[0], row[1]): row[2:] for row in rows if len(row) == 7}
+    for table in ("WordLlama", "MiniLM"):
+        for name in ("sentence-transformers", "qembag, float32"):
+            assert shown[table, name][4] == "the same bits"
+        megabytes, _, times, _, cosine = shown[table, "qembag, 8-bit"]
+        assert float(cosine) >= 0.9999
+        assert float(times) >= 5
+        assert float(megabytes) < 0.26 * float(shown[table, "model2vec"][0])

@@ -147,13 +147,17 @@ def test_tables_that_share_bytes_and_need_copies_are_refused_beyond_some_memory(
     value = {f"t{number}": view(many, (64, 64), (1, 64)) for number in range(4)}
     assert len(load(file, value)) == 4
     value = {f"t{number}": view(many, (64, 63), (1, 64)) for number in range(2500)}
-    assert "must be repacked" in refusal(load, file, value)
+    assert "must be copied" in refusal(load, file, value)
+    file = File()
+    many = file.storage(np.zeros(4096, np.float32))
+    value = {f"t{number}": view(many, (64, 64)) for number in range(2500)}
+    assert len(load(file, value)) == 2500
+    assert "choose some by names=" in refusal(load, file, value, mmap=False)
     overlapping = {"t": view(many, (2048, 2049), (1, 1))}
     np.testing.assert_array_equal(load(file, overlapping)["t"].data[[0, -1]], np.zeros((2, 2049)))
     wide = file.storage(np.zeros(20000, np.float32))
-    assert "must be repacked" in refusal(
-        load, file, {"t": view(wide, (9000, 9001), (1, 1)), "u": view(wide, (9000, 9001), (2, 0))}
-    )
+    value = {"t": view(wide, (9000, 9001), (1, 1)), "u": view(wide, (9000, 9001), (2, 0))}
+    assert "table 'u' must have rows apart in the file, got 9000 rows in" in refusal(load, file, value)
 
 
 # ---- torch.ao --------------------------------------------------------------------------------------------------------
@@ -393,6 +397,17 @@ def test_halves_are_kept_only_where_they_hold_each_bias(load):
     large = load(file, {"a": intx(file, codes, scale)})["a"]
     assert large.layout.scale_dtype == np.float32
     np.testing.assert_array_equal(large[:], codes * scale.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_scales_of_torchao_may_be_anything(load, kind):
+    file = File()
+    bits = np.dtype(kind).itemsize * 8
+    scale = np.array([[np.nan], [np.inf], [-np.inf], [0], [1], [1]], kind)
+    # A NaN that signals: converting it is an invalid operation.
+    scale[5] = np.array({16: 0x7D00, 32: 0x7FA00000}[bits], f"u{bits // 8}").view(kind)
+    table = load(file, {"a": intx(file, scale=scale)})["a"]
+    np.testing.assert_array_equal(table.scales, scale[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..formats.to_file import quantize_to_file
+from ..interop.foreign import Wanted
+from ..interop.load import open_others
 from .arguments import count, key_and_value, refuse_existing
 from .arrays import load_array
-from .output import about, progress
+from .output import Failure, about, progress
 
 if TYPE_CHECKING:
     import argparse
@@ -56,6 +58,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
         wrong("--importance must come with --method lsq")
     importance = None if options.importance is None else load_array(options.importance)
     with about(options.source, writes=options.target), progress(quiet=options.quiet) as report:
+        refuse_to_lose(options.source)
         try:
             quantize_to_file(
                 options.source,
@@ -76,3 +79,16 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume goes on from here") from None
+
+
+def refuse_to_lose(source: Path) -> None:
+    """Raise if the rows of a model of static text have a mapping or weights, which only `qembag convert` knows."""
+    found = open_others(source, None, Wanted()) if source.suffix == ".safetensors" else None
+    if found is None:
+        return
+    for table in found.tables.values():
+        if table.mapping is not None or table.row_weights is not None:
+            raise Failure(
+                f"{source}: is a {found.format} file, whose mapping or weights would be lost; first: "
+                f"qembag convert {source} OTHER.safetensors"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Rows are repacked, and handed to a writer, about this many bytes at a time.
 AT_ONCE = 1 << 22
+# Copied tables may take so much more than the file: narrow rows grow by their scales, and two tables may be one.
+MAX_COPIES, FREE_BYTES = 2, 32 << 20
 # The types of floats that tables may have.
 FLOATS = ("float32", "float16", "bfloat16")
 # An error says of so many tables why they cannot be had.
@@ -305,6 +307,21 @@ class Foreign:
         could take for ever, and a copy any memory."""
         if self.overlaps:
             raise ValueError(f"table {brief(self.name)}: {OVERLAP}")
+
+
+def most_copied(num_bytes: int) -> int:
+    """What copies of the tables of a file of so many bytes may take."""
+    return MAX_COPIES * num_bytes + FREE_BYTES
+
+
+def check_copies(tables: Iterable[Foreign], num_bytes: int, *, mapped: bool) -> None:
+    """Raise if tables of a file of so many bytes lie over one another there, and copies would take much memory."""
+    copied = sum(table_bytes(table.layout, table.num_rows) for table in tables if not (mapped and table.is_mapped))
+    if copied > most_copied(num_bytes):
+        raise ValueError(
+            f"has tables of {copied} bytes that must be copied, in {num_bytes} bytes: several lie in the same ones; "
+            "choose some by names="
+        )
 
 
 def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -17,7 +17,7 @@ from ..formats.saving import INDEX_SUFFIX, as_path
 from ..formats.stored import stored_array
 from ..formats.table_file import NUM_SAMPLES, SAMPLE_BYTES, VERSION_KEY
 from ..formats.tables import listed, open_tables
-from .foreign import ByName, Foreign, Memory, Refused, Wanted
+from .foreign import ByName, Foreign, Memory, Refused, Wanted, check_copies
 
 if TYPE_CHECKING:
     from ..float_table import FloatTable
@@ -92,6 +92,8 @@ def load_tables(
     mapped = _arguments.flag(mmap, "mmap")
     found = open_foreign(whole, _format(format), wanted_of(bits, dims, names))
     with errors_name(whole):
+        if found.file is not None:
+            check_copies(found.tables.values(), found.file.num_bytes, mapped=mapped)
         return {name: found.table(name, mapped=mapped) for name in found.tables}
 
 
@@ -332,6 +334,11 @@ class MappedTables:
     def __init__(self, path: Path, format: str, wanted: Wanted, memory: Memory, tables: Mapping[str, Foreign]) -> None:
         self.path, self.format = path, format
         self._wanted, self._memory, self._tables = wanted, memory, tables
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file."""
+        return len(self._memory.bytes)
 
     def release(self) -> None:
         """Let the system take back the pages that were read."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..formats.safetensors_file import brief
 from ..formats.tables import listed
-from ..layout import FloatLayout, of_rows, table_bytes
+from ..layout import FloatLayout, of_rows
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, said
+from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, most_copied, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
-MAX_COPIES, FREE_BYTES = 2, 32 << 20
 
 
 def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
@@ -48,7 +47,13 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
     for key, make in makers.items():
         name = names[key]
         try:
-            tables[name] = make(name, wanted)
+            table = make(name, wanted)
+            # Rows of expanded tensors lie in the same bytes: repacking any number of them would not end.
+            if not table.is_mapped and table.nbytes > most_copied(len(memory.bytes)):
+                raise ValueError(
+                    f"must have rows apart in the file, got {table.num_rows} rows in {len(memory.bytes)} bytes"
+                )
+            tables[name] = table
         except ValueError as error:
             if wanted.wants(name):
                 # Not the error itself, which keeps a kilobyte of frames: there may be tens of thousands.
@@ -57,7 +62,6 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
                     unsaid[name] = error
     if refused:
         raise Refused(tables, refused, _what_to_give(unsaid))
-    _check_copies([table for name, table in tables.items() if wanted.wants(name)], len(memory.bytes))
     return tables
 
 
@@ -149,13 +153,6 @@ def _prepacked(name: str, tensor: Tensor, wanted: Wanted, big_endian: bool) -> F
             f"of {dim} at {bits} bits"
         )
     return Foreign.as_it_is(name, rows, layout)
-
-
-def _check_copies(tables: Iterable[Foreign], num_bytes: int) -> None:
-    """Raise if tables lie in the same bytes of a small file, and would take much memory each."""
-    copied = sum(table_bytes(table.layout, table.num_rows) for table in tables if not table.is_mapped)
-    if copied > MAX_COPIES * num_bytes + FREE_BYTES:
-        raise ValueError(f"has tables of {copied} bytes that must be repacked, in a file of {num_bytes} bytes")
 
 
 def _what_is_there(entries: Entries) -> str:

@@ -92,9 +92,13 @@ def rows_of_intx(
 
 def _pairs(scales: NDArray[Any], zero_points: NDArray[Any], middle: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Scale and bias of each group, shape (num_rows, num_groups, 2); the bias is rounded once."""
-    wide = scales.astype(np.float64)
-    pairs = np.stack([wide, -(zero_points.astype(np.float64) + middle) * wide], axis=-1)
-    return _arguments.quietly(pairs.astype, dtype)
+
+    def computed() -> NDArray[Any]:
+        wide = scales.astype(np.float64)
+        return np.stack([wide, -(zero_points.astype(np.float64) + middle) * wide], axis=-1).astype(dtype)
+
+    # Scales may be NaNs or infinities, as torchao's would be.
+    return _arguments.quietly(computed)
 
 
 def as_floats(tensor: Tensor, rows: slice) -> NDArray[Any]:

@@ -52,9 +52,8 @@ class Report(NamedTuple):
         return sum(sizes.after for sizes in self.replaced.values())
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.replaced)} table{'s' * (len(self.replaced) != 1)}: {_sizes(self.bytes_before, self.bytes_after)}"
-        ]
+        count = len(self.replaced)
+        lines = [f"{count} table{'' if count == 1 else 's'}: {_sizes(self.bytes_before, self.bytes_after)}"]
         lines += [f"  {name}: {_sizes(*sizes)}" for name, sizes in self.replaced.items()]
         lines += [f"  {name}: kept, {why}" for name, why in self.kept.items()]
         return "\n".join(lines)
@@ -129,7 +128,8 @@ def replace_embedding_bags(
         except (TypeError, ValueError) as error:
             report.kept[places[0]] = str(error)
             continue
-        report.replaced[places[0]] = Replaced(_bytes_of(module), new.table.nbytes) if is_first else Replaced(0, 0)
+        sizes = (_bytes_of(module), new.table.nbytes) if is_first else (0, 0)
+        report.replaced[places[0]] = Replaced(*sizes)
         for name in places:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, new)
