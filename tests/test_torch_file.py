@@ -13,7 +13,7 @@ import pytest
 
 import qembag
 from qembag.interop.torch_file import names_of
-from support.torch_files import Entry, File, Name, Persistent, archive_of, entries_of, pickled, view
+from support.torch_files import Entry, File, Name, Persistent, archive_of, coded, entries_of, pickled, view
 
 GOLDEN = Path(__file__).parent / "golden" / "torch"
 ROWS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -123,10 +123,10 @@ def test_a_table_that_is_not_asked_for_may_be_wrong(load):
 
 
 def test_what_cannot_be_read_takes_no_more_memory_than_what_can(load):
-    """Ten thousand tables whose dim the file does not say: the error of each would keep its frames."""
+    """Five thousand tables whose dim the file does not say: the error of each would keep its frames."""
     file = File()
     rows = file.tensor(np.zeros((2, 32), np.uint8))
-    value = {f"embedding_bags.t{number}.weight": rows for number in range(10_000)}
+    value = {f"embedding_bags.t{number}.weight": rows for number in range(5_000)}
     load(file, value, dims=16, bits=8)
     tracemalloc.start()
     try:
@@ -134,11 +134,28 @@ def test_what_cannot_be_read_takes_no_more_memory_than_what_can(load):
         _, opened = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         assert "table 'embedding_bags.t4' has" in (text := refusal(load, file, value))
-        assert "; and 9995 more; the file does not say which: give it, such as dims={'t0': 28, 't1': 28," in text
+        assert "; and 4995 more; the file does not say which: give it, such as dims={'t0': 28, 't1': 28," in text
         _, refused = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert refused < opened + 2**20
+
+
+def test_one_tensor_of_many_names_is_refused_beyond_some_memory(tmp_path):
+    file = File()
+    rows = coded(file.tensor(ROWS))
+
+    def written(count: int) -> Path:
+        # Kept once, and then used by its number.
+        keys = [coded(f"t{number}") for number in range(count)]
+        raw = b"\x80\2}(" + keys[0] + rows + b"q\0" + b"".join(key + b"h\0" for key in keys[1:]) + b"u."
+        path = tmp_path / "model.pt"
+        path.write_bytes(archive_of(entries_of(raw, file.storages)))
+        return path
+
+    assert len(qembag.load_tables(written(5000))) == 5000
+    with pytest.raises(ValueError, match=r"is too large: what it builds must not need more than \d+ bytes"):
+        qembag.load_tables(written(20_000))
 
 
 def test_tables_that_share_bytes_and_need_copies_are_refused_beyond_some_memory(load):

@@ -34,6 +34,8 @@ HEADERS_AT_ONCE = 256
 # NumPy 1 has no arrays of more dimensions.
 MAX_RANK = 32
 MAX_DEPTH = 100
+# What a table of a tensor takes beside its rows: a pickle may name one tensor tens of thousands of times.
+TABLE, TABLE_RANK = 16 * OBJECT, 2
 ALONE = "table"
 
 # NumPy's types of torch's, less the byte order. Those that NumPy lacks are their bits.
@@ -523,6 +525,8 @@ def _flattened(whole: Any, budget: Budget) -> tuple[dict[str, AnyTensor], dict[s
         elif isinstance(value, TENSORS):
             if name in tensors:
                 raise ValueError(f"has two tensors of the name {brief(name)}")
+            if len(value.shape) == TABLE_RANK:
+                budget.spend(TABLE)
             tensors[name] = value
         elif value is None or isinstance(value, (Unread, *PLAIN)):
             others[name] = value
