@@ -417,3 +417,45 @@ except TypeError as error:
     print(error)
 """
     assert said(code) == "table must be a QuantizedTable, a FloatTable or an array of floats, got QuantizedTable"
+
+
+# ---- Rooms that are imported at first use --------------------------------------------------------------------------------
+
+
+def test_other_libraries_rooms_are_there_when_they_are_asked_for():
+    code = """
+    import sys
+    import qembag
+    assert not {"qembag.interop", "torch"} & set(sys.modules)
+    assert "torch" not in dir(qembag)
+    names = [qembag.interop.__name__, qembag.interop.fbgemm.__name__, qembag.interop.torch.__name__]
+    assert "torch" not in sys.modules
+    for room in (qembag, qembag.interop):
+        try:
+            room.nothing
+        except AttributeError as error:
+            names.append(str(error))
+    print(names)
+    """
+    assert said(code) == str(
+        [
+            "qembag.interop",
+            "qembag.interop.fbgemm",
+            "qembag.interop.torch",
+            "module 'qembag' has no attribute 'nothing'",
+            "module 'qembag.interop' has no attribute 'nothing'",
+        ]
+    )
+
+
+def test_without_torch_its_room_says_how_to_get_it():
+    code = """
+    import sys
+    sys.modules["torch"] = None
+    import qembag
+    try:
+        qembag.torch
+    except ImportError as error:
+        print(error)
+    """
+    assert said(code) == "qembag.torch needs torch: pip install 'qembag[torch]'"

@@ -38,7 +38,7 @@ def test_undamaged_files_are_read(mutate_torch_files, monkeypatch):
     outcomes = mutate_torch_files.run(100)
     # TorchRec's files do not say all, and the tensors of one checkpoint are big-endian.
     assert outcomes.pop("opened") > 70
-    assert all("Give them, such as" in refusal for refusal in outcomes)
+    assert all("give it, such as" in refusal for refusal in outcomes)
 
 
 def imported(machine: Any, module: str, name: str) -> None:

@@ -50,9 +50,14 @@ _AT_FIRST_USE = {
     "save_tables": ".formats.tables",
 }
 
+# Rooms that are imported at first use, too. `dir` leaves them out: what looks at every attribute must not import torch.
+_ROOMS = ("interop", "torch")
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f".{name}", __name__)
         if name not in _AT_FIRST_USE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_AT_FIRST_USE[name], __name__), name)
