@@ -187,6 +187,36 @@ def test_dtypes_and_other_objects_are_refused():
         front.Embedding.from_float(torch.nn.Embedding(3, 4, device="meta"))
 
 
+def test_a_module_of_ours_is_not_another_librarys(bags):
+    # It would lose its mode.
+    with pytest.raises(TypeError, match="got one of qembag's"):
+        front.EmbeddingBag.from_quantized(bags[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_module_with_a_weight_of_torchaos_keeps_its_options_and_type(dtype):
+    torchao = pytest.importorskip("torchao.quantization")
+    model = torch.nn.ModuleDict(
+        {
+            "bag": torch.nn.EmbeddingBag(10, 16, mode="mean", padding_idx=3, include_last_offset=True),
+            "one": torch.nn.Embedding(10, 16, padding_idx=2),
+        }
+    ).to(dtype)
+    torchao.quantize_(
+        model, torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4), lambda module, _: hasattr(module, "weight")
+    )
+    bag = front.EmbeddingBag.from_quantized(model.bag)
+    assert (bag.mode, bag.padding_idx, bag.include_last_offset, bag.dtype) == ("mean", 3, True, dtype)
+    expected = model.one(torch.arange(10)).detach()
+    front.replace_embedding_bags(model, embeddings=True)
+    assert model.one.padding_idx == 2
+    assert model.one(torch.arange(10)).dtype == dtype
+    assert torch.equal(model.one(torch.arange(10)), expected)
+    found = model.bag(torch.tensor([3, 1, 3]), torch.tensor([0, 2, 3]))
+    assert torch.equal(found, model.bag(torch.tensor([1]), torch.tensor([0, 1, 1])))
+
+
 def test_gradients_of_weights_are_refused_and_not_lost(bags):
     module, (indices, offsets) = bags
     weights = torch.rand(40, requires_grad=True)

@@ -108,6 +108,18 @@ def hooked():
     return module
 
 
+def state_hooked():
+    module = torch.nn.EmbeddingBag(3, 4)
+    module.register_state_dict_post_hook(lambda *_: None)
+    return module
+
+
+def with_a_forward_of_its_own():
+    module = torch.nn.EmbeddingBag(3, 4)
+    module.forward = lambda *_: None
+    return module
+
+
 def with_nan():
     module = torch.nn.EmbeddingBag(3, 4)
     module.weight.data[1, 1] = torch.nan
@@ -121,6 +133,8 @@ def with_nan():
         (lambda: torch.nn.EmbeddingBag(3, 4, device="meta"), "CPU"),
         (lambda: Own(3, 4), "subclass may look up in another way, got Own"),
         (hooked, "hooks"),
+        (state_hooked, "hooks"),
+        (with_a_forward_of_its_own, "its forward"),
         (with_nan, "1"),
     ],
 )
@@ -150,6 +164,25 @@ def test_tied_weights_share_a_table_and_those_of_other_layers_are_kept():
     assert (model.a.mode, model.b.mode) == ("sum", "mean")
     assert report.bytes_before == 160
     assert report.kept == {"c": "its weight is also that of out"}
+
+
+@pytest.mark.parametrize("kept", [hooked, lambda: torch.nn.EmbeddingBag(3, 4, max_norm=2.0)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_weight_that_stays_in_one_module_stays_in_all(kept, first):
+    modules = [kept(), torch.nn.EmbeddingBag(3, 4)]
+    modules[1].weight = modules[0].weight
+    model = torch.nn.Sequential(*(modules if first == 0 else modules[::-1]))
+    report = front.replace_embedding_bags(model)
+    assert report.kept[str(1 - first)] == f"its weight is also that of {first}"
+    assert report.replaced == {}
+    assert all(is_bag(module) for module in model)
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
+        front.replace_embedding_bags({})
+    with pytest.raises(TypeError, match=r"names must be .*, got int"):
+        front.replace_embedding_bags(Model(1), names=3)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from ..float_table import FloatTable
-from ..interop.tensors import array_of, has_class
+from ..interop.tensors import array_of
 from ..quantize import quantize
 from ..table import QuantizedTable
 from .lookup_module import LookupModule
@@ -23,10 +23,14 @@ def _empty_table(num_embeddings: int, dim: int, bits: int) -> QuantizedTable:
     return QuantizedTable(np.zeros((num_embeddings, some.row_bytes), np.uint8), bits, dim=dim)
 
 
+def refuse_max_norm(module: Any) -> None:
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(f"max_norm must be None: lookups do not change rows, got {module.max_norm}")
+
+
 def _weights_of(module: Any) -> NDArray[Any]:
     """A float module's rows for `quantize`."""
-    if module.max_norm is not None:
-        raise ValueError(f"max_norm must be None: lookups do not change rows, got {module.max_norm}")
+    refuse_max_norm(module)
     weight = module.weight
     return array_of(weight.float() if weight.dtype == torch.bfloat16 else weight, "weight")
 
@@ -48,6 +52,16 @@ def _row_number(padding_idx: int | None, num_embeddings: int) -> int | None:
     if not -num_embeddings <= padding_idx < num_embeddings:
         raise ValueError(f"padding_idx must be from {-num_embeddings} to {num_embeddings - 1}, got {padding_idx}")
     return padding_idx % num_embeddings
+
+
+def _quantized_table(module: torch.nn.Module) -> QuantizedTable | FloatTable:
+    """Of another library's module."""
+    from ..interop.torch import from_module
+
+    if isinstance(module, LookupModule):
+        # Its mode and type would be lost.
+        raise TypeError("module must be one of torch's or torchao's, got one of qembag's: copy.deepcopy copies it")
+    return from_module(module)
 
 
 class EmbeddingBag(LookupModule):
@@ -267,11 +281,12 @@ class EmbeddingBag(LookupModule):
         TypeError, ValueError
             As for `qembag.interop.torch.from_module`.
         """
-        from ..interop.torch import from_module
-
+        table = _quantized_table(module)
+        if isinstance(module, torch.nn.EmbeddingBag):
+            return cls._like(module, table, num_threads)
         made = cls.from_table(
-            from_module(module),
-            mode=module.mode if has_class(module, "torch.nn.modules", "EmbeddingBag") else "sum",
+            table,
+            mode="sum",
             include_last_offset=getattr(module, "include_last_offset", False),
             num_threads=num_threads,
         )
@@ -445,9 +460,10 @@ class Embedding(LookupModule):
     @classmethod
     def from_quantized(cls, module: torch.nn.Module, *, num_threads: int | None = None) -> Self:
         """A quantized embedding of torch's or torchao's: see `EmbeddingBag.from_quantized`."""
-        from ..interop.torch import from_module
-
-        made = cls.from_table(from_module(module), num_threads=num_threads)
+        table = _quantized_table(module)
+        if isinstance(module, torch.nn.Embedding):
+            return cls._like(module, table, num_threads)
+        made = cls.from_table(table, num_threads=num_threads)
         made.train(module.training)
         return made
 

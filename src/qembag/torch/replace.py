@@ -9,7 +9,7 @@ import torch
 
 from ..interop.tensors import has_class
 from ..quantize import quantize
-from .modules import Embedding, EmbeddingBag
+from .modules import Embedding, EmbeddingBag, refuse_max_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +26,16 @@ FLOATS: dict[type[torch.nn.Module], type[EmbeddingBag | Embedding]] = {
 }
 QUANTIZED: dict[str, type[EmbeddingBag | Embedding]] = {"EmbeddingBag": EmbeddingBag, "Embedding": Embedding}
 TORCH_AO = "torch.ao.nn.quantized.modules.embedding_ops"
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 class Replaced(NamedTuple):
@@ -95,8 +104,8 @@ def replace_embedding_bags(
     -------
     Report
         Bytes of each table before and after, and the modules that are kept, with the reason: a `max_norm`, which
-        changes rows as they are looked up; hooks; a subclass; a weight that other modules use; rows that cannot be
-        quantized, such as those that hold a NaN; another device.
+        changes rows as they are looked up; hooks; a subclass, or a `forward` of its own; a weight that other modules
+        use; rows that cannot be quantized, such as those that hold a NaN; another device.
 
     Raises
     ------
@@ -112,18 +121,19 @@ def replace_embedding_bags(
     1 table: 25.60 MB to 3.60 MB
       0: 25.60 MB to 3.60 MB
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     options: dict[str, Any] = {"method": method, "scale_dtype": scale_dtype, "group_size": group_size}
     quantize(np.zeros((1, 1), np.float32), bits, **options)  # raises if an option is wrong
     groups = _chosen(model, _places(model, embeddings), names)
-    users = _users(model)
-    replaced = {name for places in groups for name in places}
+    report = Report({}, _kept(model, groups))
     tables: dict[int, QuantizedTable | FloatTable] = {}
-    report = Report({}, {})
     for places in groups:
-        module = model.get_submodule(places[0])
+        if places[0] in report.kept:
+            continue
+        module: Any = model.get_submodule(places[0])
         try:
-            _check(module, users, replaced)
-            is_first = id(getattr(module, "weight", None)) not in tables
+            is_first = id(module._parameters.get("weight")) not in tables
             new = _replacement(module, bits, num_threads, options, tables)
         except (TypeError, ValueError) as error:
             report.kept[places[0]] = str(error)
@@ -167,12 +177,34 @@ def _chosen(
         return places
     if callable(names):
         return [some for some in places if any(names(name, model.get_submodule(name)) for name in some)]
-    asked = {names} if isinstance(names, str) else set(names)
+    try:
+        asked = {names} if isinstance(names, str) else set(names)
+    except TypeError:
+        raise TypeError(f"names must be names of modules, or a function, got {type(names).__name__}") from None
     unknown = sorted(asked - {name for some in places for name in some})
     if unknown:
         known = ", ".join(some[0] for some in places) or "none"
         raise ValueError(f"names must be of modules that can be replaced ({known}), got {unknown[0]!r}")
     return [some for some in places if asked & set(some)]
+
+
+def _kept(model: torch.nn.Module, groups: list[list[str]]) -> dict[str, str]:
+    """Modules that cannot be replaced, and why, as far as that shows before anything is quantized."""
+    kept = {}
+    for places in groups:
+        try:
+            _check(model.get_submodule(places[0]))
+        except ValueError as error:
+            kept[places[0]] = str(error)
+    replaced = {name for places in groups if places[0] not in kept for name in places}
+    users = _users(model)
+    for places in groups:
+        weight = model.get_submodule(places[0])._parameters.get("weight")
+        others = [name for name in users.get(id(weight), []) if name not in replaced]
+        # A copy in codes, beside floats that stay, would take more memory and not less.
+        if others and places[0] not in kept:
+            kept[places[0]] = f"its weight is also that of {others[0] or 'the model itself'}"
+    return kept
 
 
 def _users(model: torch.nn.Module) -> dict[int, list[str]]:
@@ -185,16 +217,16 @@ def _users(model: torch.nn.Module) -> dict[int, list[str]]:
     return users
 
 
-def _check(module: torch.nn.Module, users: dict[int, list[str]], replaced: set[str]) -> None:
+def _check(module: torch.nn.Module) -> None:
     """Raises ValueError if another module would not do the same."""
     kind = type(module)
     if kind not in FLOATS and not kind.__module__.startswith(TORCH_AO):
         raise ValueError(f"a subclass may look up in another way, got {kind.__name__}")
+    if "forward" in vars(module):
+        raise ValueError("its forward is one of its own")
     if any(getattr(module, hooks, None) for hooks in HOOKS):
         raise ValueError("its hooks would be lost")
-    others = [name for name in users.get(id(module._parameters.get("weight")), []) if name not in replaced]
-    if others:
-        raise ValueError(f"its weight is also that of {others[0] or 'the model itself'}")
+    refuse_max_norm(module)
 
 
 def _replacement(
@@ -210,7 +242,7 @@ def _replacement(
         return kind.from_quantized(module, num_threads=num_threads)
     # Modules that share a weight share a table.
     number = id(module.weight)
-    if number in tables and module.max_norm is None:
+    if number in tables:
         return kind._like(module, tables[number], num_threads)
     new = kind.from_float(module, bits, num_threads=num_threads, **options)
     tables[number] = new.table
