@@ -414,6 +414,46 @@ def test_inspect_finds_suspicious_rows_of_repacked_tables(command, tmp_path, at_
     assert found["constant"] == {"rows": 1, "first": [2]}
 
 
+def test_rows_without_number_that_share_bytes_are_named_and_not_gone_over(command, tmp_path):
+    """2**40 rows of a file of a kilobyte: hours for inspect, and a full disk for dequantize."""
+    path = saved(
+        tmp_path / "model.pt",
+        lambda file: {
+            "wide.weight": view(file.storage(np.ones(4, np.float32)), (1 << 40, 4), (0, 1)),
+            "emb.weight": file.tensor(float_rows(6, 4)),
+        },
+    )
+    assert list(qembag.load_tables(path)) == ["wide", "emb"]
+    printed = command("inspect", path)
+    assert "tables that cannot be read\n  wide its rows overlap in the file, and can only be mapped" in printed
+    assert "\nemb  " in printed
+    why = json.loads(command("inspect", path, "--json"))["refused"]
+    assert why == {"wide": "its rows overlap in the file, and can only be mapped"}
+    for arguments in (["dequantize", path, tmp_path / "floats.safetensors"], ["lookup", path, "--table", "wide"]):
+        assert "table 'wide': its rows overlap" in command.fails(*arguments)
+    command("dequantize", path, tmp_path / "floats.npy", "--table", "emb")
+
+
+@pytest.mark.parametrize("job", [["inspect"], ["convert", "target.safetensors"], ["dequantize", "target.npy"]])
+def test_rows_without_number_that_must_be_repacked_are_refused(command, tmp_path, job):
+    """Codes, scales and zero points of one row, expanded to 2**40."""
+    rows = 1 << 40
+
+    def value(file):
+        codes = file.qtensor(CODES, "QUInt8", np.float32([1, 1, 1]), np.float32([0, 0, 0]), 4)
+        storage, offset, _, _, (scheme, scales, zeros, axis), *rest = codes.arguments
+        shared = [view(tensor.arguments[0], (rows,), (0,)) for tensor in (scales, zeros)]
+        place = (storage, offset, (rows, 4), (0, 1), (scheme, *shared, axis))
+        return {"emb._packed_params._packed_weight": codes._replace(arguments=(*place, *rest))}
+
+    path = saved(tmp_path / "model.pt", value)
+    why = f"must have rows apart in the file, got {rows} rows in {path.stat().st_size} bytes"
+    if job == ["inspect"]:
+        assert why in command("inspect", path)
+        return
+    assert why in command.fails(job[0], path, *(tmp_path / name for name in job[1:]))
+
+
 def test_inspect_of_a_table_with_a_mapping(command, tmp_path):
     rows = np.int8([[1, 2], [5, 5]])
     write_model2vec(tmp_path / "model", embeddings=rows, mapping=np.int32([1, 0, 1]))

@@ -59,7 +59,7 @@ def test_plain_values_are_read_as_pickle_reads_them(dump, protocol):
 
 def test_every_opcode_is_tried():
     """The values above, a text and bytes of 8-byte length, and what the next tests write."""
-    seen = {ord(code) for code in "cRbQa"} | {0x81, 0x93, 0x8D, 0x8E, ord("s")}
+    seen = {ord(code) for code in "cRbQa"} | {0x81, 0x93, 0x8D, 0x8E, ord("s"), 0x8F, 0x90, 0x91, 0x96}
     for protocol in (2, 3, 4, 5):
         for dump in (pickle.dumps, pickle._dumps):
             for value in VALUES:
@@ -67,7 +67,17 @@ def test_every_opcode_is_tried():
     assert set(STEPS) - seen == set()
 
 
+def test_sets_are_passed_over():
+    for value in (set(), {1, "a"}, frozenset(), frozenset([(1, "a")]), {frozenset([1])}):
+        for protocol in (4, 5):
+            assert read(pickle.dumps([value, 1, value], protocol)) == [Unread("set"), 1, Unread("set")]
+    refused(b"\x80\4](K\1\x90.", "adds to a list, which is no set")
+    refused(b"\x80\4(K\1\x90.", "more values than there are")
+    refused(b"\x80\4K\1\x91.", "more values than there are")
+
+
 def test_long_texts_and_bytes_are_read():
+    assert read(pickle.dumps(bytearray(b"abc"), 5)) == b"abc"
     assert read(b"\x80\4\x8d" + (3).to_bytes(8, "little") + b"abc.") == "abc"
     assert read(b"\x80\4\x8e" + (3).to_bytes(8, "little") + b"abc.") == b"abc"
 

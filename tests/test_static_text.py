@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,34 @@ def test_a_mapping_of_just_0_maps_one_token_to_the_first_row(tmp_path):
     """On a table, that mapping stands for none at all."""
     write_model2vec(tmp_path, embeddings=ROWS, mapping=np.array([0], np.int32))
     assert same(only(qembag.load_tables(tmp_path), "embeddings")[:], ROWS[:1])
+
+
+@pytest.mark.parametrize("last", [999, 1000])
+def test_a_long_mapping_takes_no_more_memory_than_the_file(tmp_path, last):
+    mapping = np.full(2_000_000, last, np.int32)
+    write_model2vec(tmp_path, embeddings=np.zeros((1000, 2), np.float32), mapping=mapping)
+    tracemalloc.start()
+    try:
+        if last < 1000:
+            assert len(only(qembag.load_tables(tmp_path), "embeddings").compressed_indices_mapping) == len(mapping)
+        else:
+            with pytest.raises(ValueError, match=r"mapping\[0\] must be from 0 to 999, got 1000"):
+                qembag.load_tables(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < mapping.nbytes + (6 << 20)
+
+
+def test_weights_are_in_memory_of_their_own_without_mmap(tmp_path):
+    write_model2vec(tmp_path, weights=WEIGHTS[:7].astype(np.float32), embeddings=ROWS)
+    (mapped,) = qembag.load_tables(tmp_path).values()
+    (table,) = qembag.load_tables(tmp_path, mmap=False).values()
+    assert same(mapped.row_weights, table.row_weights)
+    base = table.row_weights
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    assert isinstance(base, np.ndarray)
 
 
 @pytest.mark.parametrize("place", ["", ".", "0_StaticEmbedding"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 import qembag
 from qembag.interop.torch_file import names_of
-from support.torch_files import Entry, File, Name, Persistent, archive_of, entries_of, pickled, view
+from support.torch_files import Entry, File, Name, Persistent, archive_of, coded, entries_of, pickled, view
 
 GOLDEN = Path(__file__).parent / "golden" / "torch"
 ROWS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -121,6 +122,42 @@ def test_a_table_that_is_not_asked_for_may_be_wrong(load):
     assert refusal(load, file, value).startswith("table 'bad' must be quint8 or quint4x2, got qint8")
 
 
+def test_what_cannot_be_read_takes_no_more_memory_than_what_can(load):
+    """Five thousand tables whose dim the file does not say: the error of each would keep its frames."""
+    file = File()
+    rows = file.tensor(np.zeros((2, 32), np.uint8))
+    value = {f"embedding_bags.t{number}.weight": rows for number in range(5_000)}
+    load(file, value, dims=16, bits=8)
+    tracemalloc.start()
+    try:
+        load(file, value, dims=16, bits=8)
+        _, opened = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert "table 'embedding_bags.t4' has" in (text := refusal(load, file, value))
+        assert "; and 4995 more; the file does not say which: give it, such as dims={'t0': 28, 't1': 28," in text
+        _, refused = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused < opened + 2**20
+
+
+def test_one_tensor_of_many_names_is_refused_beyond_some_memory(tmp_path):
+    file = File()
+    rows = coded(file.tensor(ROWS))
+
+    def written(count: int) -> Path:
+        # Kept once, and then used by its number.
+        keys = [coded(f"t{number}") for number in range(count)]
+        raw = b"\x80\2}(" + keys[0] + rows + b"q\0" + b"".join(key + b"h\0" for key in keys[1:]) + b"u."
+        path = tmp_path / "model.pt"
+        path.write_bytes(archive_of(entries_of(raw, file.storages)))
+        return path
+
+    assert len(qembag.load_tables(written(5000))) == 5000
+    with pytest.raises(ValueError, match=r"is too large: what it builds must not need more than \d+ bytes"):
+        qembag.load_tables(written(20_000))
+
+
 def test_tables_that_share_bytes_and_need_copies_are_refused_beyond_some_memory(load):
     file = File()
     many = file.storage(np.zeros(4096, np.float32))
@@ -136,9 +173,8 @@ def test_tables_that_share_bytes_and_need_copies_are_refused_beyond_some_memory(
     overlapping = {"t": view(many, (2048, 2049), (1, 1))}
     np.testing.assert_array_equal(load(file, overlapping)["t"].data[[0, -1]], np.zeros((2, 2049)))
     wide = file.storage(np.zeros(20000, np.float32))
-    assert "must be copied" in refusal(
-        load, file, {"t": view(wide, (9000, 9001), (1, 1)), "u": view(wide, (9000, 9001), (2, 0))}
-    )
+    value = {"t": view(wide, (9000, 9001), (1, 1)), "u": view(wide, (9000, 9001), (2, 0))}
+    assert "table 'u' must have rows apart in the file, got 9000 rows in" in refusal(load, file, value)
 
 
 # ---- torch.ao --------------------------------------------------------------------------------------------------------
@@ -415,6 +451,22 @@ def test_small_groups_of_torchao_are_refused_with_what_to_do(load):
     ones = np.ones((6, 4), np.float32)
     value = {"a": intx(file, np.zeros((6, 32), np.int8), ones, np.zeros((6, 4), np.int8), state={"block_size": (1, 8)})}
     assert "groups of a multiple of 16 elements, or of whole rows, got groups of 8" in refusal(load, file, value)
+
+
+def test_rows_that_share_their_scales_are_refused_however_many_there_are(load):
+    """Each scale is looked at when the file is opened: a file of a kilobyte must not have 2**40 of them."""
+    file = File()
+    halves, codes = file.storage(np.ones(1, np.float16)), file.storage(np.zeros(4, np.int8))
+    rows = 1 << 40
+    state = {
+        "qdata": view(codes, (rows, 4), (0, 1)),
+        "scale": view(halves, (rows, 1), (0, 1)),
+        "zero_point": view(codes, (rows, 1), (0, 1)),
+        "target_dtype": Name("torch", "int4"),
+        "block_size": (1, 4),
+    }
+    text = refusal(load, file, {"a": file.wrapped(*INTX, (rows, 4), state)})
+    assert text == f"table 'a' must have scales for each row in the file, got ({rows}, 1) that share bytes"
 
 
 def test_codes_beyond_their_width_are_refused(load):

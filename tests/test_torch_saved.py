@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import io
+import pathlib
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +149,27 @@ def test_what_has_no_plain_values_is_passed_over(tmp_path):
     found = read(tmp_path / "a.pt")
     assert list(found.tensors) == ["a"]
     assert [key for key, value in found.others.items() if isinstance(value, Unread)] == list(saved)[1:]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_training_keeps_in_a_checkpoint_is_passed_over(tmp_path, protocol):
+    saved = {
+        "a": torch.randn(2, 2),
+        "arguments": argparse.Namespace(lr=0.1, data=pathlib.Path("data"), ranks={1, 2}, hook=frozenset([3])),
+        "array": np.arange(6.0).reshape(2, 3),
+        "columns": np.arange(6).reshape(2, 3).T,
+        "random": np.random.RandomState(0).get_state(),
+        "when": [datetime.datetime.now(), datetime.timedelta(1), datetime.date(2026, 11, 27)],
+        "path": pathlib.PureWindowsPath("a/b"),
+        "raw": bytearray(b"abc"),
+        "counts": collections.defaultdict(int, {"a": 1}),
+        "none": set(),
+    }
+    torch.save(saved, tmp_path / "a.pt", pickle_protocol=protocol)
+    found = read(tmp_path / "a.pt")
+    assert list(found.tensors) == ["a"]
+    passed = [key for key, value in found.others.items() if isinstance(value, Unread)]
+    assert {"arguments", "array", "columns", "path", "none"} <= set(passed)
 
 
 class Model(torch.nn.Module):

@@ -41,6 +41,8 @@ FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 # Telling whether two strided arrays share memory can take exponential time; past this effort they count as sharing.
 MAX_OVERLAP_WORK = 100_000
+# Entries of a mapping that are checked at a time.
+ENTRIES_AT_ONCE = 1 << 20
 
 
 def as_array(value: object, name: str) -> Array:
@@ -404,11 +406,22 @@ def row_weights(value: object, num_embeddings: int) -> NDArray[np.float32] | Non
 
 def checked_mapping(mapping: NDArray[np.int32], num_rows: int) -> NDArray[np.int32]:
     """The mapping, if each entry is -1 or the number of a row."""
-    # See `ops.embedding_bag_prepack` for why not with a plain number.
-    wrong = np.flatnonzero((mapping < -1) | (mapping >= np.int64(num_rows)))
-    if wrong.size:
-        raise IndexError(bad_mapping(int(wrong[0]), int(mapping[wrong[0]]), num_rows))
+    wrong = first_beyond(mapping, -1, num_rows)
+    if wrong is not None:
+        raise IndexError(bad_mapping(wrong, int(mapping[wrong]), num_rows))
     return mapping
+
+
+def first_beyond(mapping: NDArray[Any], least: int, num_rows: int) -> int | None:
+    """Where the first entry of a mapping is that is less than `least` or no row's number; None if there is none."""
+    # In blocks: a mapping that a file chose may be most of its bytes, and all of it wrong.
+    for start in range(0, len(mapping), ENTRIES_AT_ONCE):
+        some = mapping[start : start + ENTRIES_AT_ONCE]
+        # See `ops.embedding_bag_prepack` for why not with a plain number.
+        wrong = (some < least) | (some >= np.int64(num_rows))
+        if wrong.any():
+            return start + int(wrong.argmax())
+    return None
 
 
 # ---- Bags ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ..float_table import FloatTable
 from ..formats.safetensors_file import Tensor, read_header, read_index
 from ..formats.sources import Source, float_tensors, open_source, read_rows
 from ..formats.tables import Tables, listed, open_tables
-from ..interop.foreign import Foreign, Refused, Wanted
+from ..interop.foreign import OVERLAP, Foreign, Refused, Wanted
 from ..interop.load import Found, open_others, open_ours
 from ..table import QuantizedTable
 from .arrays import load_array
@@ -71,8 +71,14 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
     tables: dict[str, AnyTable | Source | Foreign] = {}
     others = others_of(path, format, wanted)
     if others is not None:
-        tables |= {name: streamed(others, name) for name in others.tables}
-        return Contents(tables, [], {}, others.format, others.refused, others.release)
+        refused = {} if others.refused is None else dict(others.refused.refused)
+        for name, table in others.tables.items():
+            if table.overlaps:
+                refused[name] = OVERLAP
+            else:
+                tables[name] = streamed(others, name)
+        why = Refused({}, refused, "" if others.refused is None else others.refused.hint) if refused else None
+        return Contents(tables, [], {}, others.format, why, others.release)
     if path.suffix.lower() == ".npy":
         array = load_array(path)
         if array.dtype.kind == "f" and array.ndim == 2:
@@ -115,6 +121,8 @@ def opened(path: Path, name: str | None = None) -> tuple[Tables, bool]:
     if others.refused is not None:
         raise ValueError(f"{others.refused}; `qembag convert` takes --dims and --bits")
     names = others.tables if name is None else [chosen(others.tables, name)]
+    for each in names:
+        others.tables[each].check_apart()
     return Tables({name: others.table(name, mapped=True) for name in names}), True
 
 

@@ -6,6 +6,7 @@ rows: so a large file opens in little memory. `Foreign.table` makes a table of o
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +36,7 @@ MAX_COPIES, FREE_BYTES = 2, 32 << 20
 FLOATS = ("float32", "float16", "bfloat16")
 # An error says of so many tables why they cannot be had.
 MAX_REASONS = 5
+OVERLAP = "its rows overlap in the file, and can only be mapped"
 ByName: TypeAlias = int | Mapping[str, int] | None
 
 
@@ -93,9 +95,9 @@ class Refused(ValueError):
     """
 
     def __init__(self, tables: dict[str, Foreign], refused: dict[str, str], hint: str = "") -> None:
-        texts = [f"table {brief(name)} {reason}" for name, reason in refused.items()]
-        more = [f"and {len(texts) - MAX_REASONS} more"] if len(texts) > MAX_REASONS else []
-        super().__init__("; ".join(filter(None, [*texts[:MAX_REASONS], *more, hint])))
+        texts = [f"table {brief(name)} {reason}" for name, reason in itertools.islice(refused.items(), MAX_REASONS)]
+        more = [f"and {len(refused) - MAX_REASONS} more"] if len(refused) > MAX_REASONS else []
+        super().__init__("; ".join(filter(None, [*texts, *more, hint])))
         self.tables, self.refused, self.hint = tables, refused, hint
 
 
@@ -237,6 +239,12 @@ class Foreign:
         return self._rows is not None and self._rows.dtype == self._stored
 
     @property
+    def overlaps(self) -> bool:
+        """Whether rows lie in one another's bytes, such as those of an expanded tensor."""
+        rows = self._rows
+        return rows is not None and len(rows) > 1 and rows.strides[0] < rows.shape[1] * rows.itemsize
+
+    @property
     def _stored(self) -> np.dtype[Any]:
         """The type of the rows' elements in memory."""
         return np.dtype(np.uint8) if isinstance(self.layout, RowLayout) else self.layout.stored
@@ -258,18 +266,18 @@ class Foreign:
                 start += len(block)
             rows = whole if isinstance(self.layout, RowLayout) else whole.view(self.layout.stored)
         elif not (mapped and self.is_mapped):
-            self._check_apart(rows)
+            self.check_apart()
             rows = _arguments.quietly(rows.astype, self._stored, "C")
+        weights = self.row_weights if mapped or self.row_weights is None else self.row_weights.copy()
         try:
-            return self.part(rows, self.mapping, self.row_weights)
+            return self.part(rows, self.mapping, weights)
         except (IndexError, ValueError) as error:
             raise ValueError(f"table {brief(self.name)}: {error}") from None
 
     def blocks(self) -> Iterator[NDArray[Any]]:
         """The stored rows in blocks, in order: packed with zeros for padding, or floats in the host's byte order."""
         at_once = max(AT_ONCE // max(self.layout.row_bytes, 1), 1)
-        if self._rows is not None:
-            self._check_apart(self._rows)
+        self.check_apart()
         for start in range(0, self.num_rows, at_once):
             yield self.rows(start, min(start + at_once, self.num_rows))
 
@@ -294,16 +302,22 @@ class Foreign:
             return code_table.table_of(QuantizedTable, rows, self.layout, mapping, row_weights=row_weights)
         return float_table.table_of(FloatTable, rows, mapping, row_weights)
 
-    def _check_apart(self, rows: NDArray[Any]) -> None:
-        """Raise if rows overlap: a copy could be of any size, whatever the file's."""
-        if len(rows) > 1 and rows.strides[0] < rows.shape[1] * rows.itemsize:
-            raise ValueError(f"table {brief(self.name)}: its rows overlap in the file, and can only be mapped")
+    def check_apart(self) -> None:
+        """Raise if rows overlap: there could be any number of them, whatever the file's size. Going over all of them
+        could take for ever, and a copy any memory."""
+        if self.overlaps:
+            raise ValueError(f"table {brief(self.name)}: {OVERLAP}")
+
+
+def most_copied(num_bytes: int) -> int:
+    """What copies of the tables of a file of so many bytes may take."""
+    return MAX_COPIES * num_bytes + FREE_BYTES
 
 
 def check_copies(tables: Iterable[Foreign], num_bytes: int, *, mapped: bool) -> None:
     """Raise if tables of a file of so many bytes lie over one another there, and copies would take much memory."""
     copied = sum(table_bytes(table.layout, table.num_rows) for table in tables if not (mapped and table.is_mapped))
-    if copied > MAX_COPIES * num_bytes + FREE_BYTES:
+    if copied > most_copied(num_bytes):
         raise ValueError(
             f"has tables of {copied} bytes that must be copied, in {num_bytes} bytes: several lie in the same ones; "
             "choose some by names="

@@ -251,6 +251,19 @@ class _Machine:
     def tuple_to_mark(self) -> None:
         self.make(tuple(self.to_mark()))
 
+    def some_set(self) -> None:
+        """In the place of a set: none is made, since values that a file chose may have the same hash."""
+        self.make(Unread("set"))
+
+    def set_to_mark(self) -> None:
+        self.to_mark()
+        self.some_set()
+
+    def add_to_set(self) -> None:
+        self.to_mark()
+        if type(self.top()) is not Unread:
+            raise ValueError(f"adds to {what(self.top())}, which is no set")
+
     def append(self) -> None:
         value = self.pop()
         self.extend([value])
@@ -349,6 +362,10 @@ STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("B"): lambda machine: machine.some_bytes(4),
     ord("C"): lambda machine: machine.some_bytes(1),
     0x8E: lambda machine: machine.some_bytes(8),
+    0x96: lambda machine: machine.some_bytes(8),  # a bytearray
+    0x8F: _Machine.some_set,
+    0x90: _Machine.add_to_set,
+    0x91: _Machine.set_to_mark,
     ord("]"): lambda machine: machine.make([]),
     ord("a"): _Machine.append,
     ord("e"): lambda machine: machine.extend(machine.to_mark()),

@@ -129,7 +129,7 @@ def _table(memory: Memory, name: str, tensor: Tensor, tensors: Mapping[str, Tens
     mapping = weights = None
     if MAPPING in tensors:
         mapping = _mapping(memory, tensors[MAPPING], len(rows))
-        if mapping.tolist() == [0]:
+        if len(mapping) == 1 and mapping[0] == 0:
             # On a table, that mapping stands for none.
             rows, mapping = rows[:1], None
     num_embeddings = len(rows if mapping is None else mapping)
@@ -152,9 +152,9 @@ def _mapping(memory: Memory, tensor: Tensor, num_rows: int) -> NDArray[np.int32]
     if tensor.dtype not in INTEGERS or len(tensor.shape) != 1:
         raise ValueError(f"{MAPPING} must be I32 or I64 of 1 dimension, got {tensor.dtype} of {brief(tensor.shape)}")
     mapping = _array(memory, tensor)
-    wrong = np.flatnonzero((mapping < 0) | (mapping >= num_rows))
-    if len(wrong):
-        raise ValueError(f"{MAPPING}[{wrong[0]}] must be from 0 to {num_rows - 1}, got {mapping[wrong[0]]}")
+    wrong = _arguments.first_beyond(mapping, 0, num_rows)
+    if wrong is not None:
+        raise ValueError(f"{MAPPING}[{wrong}] must be from 0 to {num_rows - 1}, got {mapping[wrong]}")
     return mapping.astype(np.int32)
 
 

@@ -10,7 +10,7 @@ from ..formats.safetensors_file import brief
 from ..formats.tables import listed
 from ..layout import FloatLayout, of_rows
 from . import torch_ao, torchao_file, torchrec_file
-from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, said
+from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, most_copied, said
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
@@ -42,27 +42,36 @@ def read(memory: Memory, wanted: Wanted) -> dict[str, Foreign]:
         raise ValueError(f"has no table: {_what_is_there(entries)}")
     names = names_of(makers)
     tables: dict[str, Foreign] = {}
-    refused: dict[str, ValueError] = {}
+    refused: dict[str, str] = {}
+    unsaid: dict[str, torchrec_file.Unsaid] = {}
     for key, make in makers.items():
         name = names[key]
         try:
-            tables[name] = make(name, wanted)
+            table = make(name, wanted)
+            # Rows of expanded tensors lie in the same bytes: repacking any number of them would not end.
+            if not table.is_mapped and table.nbytes > most_copied(len(memory.bytes)):
+                raise ValueError(
+                    f"must have rows apart in the file, got {table.num_rows} rows in {len(memory.bytes)} bytes"
+                )
+            tables[name] = table
         except ValueError as error:
             if wanted.wants(name):
-                refused[name] = error
+                # Not the error itself, which keeps a kilobyte of frames: there may be tens of thousands.
+                refused[name] = str(error)
+                if isinstance(error, torchrec_file.Unsaid) and len(refused) <= MAX_REASONS:
+                    unsaid[name] = error
     if refused:
-        raise Refused(tables, {name: str(error) for name, error in refused.items()}, _what_to_give(refused))
+        raise Refused(tables, refused, _what_to_give(unsaid))
     return tables
 
 
-def _what_to_give(refused: dict[str, ValueError]) -> str:
+def _what_to_give(unsaid: dict[str, torchrec_file.Unsaid]) -> str:
     """What the caller is to say of tables whose file does not say it; empty if it is nothing of that."""
     examples: dict[str, dict[str, int]] = {"dims": {}, "bits": {}}
-    for name, error in list(refused.items())[:MAX_REASONS]:
-        if isinstance(error, torchrec_file.Unsaid):
-            for argument, value in {"dims": error.dim, "bits": error.bits}.items():
-                if value is not None:
-                    examples[argument][name.rpartition(".")[2]] = value
+    for name, error in unsaid.items():
+        for argument, value in {"dims": error.dim, "bits": error.bits}.items():
+            if value is not None:
+                examples[argument][name.rpartition(".")[2]] = value
     give = ", ".join(f"{argument}={values}" for argument, values in examples.items() if values)
     return f"the file does not say which: give it, such as {give}" if give else ""
 

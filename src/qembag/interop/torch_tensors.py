@@ -34,6 +34,8 @@ HEADERS_AT_ONCE = 256
 # NumPy 1 has no arrays of more dimensions.
 MAX_RANK = 32
 MAX_DEPTH = 100
+# What a table of a tensor takes beside its rows: a pickle may name one tensor tens of thousands of times.
+TABLE, TABLE_RANK = 16 * OBJECT, 2
 ALONE = "table"
 
 # NumPy's types of torch's, less the byte order. Those that NumPy lacks are their bits.
@@ -85,23 +87,29 @@ STORAGES = {
 # Types that are only named: of codes of few bits, one to a byte, and of quantized tensors.
 NAMED_TYPES = [*(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)), *PER_BYTE, "qint32"]
 SCHEMES = ["per_tensor_affine", "per_channel_affine", "per_channel_affine_float_qparams"]
+SETS = ("set", "frozenset")
+PATHS = ("pathlib", "pathlib._local")
 WRAPPERS = [
     ("torchrec.tensor_types", "UInt4Tensor"),
     ("torchrec.tensor_types", "UInt2Tensor"),
     ("torchao.quantization", "IntxUnpackedToInt8Tensor"),
 ]
-# Values without tables of ours: they are passed over.
+# Values without tables of ours: they are passed over. Checkpoints of training hold those of Python and NumPy.
 UNREAD = [
     ("torch._utils", "_rebuild_sparse_tensor"),
     ("torch._utils", "_rebuild_nested_tensor"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"),
     ("torch", "ScriptObject"),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
     ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *((module, name) for module in ("builtins", "__builtin__") for name in (*SETS, "bytearray", "complex")),
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *((module, f"{pure}{kind}Path") for module in PATHS for pure in ("", "Pure") for kind in ("Posix", "Windows")),
+    ("argparse", "Namespace"),
 ]
-FACTORIES = ["dict", "list", "int", "float", "str", "bool"]
+FACTORIES = ["dict", "list", "int", "long", "float", "str", "bool"]
 
 
 class Storage(NamedTuple):
@@ -241,12 +249,14 @@ class _Builder:
             ("torch._utils", "_rebuild_qtensor"): self.qtensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+            ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
             ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
             ("torch._utils", "_rebuild_wrapper_subclass"): None,
             ("torch.serialization", "_get_layout"): _first,
             ("torch", "device"): _first,
             ("torch", "Size"): _first,
             ("torch", "Tensor"): None,
+            ("numpy", "ndarray"): None,
             ("torch.nn.parameter", "Parameter"): None,
             ("torch.nn.parameter", "Buffer"): None,
             ("collections", "OrderedDict"): _empty,
@@ -515,6 +525,8 @@ def _flattened(whole: Any, budget: Budget) -> tuple[dict[str, AnyTensor], dict[s
         elif isinstance(value, TENSORS):
             if name in tensors:
                 raise ValueError(f"has two tensors of the name {brief(name)}")
+            if len(value.shape) == TABLE_RANK:
+                budget.spend(TABLE)
             tensors[name] = value
         elif value is None or isinstance(value, (Unread, *PLAIN)):
             others[name] = value

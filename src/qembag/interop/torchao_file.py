@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def table(name: str, wrapped: Wrapped, wanted: Wanted, memory: Memory) -> Foreig
         )
     num_rows, dim = codes.shape
     group_size = _group_size(wrapped, (num_rows, dim), scales.shape, zero_points.shape)
+    # Each scale is looked at below. Rows of an expanded tensor, which share theirs, may be of any number.
+    if math.prod(scales.shape) > len(memory.bytes):
+        raise ValueError(f"must have scales for each row in the file, got {brief(scales.shape)} that share bytes")
     # Each width is exact at the next one that there is.
     bits = next(width for width in (2, 4, 8) if width >= int(target[1]))
     said(wanted.bits, wanted.bits_of(name), "bits", (bits,))
