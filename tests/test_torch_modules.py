@@ -515,6 +515,17 @@ def test_rows_that_are_replaced_in_any_way_are_what_is_looked_up(bags, rng):
         assert torch.equal(fresh(*arguments), expected)
 
 
+def test_rows_that_are_read_in_another_way_in_place_are_looked_up_so(rng):
+    for change in (
+        lambda rows: setattr(rows, "data", rows.data.view(torch.bfloat16)),
+        lambda rows: rows.as_strided_((8, 8), (0, 1)),
+    ):
+        module = front.Embedding.from_table(qembag.FloatTable(rng.normal(size=(8, 8)).astype(np.float16)))
+        module(torch.arange(8))
+        change(module.rows)
+        assert torch.equal(module(torch.arange(8)), module.rows.float())
+
+
 def test_a_table_outlives_its_modules_move_to_shared_memory(bags):
     module, arguments = bags
     table, expected = module.table, module(*arguments)

@@ -42,6 +42,7 @@ class Registration(NamedTuple):
         for library in self.libraries:
             library._destroy()
         _registered.difference_update((*self.defined, *self.overridden, *self.completed))
+        _kept[:] = [registration for registration in _kept if registration is not self]
 
 
 # By name; the libraries live as long as the process, or until they are undone.
