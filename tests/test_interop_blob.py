@@ -99,6 +99,14 @@ WRONG = {
     "no weights": ({"weights": None}, TypeError, "weights must be an array, got None"),
     "weights apart": ({"weights": np.zeros(200, np.uint8)[::2]}, ValueError, r"side by side, got strides \(2,\)"),
     "weights backwards": ({"weights": np.zeros(200, np.uint8)[::-1]}, ValueError, r"side by side, got strides \(-1,\)"),
+    "no specs": ({"specs": None}, TypeError, "specs must be a list .*, got None"),
+    "an offset for all": ({"weights_offsets": 3}, TypeError, "weights_offsets must be a list .*, got int 3"),
+    "mappings by name": ({"mappings": {"x": None}}, TypeError, "table 'x': compressed_indices_mapping must be"),
+    "an array of bits": (
+        {"specs": [("x", 1, 8, np.array([8, 4]))]},
+        ValueError,
+        "^table 'x': bits must be 8, 4, 2, 16 or 32, got",
+    ),
     "too many rows": (
         {"specs": [("x", 9, 8, 8)]},
         ValueError,

@@ -446,7 +446,7 @@ def test_row_weights_are_an_error_or_left_out(export, rng):
 def test_only_quantized_tables_are_packed(export):
     call = getattr(interop, export)
     with pytest.raises(TypeError, match=r"table must be a QuantizedTable, got FloatTable; qembag.quantize makes one"):
-        call(qembag.FloatTable(np.eye(3, dtype=np.float32)))
+        call(qembag.FloatTable(np.eye(3, dtype=np.float32), row_weights=np.ones(3, np.float32)))
     for wrong in (None, np.eye(3, dtype=np.float32), np.zeros((3, 12), np.uint8).view(Sub)):
         with pytest.raises(TypeError, match="table must be a QuantizedTable or a FloatTable, got"):
             call(wrong)

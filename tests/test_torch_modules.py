@@ -174,9 +174,30 @@ def test_options_that_are_not_inert_are_refused(options):
         front.EmbeddingBag(10, 4, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_embeddings": 2.5},
+        {"num_embeddings": -1},
+        {"embedding_dim": "4"},
+        {"embedding_dim": 0},
+        {"padding_idx": 1.5},
+        {"num_threads": "2"},
+        {"num_threads": True},
+        {"include_last_offset": "no"},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_type_are_named(options):
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        front.EmbeddingBag(**{"num_embeddings": 10, "embedding_dim": 4, **options})
+
+
 def test_dtypes_and_other_objects_are_refused():
-    with pytest.raises(TypeError, match="dtype must be a floating-point dtype"):
-        front.Embedding(10, 4, dtype=torch.int8)
+    for dtype in (torch.int8, torch.float8_e4m3fn, "float32"):
+        with pytest.raises(TypeError, match=r"dtype must be torch\.float32, .*, got"):
+            front.Embedding(10, 4, dtype=dtype)
     with pytest.raises(TypeError, match="table must be a QuantizedTable"):
         front.Embedding.from_table(np.zeros((3, 4), np.float32))
     with pytest.raises(TypeError, match=r"module must be a torch\.nn\.EmbeddingBag, got Embedding"):
@@ -308,6 +329,19 @@ def test_a_module_without_memory_takes_a_checkpoint(bags):
     assert torch.equal(empty(*arguments), module(*arguments))
 
 
+def test_a_module_without_memory_takes_none():
+    # 90 TB. Its rows on the CPU would be zeros that nobody reads, but that not every system grants.
+    module = front.EmbeddingBag(10**12, 64, bits=8, device="meta")
+    assert module.rows.shape == (10**12, 72)
+    assert module(torch.zeros(3, 2, dtype=torch.int64, device="meta")).shape == (3, 64)
+
+
+def test_a_state_is_on_the_cpu_whatever_the_default_device(bags):
+    with torch.device("meta"):
+        state = bags[0].state_dict()
+    front.EmbeddingBag(100, 37).load_state_dict(state)
+
+
 # ---- State ---------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +408,8 @@ def broken(state, **parts):
         (lambda state: broken(state, compressed_indices_mapping=torch.full((100,), 7777, dtype=torch.int32)), "7777"),
         (lambda state: broken(state, row_weights=torch.zeros(7)), "row_weights must have shape"),
         (lambda state: broken(state, rows="rows"), "must be tensors, got str"),
+        (lambda state: broken(state, rows=None), "must be tensors, got NoneType"),
+        (lambda state: broken(state, _extra_state=None), "_extra_state must be"),
         (lambda state: broken(state, other=torch.zeros(1)), "Unexpected key.*other"),
     ],
 )
@@ -477,6 +513,17 @@ def test_rows_that_are_replaced_in_any_way_are_what_is_looked_up(bags, rng):
         assert not torch.equal(fresh(*arguments), expected)
         replace(fresh)
         assert torch.equal(fresh(*arguments), expected)
+
+
+def test_rows_that_are_read_in_another_way_in_place_are_looked_up_so(rng):
+    for change in (
+        lambda rows: setattr(rows, "data", rows.data.view(torch.bfloat16)),
+        lambda rows: rows.as_strided_((8, 8), (0, 1)),
+    ):
+        module = front.Embedding.from_table(qembag.FloatTable(rng.normal(size=(8, 8)).astype(np.float16)))
+        module(torch.arange(8))
+        change(module.rows)
+        assert torch.equal(module(torch.arange(8)), module.rows.float())
 
 
 def test_a_table_outlives_its_modules_move_to_shared_memory(bags):

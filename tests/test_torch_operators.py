@@ -386,3 +386,9 @@ def test_a_script_gives_the_same_when_operators_are_replaced(rng, registered):
         assert torch.equal(scripted(*given), expected)
     with pytest.raises(Exception, match="out of range for a table of 60 rows"):
         scripted(given[0] + 100, given[1])
+
+
+def test_nothing_is_kept_of_what_is_undone():
+    kept = [*front.register._kept]
+    front.register_operators(namespace=f"qembag_test_{next(counter)}").undo()
+    assert front.register._kept == kept

@@ -34,9 +34,11 @@ def table_to_export(table: object, exact: object) -> tuple[QuantizedTable | Floa
 
 def codes_to_export(table: object, exact: object) -> tuple[QuantizedTable, bool]:
     """The same for a target that has rows of codes only."""
+    # First, since exact=False would not help.
+    if isinstance(table, FloatTable):
+        raise TypeError(f"table must be a QuantizedTable, got {type(table).__name__}; qembag.quantize makes one")
     checked, is_exact = table_to_export(table, exact)
-    if not isinstance(checked, QuantizedTable):
-        raise TypeError(f"table must be a QuantizedTable, got {type(checked).__name__}; qembag.quantize makes one")
+    assert isinstance(checked, QuantizedTable)
     return checked, is_exact
 
 

@@ -204,9 +204,9 @@ def _tables(
         raise TypeError(f"weights must be a 1-D array of uint8, got {_errors.kind_of(array)}")
     if array.size > 1 and array.strides[0] != 1:
         raise ValueError(f"weights must have its bytes side by side, got strides {array.strides}")
-    for values, name in ((offsets, "weights_offsets"), (mappings, "mappings")):
-        if values is not None and len(values) != len(specs):
-            raise ValueError(f"{name} must have an item for each of {len(specs)} tables, got {len(values)}")
+    specs = _listed(specs, "specs")
+    starts = None if offsets is None else _listed(offsets, "weights_offsets", len(specs))
+    remapped = [None] * len(specs) if mappings is None else _listed(mappings, "mappings", len(specs))
     found: dict[str, QuantizedTable | FloatTable] = {}
     end = 0
     for number, spec in enumerate(specs):
@@ -215,14 +215,24 @@ def _tables(
                 f"specs[{number}] must be a name of its own, rows, dim and bits, got {_errors.shown(spec)}"
             )
         start = -(-end // TABLE_ALIGNMENT) * TABLE_ALIGNMENT
-        if offsets is not None:
-            start = _arguments.whole_number(offsets[number], f"weights_offsets[{number}]")
-        mapping = None if mappings is None else mappings[number]
+        if starts is not None:
+            start = _arguments.whole_number(starts[number], f"weights_offsets[{number}]")
         try:
-            table, end = _table(array, start, spec, row_alignment, mapping, float8)
+            table, end = _table(array, start, tuple(spec), row_alignment, remapped[number], float8)
         except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"table {_errors.shown(spec[0])}: {error}") from None
         found[spec[0]] = table
+    return found
+
+
+def _listed(values: Any, name: str, count: int | None = None) -> list[Any]:
+    """An argument that has an item for each table."""
+    try:
+        found = list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a list with an item for each table, got {_errors.kind_of(values)}") from None
+    if count is not None and len(found) != count:
+        raise ValueError(f"{name} must have an item for each of {count} tables, got {len(found)}")
     return found
 
 
@@ -246,7 +256,7 @@ def _table(
         length = packed.row_bytes
         if dim % packed.codes_per_byte:
             raise ValueError(f"dim must be a multiple of {packed.codes_per_byte} at {bits} bits, got {dim}")
-    elif kind == FP8 and float8 is not None:
+    elif float8 is not None and kind == FP8:
         length = rounded_up(dim, row_alignment)
     else:
         raise ValueError(f"bits must be 8, 4, 2, 16 or 32, got {_errors.shown(kind)}")

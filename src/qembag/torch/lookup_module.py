@@ -6,11 +6,13 @@ from typing import Any, Callable, ClassVar, Self  # noqa: UP035 (as torch.jit.sc
 import torch
 from torch import Tensor
 
+from .. import _arguments
 from ..float_table import FloatTable
 from ..interop.tensors import array_of
 from ..table import QuantizedTable
 from .tensors import layout_text, new_table, rows_of, table_of, tensor_over
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PARTS = ("rows", "compressed_indices_mapping", "row_weights")
 
 
@@ -30,11 +32,9 @@ class LookupModule(torch.nn.Module):
         if not isinstance(table, (QuantizedTable, FloatTable)):
             raise TypeError(f"table must be a QuantizedTable or a FloatTable, got {type(table).__name__}")
         self.dtype = torch.float32 if dtype is None else dtype
-        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype of torch, got {dtype!r}")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads must be 1 or more, got {num_threads}")
-        self.num_threads = num_threads
+        if self.dtype not in DTYPES:
+            raise TypeError(f"dtype must be torch.float32, float64, float16 or bfloat16, got {dtype!r}")
+        self.num_threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
         self.num_embeddings, self.embedding_dim = table.shape
         self.layout = layout_text(table)
         self.register_buffer("rows", rows_of(table))
@@ -76,7 +76,7 @@ class LookupModule(torch.nn.Module):
 
     def get_extra_state(self) -> Tensor:
         # A tensor, for formats of files that hold nothing else.
-        return torch.tensor(list(self.layout.encode()), dtype=torch.uint8)
+        return torch.tensor(list(self.layout.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         self.layout = _text_of(state)
@@ -106,9 +106,11 @@ class LookupModule(torch.nn.Module):
     def _prepare_for(self, state_dict: Any, prefix: str) -> None:
         """Give the buffers the shapes and types of those in `state_dict`, which are checked first."""
         parts = {name: state_dict.get(f"{prefix}{name}") for name in PARTS}
-        state = state_dict.get(f"{prefix}_extra_state")
-        layout = self.layout if state is None else _text_of(state)
-        if all(part is None or _is_here(part) for part in parts.values()):
+        state = f"{prefix}_extra_state"
+        layout = _text_of(state_dict[state]) if state in state_dict else self.layout
+        # Each is checked. All but the rows may be absent.
+        here = [_is_here(part) for name, part in parts.items() if part is not None or name == "rows"]
+        if all(here):
             shape = _table_of_parts(parts, layout).shape
             if shape != (self.num_embeddings, self.embedding_dim):
                 raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
+from .. import _arguments
 from ..float_table import FloatTable
 from ..interop.tensors import array_of
 from ..quantize import quantize
@@ -17,10 +18,18 @@ from .lookup_module import LookupModule
 MODES = ("sum", "mean", "max")
 
 
-def _empty_table(num_embeddings: int, dim: int, bits: int) -> QuantizedTable:
-    """Of zeros."""
-    some = quantize(np.zeros((1, dim), np.float32), bits)
-    return QuantizedTable(np.zeros((num_embeddings, some.row_bytes), np.uint8), bits, dim=dim)
+def _empty_table(num_embeddings: int, embedding_dim: int, bits: int, device: Any) -> QuantizedTable:
+    """Of zeros; on the device "meta", of one row that is there for all."""
+    num_rows = _arguments.whole_number(num_embeddings, "num_embeddings")
+    dim = _arguments.whole_number(embedding_dim, "embedding_dim")
+    for name, number, least in (("num_embeddings", num_rows, 0), ("embedding_dim", dim, 1)):
+        if number < least:
+            raise ValueError(f"{name} must be {least} or more, got {number}")
+    row = np.zeros(quantize(np.zeros((1, dim), np.float32), bits).row_bytes, np.uint8)
+    shape = (num_rows, len(row))
+    on_meta = device is not None and torch.device(device).type == "meta"
+    rows = np.broadcast_to(row, shape) if on_meta else np.zeros(shape, np.uint8)
+    return QuantizedTable(rows, bits, dim=dim)
 
 
 def refuse_max_norm(module: Any) -> None:
@@ -47,11 +56,7 @@ def _refuse_training(max_norm: float | None, scale_grad_by_freq: bool, sparse: b
 
 def _row_number(padding_idx: int | None, num_embeddings: int) -> int | None:
     """From 0, as torch's modules keep it."""
-    if padding_idx is None:
-        return None
-    if not -num_embeddings <= padding_idx < num_embeddings:
-        raise ValueError(f"padding_idx must be from {-num_embeddings} to {num_embeddings - 1}, got {padding_idx}")
-    return padding_idx % num_embeddings
+    return None if padding_idx is None else _arguments.padding_number(padding_idx, num_embeddings)
 
 
 def _quantized_table(module: torch.nn.Module) -> QuantizedTable | FloatTable:
@@ -142,7 +147,7 @@ class EmbeddingBag(LookupModule):
         num_threads: int | None = None,
     ) -> None:
         _refuse_training(max_norm, scale_grad_by_freq, sparse)
-        table = _empty_table(num_embeddings, embedding_dim, bits)
+        table = _empty_table(num_embeddings, embedding_dim, bits, device)
         self._set(table, mode, include_last_offset, padding_idx, dtype, num_threads)
         if device is not None:
             self.to(device)
@@ -160,7 +165,7 @@ class EmbeddingBag(LookupModule):
         if mode not in MODES:
             raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {mode!r}")
         self.mode = mode
-        self.include_last_offset = bool(include_last_offset)
+        self.include_last_offset = _arguments.flag(include_last_offset, "include_last_offset")
         self.padding_idx = _row_number(padding_idx, self.num_embeddings)
 
     @classmethod
@@ -395,7 +400,7 @@ class Embedding(LookupModule):
         num_threads: int | None = None,
     ) -> None:
         _refuse_training(max_norm, scale_grad_by_freq, sparse)
-        self._set(_empty_table(num_embeddings, embedding_dim, bits), padding_idx, dtype, num_threads)
+        self._set(_empty_table(num_embeddings, embedding_dim, bits, device), padding_idx, dtype, num_threads)
         if device is not None:
             self.to(device)
 

@@ -42,6 +42,7 @@ class Registration(NamedTuple):
         for library in self.libraries:
             library._destroy()
         _registered.difference_update((*self.defined, *self.overridden, *self.completed))
+        _kept[:] = [registration for registration in _kept if registration is not self]
 
 
 # By name; the libraries live as long as the process, or until they are undone.
@@ -55,7 +56,8 @@ def register_operators(override: bool = False, *, namespace: str = "quantized") 
     They are ``quantized::embedding_bag_byte_rowwise_offsets``, ``embedding_bag_4bit_rowwise_offsets`` and
     ``embedding_bag_2bit_rowwise_offsets``, with torch's signatures, and each with ``_out`` at its name's end, which
     takes the output first and resizes it, as the C++ functions of these names do. Programs that call them, exported,
-    scripted or compiled, load and run then. Operators that torch has, and that do not tell their shapes, learn to:
+    scripted or compiled, load and run then. (torch's compilers and `torch.export` take no operators that return an
+    argument, as those of the `_out` names do.) Operators that torch has, and that do not tell their shapes, learn to:
     `torch.compile` and `torch.export` need that.
 
     Operators on packed parameters, such as ``quantized::embedding_bag_byte`` and the modules of

@@ -102,7 +102,9 @@ _made: dict[int, _Made] = {}
 
 def table_of(rows: torch.Tensor, mapping: torch.Tensor | None, layout: str) -> QuantizedTable | FloatTable:
     """The table in these tensors' memory."""
-    key = (rows.data_ptr(), rows.shape, layout, None if mapping is None else (mapping.data_ptr(), mapping.shape))
+    key: tuple[Any, ...] = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, layout)
+    if mapping is not None:
+        key += (mapping.data_ptr(), mapping.shape, mapping.stride(), mapping.dtype)
     number = id(rows)
     made = _made.get(number)
     if made is not None and made.key == key and made.source() is rows:
