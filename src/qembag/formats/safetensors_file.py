@@ -25,6 +25,10 @@ MAX_HEADER = 100_000_000
 # NumPy's limit. The format has none, but no library that writes it has arrays of more dimensions.
 MAX_RANK = 64
 MAX_NUMBER = 2**63 - 1
+# What a list, an object and an item of them take at least when JSON is read; and how much of that any file may have,
+# beside its own size. A tensor takes about 500 bytes by this count: 60,000 of no elements are allowed.
+LIST_BYTES, OBJECT_BYTES, ITEM_BYTES = 64, 184, 40
+FREE_BYTES = 32 << 20
 ALIGNMENT = 64
 LENGTH_BYTES = 8
 
@@ -157,6 +161,7 @@ def header_of(file: IO[bytes]) -> Header:
     if text[:1] != b"{":
         raise ValueError(f"is no safetensors file: the header must begin with '{{', got {text[:1]!r}")
     try:
+        check_memory(text, size)
         header = read_json(text)
     except ValueError as error:
         raise ValueError(f"the header {error}") from None
@@ -164,6 +169,13 @@ def header_of(file: IO[bytes]) -> Header:
     start = LENGTH_BYTES + length
     tensors = [_tensor(name, entry, start) for name, entry in header.items()]
     return Header(_in_order(tensors, start, size), metadata, start)
+
+
+def check_memory(text: bytes, size: int) -> None:
+    """Raise ValueError if JSON, read from a file of this size, would take much more memory than the file."""
+    needed = LIST_BYTES * text.count(b"[") + OBJECT_BYTES * text.count(b"{") + ITEM_BYTES * text.count(b",")
+    if needed > size + FREE_BYTES:
+        raise ValueError(f"would take {needed} bytes of memory, in a file of {size} bytes")
 
 
 def texts(value: Any, name: str) -> dict[str, str]:
@@ -271,6 +283,7 @@ def read_whole_index(path: Path) -> tuple[dict[str, Path], dict[str, str]]:
     try:
         if size > MAX_HEADER:
             raise ValueError(f"is longer than {MAX_HEADER} bytes")
+        check_memory(text, size)
         index = read_json(text, only_whole_numbers=False)
         if type(index) is not dict or "weight_map" not in index:
             raise ValueError("is no index: it must be an object with a weight_map")
