@@ -28,8 +28,8 @@ UNSAID = {"TorchRec": {"dims": 8, "bits": 8}, "TorchRec, 4 bits": {"dims": 20}}
 # Its groups of 4 are none of ours.
 KINDS = [kind for kind in values_of_every_kind(File()) if kind != "torchao"]
 
-# More rows than fit in memory or on a disk: 2**40, where NumPy can count their bytes.
-MANY = sys.maxsize >> 23
+# More rows than fit in memory or on a disk, as far as NumPy can count their bytes.
+MANY = sys.maxsize >> 9
 
 
 @pytest.fixture

@@ -216,7 +216,9 @@ def test_an_index_that_lies_is_refused(index):
     assert "table 'f' is both in 1.safetensors and in 2.safetensors" in refusal_of(index, {"f": one, "f.rows": two})
     raw = safetensors_file.header_bytes([("f" + MAPPING, "I32", (1,))], {})
     (index.parent / two).write_bytes(raw + b"\xff" * 4)
-    assert "table 'f' and its mapping must be in one file" in refusal_of(index, {"f": one, "f" + MAPPING: two})
+    assert "table 'f', its mapping and its row weights must be in one file" in refusal_of(
+        index, {"f": one, "f" + MAPPING: two}
+    )
     (index.parent / two).write_bytes(raw)
     assert "2.safetensors: is cut short" in refusal_of(index, {"f": one, "f" + MAPPING: two})
 

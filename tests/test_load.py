@@ -215,6 +215,16 @@ def test_a_pickle_of_a_file_that_changed_is_refused(tmp_path, change):
         pickle.loads(kept)
 
 
+@pytest.mark.skipif(not LITTLE, reason="tables are not mapped here")
+def test_a_pickle_of_a_table_that_is_no_longer_in_the_file_is_refused(tmp_path):
+    """The hash is of a few places: another name may stand between them."""
+    np.save(tmp_path / "words.npy", ROWS)
+    (table,) = qembag.load_tables(tmp_path / "words.npy").values()
+    function, (file, _) = table.__reduce__()
+    with pytest.raises(ValueError, match=r"words\.npy: changed since its tables were pickled: it has no table 'other'"):
+        function(file, "other")
+
+
 def test_loading_needs_no_other_library(mapped_file):
     program = f"""
 import sys, qembag

@@ -35,7 +35,7 @@ Open = Callable[[bytes], Entries]
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 
 # As many as NumPy can count.
-MANY = sys.maxsize >> 23
+MANY = sys.maxsize >> 9
 
 
 @pytest.fixture

@@ -376,6 +376,9 @@ def _reopened(path: str, format: str, wanted: tuple[Any, ...], check: bytes) -> 
 
 def _table_of_file(file: MappedTables, name: str) -> QuantizedTable | FloatTable:
     with errors_name(file.path):
+        # The hash is of a few places.
+        if name not in file._tables:
+            raise ValueError(f"changed since its tables were pickled: it has no table {brief(name)}")
         table = file._tables[name].table(mapped=True)
     table._source = (file, name)
     return table
