@@ -237,7 +237,9 @@ def test_scales_of_freed_memory_are_refused(load, what, value):
     assert text.endswith("save it while the module is still there")
 
 
-@pytest.mark.parametrize(("scale", "zero"), [(0.0, 0.0), (1e-30, 0.0), (-2.0, 5.0), (1e30, -3.0), (1.0, -0.0)])
+@pytest.mark.parametrize(
+    ("scale", "zero"), [(0.0, 0.0), (1e-30, 0.0), (-2.0, 5.0), (1e30, -3.0), (1.0, -0.0), (1.0, -1e-40)]
+)
 def test_unusual_scales_are_not_refused(load, scale, zero):
     file = File()
     scales, zeros = np.full(6, scale, np.float32), np.full(6, zero, np.float32)

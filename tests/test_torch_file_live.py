@@ -35,14 +35,18 @@ def saved(path: Path, value: Any, **options: Any) -> Path:
 
 
 def quantized(cls: Any, dim: int, bits: int) -> Any:
+    return quantized_module(
+        cls(NUM_ROWS, dim, **({"mode": "sum", "include_last_offset": True} if cls is torch.nn.EmbeddingBag else {})),
+        bits,
+    )
+
+
+def quantized_module(module: Any, bits: int) -> Any:
     from torch.ao.nn import quantized as nnq
     from torch.ao.quantization import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit
 
-    module = cls(
-        NUM_ROWS, dim, **({"mode": "sum", "include_last_offset": True} if cls is torch.nn.EmbeddingBag else {})
-    )
     module.qconfig = float_qparams_weight_only_qconfig if bits == 8 else float_qparams_weight_only_qconfig_4bit
-    return getattr(nnq, cls.__name__).from_float(module)
+    return getattr(nnq, type(module).__name__).from_float(module)
 
 
 def bags() -> tuple[Any, Any, Any]:
@@ -90,6 +94,19 @@ def test_quantized_embeddings_give_their_own_bits(tmp_path, dim):
     table = qembag.load_tables(saved(tmp_path / "a.pt", model.state_dict()))["emb"]
     indices = torch.randint(0, NUM_ROWS, (3, 7))
     same_bits(qembag.embedding(table, indices.numpy()), model["emb"](indices))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", [0.0, 1.5, 1e-35, 1e-37, 1e-40])
+def test_rows_that_decayed_are_read(tmp_path, bits, size):
+    floats = torch.nn.EmbeddingBag(NUM_ROWS, 8, mode="sum")
+    with torch.no_grad():
+        floats.weight[2] = size
+        floats.weight[3] *= size
+    model = torch.nn.ModuleDict({"emb": quantized_module(floats, bits)})
+    table = qembag.load_tables(saved(tmp_path / "a.pt", model.state_dict()))["emb"]
+    indices = torch.arange(NUM_ROWS)
+    same_bits(table[:], model["emb"](indices, indices))
 
 
 def test_a_4_bit_embedding_with_a_wrong_dtype_beside_it_is_read_by_its_storage(tmp_path):

@@ -91,11 +91,13 @@ def _check_qparams(name: str, scales: NDArray[Any], zero_points: NDArray[Any], f
     """Raise if they are not scales and zero points, but what freed memory was used for.
 
     Pointers and small integers, which such memory is full of, are subnormal as floats. Scales that torch's observers
-    choose never are; zero points may be 0.
+    choose never are. Zero points may be 0, and where the scale is 1, anything: observers choose that scale for a row of
+    values that are too small to have another, and then minus the least of them.
     """
-    for what, values in (("scale", scales), ("zero point", zero_points)):
+    never = np.zeros(len(scales), bool)
+    for what, values, may_be_tiny in (("scale", scales, never), ("zero point", zero_points, scales == 1)):
         size = np.abs(values)
-        wrong = np.flatnonzero(~np.isfinite(size) | ((size > 0) & (size < TINY)))
+        wrong = np.flatnonzero(~np.isfinite(size) | ((size > 0) & (size < TINY) & ~may_be_tiny))
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(
