@@ -257,6 +257,20 @@ def test_names_twice_and_names_that_are_no_text_are_refused(opened):
         opened(archive_of([*entries, Entry(b"archive/\xff", b"")]))
 
 
+def test_names_in_another_case_are_refused(opened):
+    """PyTorch would find the record: the byte order of numbers depends on it."""
+    entries = entries_of(PICKLE, {"0": DATA}, stem="My.Model", byteorder=b"big")
+    assert opened(archive_of(entries)).big_endian
+    other = [entry._replace(name=entry.name.replace(b"byteorder", b"byteordEr")) for entry in entries]
+    with pytest.raises(ValueError, match=re.escape("must have record 'byteorder' in lower case")):
+        opened(archive_of(other))
+    with pytest.raises(ValueError, match="names differ otherwise than by case"):
+        opened(archive_of([*entries, Entry(b"My.Model/VERSION", b"3")]))
+    other = [entry._replace(name=entry.name.replace(b"data/0", b"DATA/0")) for entry in entries]
+    with pytest.raises(ValueError, match=re.escape("must have record 'data/0' in lower case")):
+        opened(archive_of(other)).record("data/0")
+
+
 def test_a_pickle_with_another_checksum_is_refused(opened):
     raw = bytearray(whole())
     raw[raw.index(PICKLE) + 5] ^= 1

@@ -193,7 +193,7 @@ def _reader_of(package: ModuleType, raw: memoryview) -> Callable[[Path], Any]:
     header = _Header(raw)
     base: Any = package.GGUFReader
 
-    class Reader(base):  # type: ignore[misc]
+    class _Reader(base):  # type: ignore[misc]
         def _get(self, offset: Any, dtype: Any, count: Any = 1, *more: Any, **others: Any) -> Any:
             header.check(int(offset), np.dtype(dtype).itemsize * int(count))
             return super()._get(offset, dtype, count, *more, **others)
@@ -212,7 +212,7 @@ def _reader_of(package: ModuleType, raw: memoryview) -> Callable[[Path], Any]:
                 fields += found
             return offset, fields
 
-    return Reader
+    return _Reader
 
 
 def _few(count: Any, what: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..formats.safetensors_file import brief
@@ -14,11 +15,10 @@ from .foreign import FLOATS, MAX_REASONS, Foreign, Memory, Refused, Wanted, most
 from .torch_tensors import Entries, QTensor, Tensor, Wrapped, read_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    # Makes the table of a name, or raises ValueError: "must ...", without the name.
-    Maker: TypeAlias = Callable[[str, Wanted], Foreign]
-
+# Makes the table of a name, or raises ValueError: "must ...", without the name.
+Maker: TypeAlias = Callable[[str, Wanted], Foreign]
 # What names a parameter behind its module's name.
 SUFFIXES = ("._packed_params._packed_weight", ".weight")
 

@@ -78,6 +78,10 @@ class Archive:
         start, end, count = _directory(raw)
         self._entries = _entries(raw[:end], start, count, budget)
         self._limits = _limits(self._entries, start)
+        # torch finds records whatever their case.
+        self._folded = set(map(str.lower, self._entries))
+        if len(self._folded) < len(self._entries):
+            raise ValueError("must have records whose names differ otherwise than by case")
         _refuse_other_archives(self._entries)
         pickles = [name for name in self._entries if name.endswith("/" + PICKLE)]
         if len(pickles) != 1:
@@ -91,6 +95,8 @@ class Archive:
         """Where a record lies, or None if there is no such; names are without the folder that all have."""
         whole = self._stem + name
         entry = self._entries.get(whole)
+        if entry is None and whole.lower() in self._folded:
+            raise ValueError(f"must have record {brief(name)} in lower case, as torch.save writes it")
         return None if entry is None else self._record(whole, entry)
 
     def pickle(self) -> memoryview:

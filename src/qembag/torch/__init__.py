@@ -6,8 +6,8 @@ and ``qembag::embedding`` with torch; import it before you load a program that w
 
 try:
     import torch as _torch
-except ImportError as error:
-    raise ImportError("qembag.torch needs torch: pip install 'qembag[torch]'") from error
+except ImportError:
+    raise ImportError("qembag.torch needs torch: pip install 'qembag[torch]'") from None
 
 from .modules import Embedding, EmbeddingBag
 from .register import Registration, register_operators
