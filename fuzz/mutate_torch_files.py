@@ -12,14 +12,13 @@ Case N of a seed is always the same: `python fuzz/mutate_torch_files.py 1 SEED N
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import sys
-import tempfile
 import tracemalloc
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,8 @@ import numpy as np
 
 import mutate_files
 from damage_torch import damaged
-from mutate_files import MEMORY, SEED, Finding, alarm, look_up
+from mutate_files import MEMORY, Finding, alarm, look_up
+from mutate_files import SEED as SEED  # for the tests
 from qembag.interop import torch_file
 from qembag.interop.foreign import Memory, Refused, Wanted, check_copies
 from qembag.interop.torch_tensors import QTensor, Tensor, read_entries
@@ -176,33 +176,22 @@ def flattened(value: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def run(
-    count: int, seed: int = SEED, first: int = 0, *, note: Callable[[int], object] = lambda case: None
-) -> Counter[str]:
-    """How many files were opened, and how many refused by which words. Raises `Finding`."""
-    outcomes: Counter[str] = Counter()
+def reads(folder: Path) -> Callable[[random.Random], str]:
+    """Plays a case."""
     kinds = list(files_of_every_kind().values())
-    traced_before = tracemalloc.is_tracing()
-    with tempfile.TemporaryDirectory(prefix="qembag-") as folder, np.errstate(all="ignore"):
-        path = Path(folder) / "a.pt"
-        tracemalloc.start()
-        try:
-            for case in range(first, first + count):
-                note(case)
-                rng = random.Random(f"{seed} {case}")
-                raw = damaged(rng.choice(kinds), rng)
-                path.unlink(missing_ok=True)
-                path.write_bytes(raw)
-                try:
-                    with alarm():
-                        outcomes[verdict(path, raw, rng.choice(WANTED))] += 1
-                except Exception as error:
-                    raise Finding(f"case {case} of seed {seed}: {type(error).__name__}: {error}") from error
-        finally:
-            if not traced_before:
-                tracemalloc.stop()
-    return outcomes
+    path = folder / "a.pt"
 
+    def play(rng: random.Random) -> str:
+        raw = damaged(rng.choice(kinds), rng)
+        path.unlink(missing_ok=True)
+        path.write_bytes(raw)
+        with alarm(), np.errstate(all="ignore"):
+            return verdict(path, raw, rng.choice(WANTED))
+
+    return play
+
+
+run = functools.partial(mutate_files.run, player=reads)
 
 if __name__ == "__main__":
     sys.exit(mutate_files.main(sys.argv[1:], __file__, run))

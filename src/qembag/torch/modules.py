@@ -59,6 +59,13 @@ def _row_number(padding_idx: int | None, num_embeddings: int) -> int | None:
     return None if padding_idx is None else _arguments.padding_number(padding_idx, num_embeddings)
 
 
+def _quantized_floats(kind: type, module: Any, bits: int, **options: Any) -> QuantizedTable:
+    """Of a float module of this class; options as for `quantize`."""
+    if not isinstance(module, kind):
+        raise TypeError(f"module must be a torch.nn.{kind.__name__}, got {type(module).__name__}")
+    return quantize(_weights_of(module), bits, **options)
+
+
 def _quantized_table(module: torch.nn.Module) -> QuantizedTable | FloatTable:
     """Of another library's module."""
     from ..interop.torch import from_module
@@ -237,10 +244,9 @@ class EmbeddingBag(LookupModule):
         ValueError
             If it has a `max_norm` or is not on the CPU; as `qembag.quantize` raises it.
         """
-        if not isinstance(module, torch.nn.EmbeddingBag):
-            raise TypeError(f"module must be a torch.nn.EmbeddingBag, got {type(module).__name__}")
-        table = quantize(
-            _weights_of(module),
+        table = _quantized_floats(
+            torch.nn.EmbeddingBag,
+            module,
             bits,
             method=method,
             importance=importance,
@@ -441,10 +447,9 @@ class Embedding(LookupModule):
         num_threads: int | None = None,
     ) -> Self:
         """Quantize a `torch.nn.Embedding`: see `EmbeddingBag.from_float`."""
-        if not isinstance(module, torch.nn.Embedding):
-            raise TypeError(f"module must be a torch.nn.Embedding, got {type(module).__name__}")
-        table = quantize(
-            _weights_of(module),
+        table = _quantized_floats(
+            torch.nn.Embedding,
+            module,
             bits,
             method=method,
             importance=importance,
