@@ -31,7 +31,6 @@ import numpy as np
 import mutate_files
 from damage_torch import damaged
 from mutate_files import MEMORY, Finding, alarm, look_up
-from mutate_files import SEED as SEED  # for the tests
 from qembag.interop import torch_file
 from qembag.interop.foreign import Memory, Refused, Wanted, check_copies
 from qembag.interop.torch_tensors import QTensor, Tensor, read_entries
@@ -42,6 +41,7 @@ try:
 except ImportError:
     torch = None
 
+SEED = mutate_files.SEED
 # What TorchRec's files do not say.
 WANTED = [Wanted(), Wanted(8, 12), Wanted(4, 8), Wanted({"t1": 8, "t2": 4}, {"t1": 8, "t2": 16})]
 # A file that takes more than this when torch reads it is not compared.
