@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _arguments, _errors, _handle, _runtime, layout
+from . import _arguments, _batches, _errors, _handle, _runtime, layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,10 @@ def embedding_bag(
     if lengths is not None and (offsets is not None or last):
         other = "include_last_offset=True" if offsets is None else "offsets"
         raise ValueError(f"lengths must be None with {other}, got lengths")
+    if offsets is None and lengths is None:
+        batch = _batches.bags_of(indices, "indices")
+        if batch is not None:
+            return _look_up_batch(handle, batch, per_sample_weights, out, options)
     return _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, out, options)
 
 
@@ -233,6 +237,31 @@ def _look_up_bags(
         num_indices=given.size,
         bags=True,
     )
+
+
+def _look_up_batch(
+    handle: _handle.TableHandle,
+    batch: list[_batches.Bags],
+    per_sample_weights: object,
+    out: object,
+    options: _Options,
+) -> NDArray[Any]:
+    """Bags that another library holds."""
+    if per_sample_weights is not None:
+        raise ValueError("per_sample_weights must be None for a column or a matrix, got per_sample_weights")
+    inputs = {"the table": handle.rows, "compressed_indices_mapping": handle.mapping if options.is_pruned else None}
+    for bags in batch:
+        inputs |= {"indices": bags.indices, "offsets": bags.offsets, "per_sample_weights": bags.weights}
+    shape = (sum(bags.num_bags for bags in batch), handle.layout.dim)
+    target = _target(out, shape, options.out_type, inputs)
+    if target is None:
+        target = np.empty(shape, options.out_type.dtype)
+    first = 0
+    for bags in batch:
+        end = first + bags.num_bags
+        _look_up_bags(handle, bags.indices, bags.offsets, None, bags.offsets is not None, bags.weights, target[first:end], options)
+        first = end
+    return out if isinstance(out, np.ndarray) else target
 
 
 def _target(
