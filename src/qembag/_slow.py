@@ -259,7 +259,9 @@ def _look_up_batch(
     first = 0
     for bags in batch:
         end = first + bags.num_bags
-        _look_up_bags(handle, bags.indices, bags.offsets, None, bags.offsets is not None, bags.weights, target[first:end], options)
+        _look_up_bags(
+            handle, bags.indices, bags.offsets, None, bags.offsets is not None, bags.weights, target[first:end], options
+        )
         first = end
     return out if isinstance(out, np.ndarray) else target
 
