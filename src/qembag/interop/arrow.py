@@ -86,6 +86,7 @@ def bags_of(value: Any, name: str) -> list[Bags] | None:
     _check_elements(schema, name)
     bags, first = [], 0
     for array in arrays:
+        _check(array, name)
         bags.append(_bags(array, 0, array.length, None, name, first))
         first += array.length
     return bags
@@ -129,12 +130,19 @@ def columns_of(value: Any, name: str, wanted: Iterable[str] | None = None) -> di
     columns: dict[str, list[Bags]] = {column: [] for column in places}
     first = 0
     for array in arrays:
+        if array.null_count or array.n_children != schema.n_children:
+            _check(array, name)
         valid = _valid(array, 0, array.length)
         # A slice of structs leaves its columns as they are.
         start, stop = array.offset, array.offset + array.length
         for column, place in places.items():
-            spot = f"{name}[{column!r}]"
-            columns[column].append(_bags(array.child(place), start, stop, valid, spot, first))
+            spot, lists = f"{name}[{column!r}]", array.child(place)
+            _check(lists, spot)
+            if not 0 <= start <= stop <= lists.length:
+                raise ValueError(
+                    _unreadable(spot, f"a column of {lists.length} for rows {start} to {stop}", "too short")
+                )
+            columns[column].append(_bags(lists, start, stop, valid, spot, first))
         first += array.length
     return columns
 
@@ -226,22 +234,31 @@ def _read(value: Any, name: str) -> _Chunks:
         for array in arrays:
             if not array.is_valid():
                 raise ValueError("its array is released")
-            array.view()  # compares the array with its schema, and what it states of itself with the least allowed
     except (MemoryError, RecursionError):
         raise  # of the process, not of this value
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"{name} must be readable through Arrow's C interface, got {type(value).__name__}: {error}"
-        ) from error
+        raise kind(_unreadable(name, type(value).__name__, error)) from error
     return _Chunks(schema, arrays)
+
+
+def _unreadable(name: str, what: str, why: object) -> str:
+    return f"{name} must be readable through Arrow's C interface, got {what}: {why}"
+
+
+def _check(array: Any, name: str) -> None:
+    """Compare an array with its schema, and the lengths that it states with each other."""
+    try:
+        array.view()
+    except RuntimeError as error:
+        raise ValueError(_unreadable(name, "an array that does not fit its schema", error)) from error
 
 
 def _places(schema: Any, name: str, wanted: set[str] | None) -> dict[str, int]:
     """The number of each column."""
     places: dict[str, int] = {}
     for place in range(schema.n_children):
-        column = schema.child(place).name
+        column = schema.child(place).name or ""
         if wanted is None or column in wanted:
             if column in places:
                 raise ValueError(f"{name} must have one column {column!r}, got two")
@@ -250,14 +267,17 @@ def _places(schema: Any, name: str, wanted: set[str] | None) -> dict[str, int]:
 
 
 def _is_list(schema: Any, name: str) -> bool:
-    schema = schema.dictionary or schema
-    if schema.format in LIST_VIEWS:
+    form = (schema.dictionary or schema).format or ""
+    if form in LIST_VIEWS:
         raise TypeError(f"{name} must be a column of List, LargeList or FixedSizeList, got list views: cast them")
-    return schema.format in OFFSETS or schema.format.startswith(FIXED)
+    return form in OFFSETS or form.startswith(FIXED)
 
 
 def _check_elements(schema: Any, name: str) -> None:
-    elements = (schema.dictionary or schema).child(0)
+    lists = schema.dictionary or schema
+    if lists.n_children != 1:
+        raise ValueError(_unreadable(name, "a schema of lists", f"it has {lists.n_children} types of elements"))
+    elements = lists.child(0)
     # Of what is dictionary-encoded, the format is that of the codes.
     if (elements.dictionary or elements).format not in INTEGERS or elements.format not in INTEGERS:
         kind = _type_of(elements.dictionary or elements)
