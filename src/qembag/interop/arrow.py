@@ -231,9 +231,7 @@ def _read(value: Any, name: str) -> _Chunks:
             schema = arrays[0].schema
         if not schema.is_valid():
             raise ValueError("its schema is released")
-        for array in arrays:
-            if not array.is_valid():
-                raise ValueError("its array is released")
+        _ = schema.format, [array.length for array in arrays]  # raises for what is released or negative
     except (MemoryError, RecursionError):
         raise  # of the process, not of this value
     except Exception as error:
@@ -250,8 +248,14 @@ def _check(array: Any, name: str) -> None:
     """Compare an array with its schema, and the lengths that it states with each other."""
     try:
         array.view()
+        _ = [child.length for child in _undictionaried(array).children]  # raises for what is released
     except RuntimeError as error:
         raise ValueError(_unreadable(name, "an array that does not fit its schema", error)) from error
+
+
+def _undictionaried(either: Any) -> Any:
+    """An array or a schema; of what is dictionary-encoded, that of the dictionary."""
+    return either if either.dictionary is None else either.dictionary
 
 
 def _places(schema: Any, name: str, wanted: set[str] | None) -> dict[str, int]:
@@ -267,21 +271,21 @@ def _places(schema: Any, name: str, wanted: set[str] | None) -> dict[str, int]:
 
 
 def _is_list(schema: Any, name: str) -> bool:
-    form = (schema.dictionary or schema).format or ""
+    form = _undictionaried(schema).format or ""
     if form in LIST_VIEWS:
         raise TypeError(f"{name} must be a column of List, LargeList or FixedSizeList, got list views: cast them")
     return form in OFFSETS or form.startswith(FIXED)
 
 
 def _check_elements(schema: Any, name: str) -> None:
-    lists = schema.dictionary or schema
+    lists = _undictionaried(schema)
     if lists.n_children != 1:
         raise ValueError(_unreadable(name, "a schema of lists", f"it has {lists.n_children} types of elements"))
     elements = lists.child(0)
-    # Of what is dictionary-encoded, the format is that of the codes.
-    if (elements.dictionary or elements).format not in INTEGERS or elements.format not in INTEGERS:
-        kind = _type_of(elements.dictionary or elements)
-        raise TypeError(f"{name} must be a column of lists of integers, got lists of {kind}")
+    values = _undictionaried(elements)
+    # Of what is dictionary-encoded, the schema's own format is that of the codes.
+    if elements.format not in INTEGERS or values.format not in INTEGERS or values.dictionary is not None:
+        raise TypeError(f"{name} must be a column of lists of integers, got lists of {_type_of(values)}")
 
 
 def _type_of(schema: Any) -> str:
@@ -305,6 +309,8 @@ def _bags(array: Any, start: int, stop: int, valid: Mask | None, name: str, firs
     if array.schema.format.startswith(FIXED):
         size = int(array.schema.format[len(FIXED) :])
         begin, end = (array.offset + start) * size, (array.offset + stop) * size
+        if not 0 <= begin <= end <= elements.length:
+            raise ValueError(_unreadable(name, f"lists of {size}", f"it has {elements.length} elements"))
         if valid is None and elements.dictionary is None and _valid(elements, begin, end) is None:
             return Bags(_values(elements)[begin:end].reshape(stop - start, size), None)
     offsets = _offsets(array, start, stop)
