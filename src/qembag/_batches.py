@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._arguments import MODES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,4 +38,15 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
         from .interop import csr
 
         return csr.bags_of(value, name)
+    if hasattr(value, "tocsr"):
+        raise TypeError(f"{name} must be in CSR format as a sparse matrix, got {type(value).__name__}: call .tocsr()")
     return None
+
+
+def check_mode(batch: list[Bags], mode: int) -> None:
+    """Maxima take no weights, and a matrix's values are weights."""
+    if mode == MODES["max"] and any(bags.weights is not None for bags in batch):
+        raise ValueError(
+            "mode must not be 'max' for a sparse matrix, whose data are weights: for maxima without them pass "
+            "matrix.indices, offsets=matrix.indptr and include_last_offset=True"
+        )

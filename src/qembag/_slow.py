@@ -249,6 +249,7 @@ def _look_up_batch(
     """Bags that another library holds."""
     if per_sample_weights is not None:
         raise ValueError("per_sample_weights must be None for a column or a matrix, got per_sample_weights")
+    _batches.check_mode(batch, options.mode)
     inputs = {"the table": handle.rows, "compressed_indices_mapping": handle.mapping if options.is_pruned else None}
     for bags in batch:
         inputs |= {"indices": bags.indices, "offsets": bags.offsets, "per_sample_weights": bags.weights}
