@@ -7,6 +7,7 @@ from . import _cython as _cython  # first: the other compiled modules look for i
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .collection import EmbeddingBagCollection, EmbeddingCollection
 from .float_table import FloatTable
 from .lookup import embedding, embedding_bag
 from .quantize import quantize
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .verdict.compare import compare
 
 __all__ = [
+    "EmbeddingBagCollection",
+    "EmbeddingCollection",
     "FloatTable",
     "QuantizedTable",
     "__version__",
@@ -51,7 +54,7 @@ _AT_FIRST_USE = {
 }
 
 # Rooms that are imported at first use, too. `dir` leaves them out: what looks at every attribute must not import torch.
-_ROOMS = ("interop", "torch")
+_ROOMS = ("interop", "sklearn", "text", "torch")
 
 if not TYPE_CHECKING:
 
