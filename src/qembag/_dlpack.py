@@ -68,7 +68,7 @@ def device_of(value: Any) -> str:
         return ""
     try:
         kind, number = value.__dlpack_device__()
-    except Exception:  # as of torch's meta device
+    except (RuntimeError, TypeError, ValueError):  # as of torch's meta device
         kind, number = None, None
     if kind in HOST_DEVICES:
         return ""

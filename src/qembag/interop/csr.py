@@ -50,7 +50,7 @@ def bags_of(matrix: Any, name: str) -> list[Bags]:
     if len(shape) != 2:
         raise ValueError(
             f"{name} must have 2 dimensions as a sparse matrix, got a {type(matrix).__name__} of shape {shape}: "
-            f"reshape(1, -1) makes it one bag"
+            f"reshape(1, -1).tocsr() makes it one bag"
         )
     columns = _flat(_arguments.integers(matrix.indices, f"{name}.indices"), f"{name}.indices")
     ends = _flat(_arguments.integers(matrix.indptr, f"{name}.indptr"), f"{name}.indptr")
