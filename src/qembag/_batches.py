@@ -263,7 +263,7 @@ def _weights(value: object, indices: NDArray[Any], mode: int) -> NDArray[Any] | 
     return _arguments.weights(value, indices, mode, allow_double=True)
 
 
-def check_mode(batch: list[Bags], mode: int) -> None:
+def check_mode(batch: Sequence[Bags], mode: int) -> None:
     """Maxima take no weights, and a matrix's values are weights."""
     if mode == _arguments.MODES["max"] and any(bags.weights is not None for bags in batch):
         raise ValueError(
