@@ -6,17 +6,16 @@ and its buffers keep what they show alive.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .. import _arguments, _errors
 from .._batches import Bags
+from .tensors import imported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import ModuleType
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -203,11 +202,8 @@ def to_arrow(vectors: ArrayLike, list_size: str = "fixed") -> Any:
 # ---- What came -------------------------------------------------------------------------------------------------------
 
 
-def _package() -> ModuleType:
-    try:
-        return importlib.import_module("nanoarrow")
-    except ImportError:
-        raise ImportError("Arrow columns need the package nanoarrow: pip install 'qembag[arrow]'") from None
+def _package() -> Any:
+    return imported("nanoarrow", "'qembag[arrow]'")
 
 
 def _is_for_numpy(value: Any) -> bool:
@@ -232,7 +228,7 @@ def _read(value: Any, name: str) -> _Chunks:
         if not schema.is_valid():
             raise ValueError("its schema is released")
         _ = schema.format, [array.length for array in arrays]  # raises for what is released or negative
-    except (MemoryError, RecursionError):
+    except (MemoryError, RecursionError, ImportError):
         raise  # of the process, not of this value
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -273,7 +269,7 @@ def _places(schema: Any, name: str, wanted: set[str] | None) -> dict[str, int]:
 def _is_list(schema: Any, name: str) -> bool:
     form = _undictionaried(schema).format or ""
     if form in LIST_VIEWS:
-        raise TypeError(f"{name} must be a column of List, LargeList or FixedSizeList, got list views: cast them")
+        raise TypeError(f"{name} must be a column of List, LargeList or FixedSizeList, got list views")
     return form in OFFSETS or form.startswith(FIXED)
 
 
