@@ -309,7 +309,7 @@ def _bags(array: Any, start: int, stop: int, valid: Mask | None, name: str, firs
             raise ValueError(_unreadable(name, f"lists of {size}", f"it has {elements.length} elements"))
         if valid is None and elements.dictionary is None and _valid(elements, begin, end) is None:
             return Bags(_values(elements)[begin:end].reshape(stop - start, size), None)
-    offsets = _offsets(array, start, stop)
+    offsets = _offsets(array, start, stop, name)
     if elements.dictionary is not None or (valid is not None and np.diff(offsets)[~valid].any()):
         starts, lengths = _spans(offsets, valid, elements.length, name)
         return _gathered(elements, starts, lengths, name, first)
@@ -319,14 +319,17 @@ def _bags(array: Any, start: int, stop: int, valid: Mask | None, name: str, firs
     return Bags(_values(elements), offsets)
 
 
-def _offsets(array: Any, start: int, stop: int) -> NDArray[Any]:
+def _offsets(array: Any, start: int, stop: int, name: str) -> NDArray[Any]:
     """Where in the elements each list starts, and where the last ends."""
     form, start, stop = array.schema.format, array.offset + start, array.offset + stop
     if form.startswith(FIXED):
         return np.arange(start, stop + 1, dtype=np.int64) * int(form[len(FIXED) :])
     if start == stop:
         return np.zeros(1, OFFSETS[form])  # it may have no buffer
-    return _numbers(array.view().buffer(1), OFFSETS[form])[start : stop + 1]
+    offsets = _numbers(array.view().buffer(1), OFFSETS[form])[start : stop + 1]
+    if len(offsets) != stop + 1 - start:  # nanoarrow before 0.7 lets offset + length wrap
+        raise ValueError(_unreadable(name, "an array that does not fit its schema", f"it has {len(offsets)} offsets"))
+    return offsets
 
 
 def _values(array: Any) -> NDArray[Any]:
@@ -380,7 +383,7 @@ def _entries(array: Any, start: int, stop: int, valid: Mask | None, name: str) -
     """The lists of a dictionary that codes name: their elements, where each list starts, and how long it is."""
     lists = array.dictionary
     count = lists.length
-    starts, lengths = _spans(_offsets(lists, 0, count), _valid(lists, 0, count), lists.child(0).length, name)
+    starts, lengths = _spans(_offsets(lists, 0, count, name), _valid(lists, 0, count), lists.child(0).length, name)
     codes = _codes(_values(array)[start:stop], count, valid, name)
     # A null is one more entry, which is empty.
     return lists.child(0), np.append(starts, 0)[codes], np.append(lengths, 0)[codes]
