@@ -11,7 +11,7 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qembag
@@ -24,6 +24,7 @@ pa = pytest.importorskip("pyarrow")
 
 NUM_ROWS, DIM = 50, 5
 TABLE = np.random.default_rng(20261127).normal(size=(NUM_ROWS, DIM)).astype(np.float32)
+modestly = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 INTEGERS = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()]
 LISTS = [[1, 2], None, [3], [], [4, 5, 6]]
 
@@ -112,6 +113,7 @@ def columns(draw):
     return pa.chunked_array(parts) if len(parts) > 1 or draw(st.booleans()) else parts[0]
 
 
+@modestly
 @given(columns(), st.sampled_from(["sum", "mean", "max"]))
 def test_a_column_gives_the_bits_of_its_lists(column, mode):
     lists = plain(column)
@@ -119,6 +121,7 @@ def test_a_column_gives_the_bits_of_its_lists(column, mode):
     same_as_oracle(column, lists, mode=mode)
 
 
+@modestly
 @given(st.lists(columns(), min_size=1, max_size=3), st.data())
 def test_a_struct_gives_the_lists_of_its_columns(found, data):
     length = min(map(len, found))
