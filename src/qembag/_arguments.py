@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from . import _dlpack
 from ._errors import INT64_MAX, bad_mapping, kind_of, shown
 
 try:
@@ -62,13 +63,17 @@ def as_array(value: object, name: str) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, got {type(value).__name__}")
     try:
-        return np.asarray(value).view()
+        return _dlpack.array_of(value).view()
     except (MemoryError, RecursionError):
         raise  # of the process, not of this value
     except Exception as error:
-        # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name} must be an array, got {_why_not(value, name, error)}") from error
+        raise _no_array(value, name, error) from error
+
+
+def _no_array(value: object, name: str, error: Exception) -> Exception:
+    # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
+    kind = ValueError if isinstance(error, ValueError) else TypeError
+    return kind(f"{name} must be an array, got {_why_not(value, name, error)}")
 
 
 def _why_not(value: object, name: str, error: Exception) -> str:
@@ -78,6 +83,9 @@ def _why_not(value: object, name: str, error: Exception) -> str:
         return f"a {type(value).__name__} of rows of different lengths{hint if name == 'indices' else ''}"
     if "requires grad" in str(error):
         return f"a {type(value).__name__} that requires grad: pass {name}.detach()"
+    device = _dlpack.device_of(value)
+    if device:
+        return f"a {type(value).__name__} on device {device}: copy it to the CPU first"
     return f"{type(value).__name__}: {error}"
 
 
@@ -110,7 +118,7 @@ def as_float32(array: Array) -> NDArray[np.float32]:
 
 def is_plain_python(value: object) -> bool:
     """A list, a tuple or a number, whose type of element NumPy has chosen, not the caller."""
-    for name in ("dtype", "__array__", "__array_interface__", "__array_struct__"):
+    for name in ("dtype", "__dlpack__", *_dlpack.NUMPY_PROTOCOLS):
         if hasattr(value, name):
             return False
     try:
@@ -335,6 +343,9 @@ def float_name(dtype: np.dtype[Any]) -> str:
 
 def float_rows(data: object, name: str, dtype: object) -> Array:
     """Rows of floats: a 2-D array whose rows are contiguous, a view; nothing is copied."""
+    bits = _dlpack.bits_of_bfloat16(data)
+    if bits is not None and dtype is None:
+        data, dtype = bits, "bfloat16"
     array = as_array(data, name)
     if is_plain_python(data) and array.dtype.kind in "fiu":
         array = as_float32(array)
@@ -520,6 +531,21 @@ def plain_weights(array: Array) -> Array:
     if array.dtype.itemsize == 8:
         return as_float32(array)
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def output_array(out: object, dtype: object) -> tuple[object, object]:
+    """What the loops write to in place of `out`, an array of a tensor's memory or `out` itself; and the dtype."""
+    if isinstance(out, np.ndarray) or not hasattr(out, "__dlpack__"):
+        return out, dtype
+    bits = _dlpack.bits_of_bfloat16(out)
+    if bits is not None:
+        return bits, "bfloat16" if dtype is None else dtype
+    try:
+        return _dlpack.array_to_write(out), dtype
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        raise _no_array(out, "out", error) from error
 
 
 def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Inputs) -> Array | None:

@@ -48,6 +48,8 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
         from .interop import csr
 
         return csr.bags_of(value, name)
+    if hasattr(value, "tocsr"):
+        raise TypeError(f"{name} must be in CSR format as a sparse matrix, got {type(value).__name__}: call .tocsr()")
     return None
 
 
@@ -259,12 +261,22 @@ def _weights(value: object, indices: NDArray[Any], mode: int) -> NDArray[Any] | 
     return _arguments.weights(value, indices, mode, allow_double=True)
 
 
+def check_mode(batch: list[Bags], mode: int) -> None:
+    """Maxima take no weights, and a matrix's values are weights."""
+    if mode == _arguments.MODES["max"] and any(bags.weights is not None for bags in batch):
+        raise ValueError(
+            "mode must not be 'max' for a sparse matrix, whose data are weights: for maxima without them pass "
+            "matrix.indices, offsets=matrix.indptr and include_last_offset=True"
+        )
+
+
 def parts_of_batch(feature: Feature, batch: Sequence[Bags], name: str) -> list[Part]:
     """Of a column or a matrix, piece by piece."""
+    check_mode(batch, feature.mode)
     first, parts = 0, []
     for bags in batch:
         if bags.weights is not None:
-            _arguments.weights(bags.weights, bags.indices, feature.mode, allow_double=False)
+            named(name, _weights, bags.weights, bags.indices, feature.mode)
         parts.append(Part(feature, bags, name, first_bag=first, is_column=True))
         first += bags.num_bags
     return parts

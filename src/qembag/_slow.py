@@ -40,7 +40,8 @@ def embedding_bag(
 ) -> NDArray[Any]:
     handle = _handle_of(table)
     mode_number = _arguments.mode(mode)
-    out_type = _arguments.out_type(dtype, out)
+    target, dtype = _arguments.output_array(out, dtype)
+    out_type = _arguments.out_type(dtype, target)
     threads = _runtime.resolve_threads(num_threads)
     padding = _arguments.padding_number(padding_idx, handle.num_embeddings)
     last = _arguments.flag(include_last_offset, "include_last_offset")
@@ -51,26 +52,33 @@ def embedding_bag(
     if offsets is None and lengths is None:
         batch = _batches.bags_of(indices, "indices")
         if batch is not None:
-            return _look_up_batch(handle, batch, per_sample_weights, out, options)
-    return _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, out, options)
+            return _given(out, _look_up_batch(handle, batch, per_sample_weights, target, options))
+    return _given(out, _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, target, options))
 
 
 def embedding(
     table: object, indices: object, invalid: object, out: object, dtype: object, num_threads: object
 ) -> NDArray[Any]:
     handle = _handle_of(table)
-    out_type = _arguments.out_type(dtype, out)
+    target, dtype = _arguments.output_array(out, dtype)
+    out_type = _arguments.out_type(dtype, target)
     if indices is None:
         raise TypeError("indices must be an array of integers, got None")
-    return look_up_rows(
+    result = look_up_rows(
         handle,
         True,
         indices,
         skips_invalid=_arguments.skips_invalid(invalid),
-        out=out,
+        out=target,
         out_type=out_type,
         num_threads=_runtime.resolve_threads(num_threads),
     )
+    return _given(out, result)
+
+
+def _given(out: Any, result: NDArray[Any]) -> Any:
+    """What a call returns: the very `out` that came, also where it is a tensor."""
+    return result if out is None else out
 
 
 # ---- PyTorch's operators -----------------------------------------------------------------------------------------
@@ -152,7 +160,7 @@ def _handle_of(table: object) -> _handle.TableHandle:
 
     if isinstance(table, Table):
         return table._handle
-    if isinstance(table, np.ndarray):
+    if isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
         return handle_of_array(table)
     raise TypeError(f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(table)}")
 

@@ -37,14 +37,15 @@ def look_up_bags(
     if batch.lengths is not None:
         inputs.append(("lengths", batch.lengths))
     dims = {_name(feature): feature.handle.layout.dim for feature in features}
+    whole = None
     if isinstance(out, Mapping):
-        out_type = _arguments.out_type(dtype, next(iter(out.values()), None))
-        targets = targets_of({name: (batch.size, dim) for name, dim in dims.items()}, out, out_type, inputs)
-        whole = None
+        shapes = {name: (batch.size, dim) for name, dim in dims.items()}
+        targets, out_type = targets_of(shapes, out, dtype, inputs)
     else:
-        out_type = _arguments.out_type(dtype, out)
+        target, dtype = _arguments.output_array(out, dtype)
+        out_type = _arguments.out_type(dtype, target)
         shape = (batch.size, sum(dims.values()))
-        whole = _arguments.output(out, shape, out_type.dtype, inputs)
+        whole = _arguments.output(target, shape, out_type.dtype, inputs)
         if whole is None:
             whole = np.empty(shape, out_type.dtype)
         starts = np.cumsum([0, *dims.values()]).tolist()
@@ -77,8 +78,7 @@ def look_up_rows(
         inputs = inputs_of(wanted.parts)
         if wanted.lengths is not None:
             inputs.append(("lengths", wanted.lengths))
-        out_type = _arguments.out_type(dtype, next(iter(out.values()), None))
-        targets = targets_of(shapes, out, out_type, inputs)
+        targets, out_type = targets_of(shapes, out, dtype, inputs)
     else:
         raise TypeError(f"out must be a dict of an array for each feature, got {_errors.kind_of(out)}")
     flat = {name: target.reshape(-1, target.shape[-1]) for name, target in targets.items()}
@@ -126,28 +126,27 @@ def spread(result: NDArray[Any], part: Part) -> NDArray[Any]:
 
 
 def targets_of(
-    shapes: Mapping[str, tuple[int, ...]],
-    out: Mapping[Any, Any],
-    out_type: _arguments.OutType,
-    inputs: _arguments.Inputs,
-) -> dict[str, NDArray[Any]]:
-    """The caller's arrays, one a feature, as views of our own."""
+    shapes: Mapping[str, tuple[int, ...]], out: Mapping[Any, Any], dtype: object, inputs: _arguments.Inputs
+) -> tuple[dict[str, NDArray[Any]], _arguments.OutType]:
+    """The caller's arrays, one a feature, as views of our own; all of one type."""
     given = dict(out)
     for name in shapes:
-        if name not in given:
-            raise ValueError(f"out must hold each feature, got none for {_errors.shown(name)}")
+        if given.get(name) is None:
+            raise ValueError(f"out must hold an array for each feature, got none for {_errors.shown(name)}")
     for name in given:
         if name not in shapes:
-            raise ValueError(f"out must hold the collection's features only, got {_errors.shown(name)}")
+            raise ValueError(f"out must hold features of the collection only, got {_errors.shown(name)}")
+    arrays: dict[str, Any] = {}
+    for name in shapes:
+        arrays[name], own_dtype = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
+    out_type = _arguments.out_type(own_dtype, arrays[name])
     targets: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
-        if given[name] is None:
-            raise TypeError(f"out[{name!r}] must be an array of {out_type.dtype}, got None")
-        target = _batches.named(f"out[{name!r}]", _arguments.output, given[name], shape, out_type.dtype, inputs)
+        target = _batches.named(f"out[{name!r}]", _arguments.output, arrays[name], shape, out_type.dtype, inputs)
         others = [(f"out[{other!r}]", targets[other]) for other in targets]
         _batches.named(f"out[{name!r}]", _arguments.check_apart, target, others)
         targets[name] = target
-    return targets
+    return targets, out_type
 
 
 # ---- Lookups -----------------------------------------------------------------------------------------------------
