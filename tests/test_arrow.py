@@ -271,6 +271,54 @@ def test_extension_types_are_what_they_store():
     same_as_oracle(pa.ExtensionArray.from_storage(kind, storage), [[1, 2], [3, 4]])
 
 
+# ---- Collections -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_a_collections_batch():
+    collection = qembag.EmbeddingBagCollection({"a": TABLE, "b": TABLE[::2].copy()}, mode={"b": "mean"})
+    batch = pa.table({"user": ["x"] * 5, "b": pa.chunked_array([[[1]], [[2, 3], [], None, [4]]]), "a": LISTS})
+    expected = np.hstack(
+        [
+            qembag.embedding_bag(TABLE, batch["a"]),
+            qembag.embedding_bag(TABLE[::2].copy(), batch["b"], mode="mean"),
+        ]
+    )
+    same_bits(collection(batch), expected)
+    same_bits(collection({"a": batch["a"], "b": batch["b"]}), expected)
+    for part in batch.to_batches():
+        assert len(collection(part)) == len(part)
+    same_bits(collection(pa.RecordBatchReader.from_batches(batch.schema, batch.to_batches())), expected)
+    same_bits(collection(pytest.importorskip("polars").DataFrame(batch)), expected)
+    pd = pytest.importorskip("pandas")
+    same_bits(collection(batch.to_pandas(types_mapper=pd.ArrowDtype)), expected)
+    with pytest.raises(ValueError, match=r"^indices must hold each feature, got none for 'b'$"):
+        collection(batch.select(["a"]))
+    with pytest.raises(ValueError, match=r"^indices\['b'\]\[1\]\[0\] is null: must be an integer$"):
+        collection(pa.table({"a": [[1], [2]], "b": [[1], [None]]}))
+    with pytest.raises(IndexError, match=r"^indices\['b'\]\[1\]\[0\] is 25: out of range for a table of 25 rows"):
+        collection(pa.table({"a": [[1], [2]], "b": [[1], [25]]}))
+
+
+def test_a_column_of_integers_with_offsets_is_an_array():
+    collection = qembag.EmbeddingBagCollection({"a": TABLE, "b": TABLE})
+    expected = collection(np.array([1, 2, 3, 4]), np.array([0, 1, 3, 4, 4]))
+    for column in (pa.array([1, 2, 3, 4]), pa.chunked_array([[1], [2, 3, 4]])):
+        same_bits(collection(column, pa.array([0, 1, 3, 4, 4])), expected)
+        same_bits(collection(column, lengths=pa.array([1, 2, 1, 0])), expected)
+        same_bits(qembag.embedding_bag(TABLE, column, [0, 1]), qembag.embedding_bag(TABLE, [1, 2, 3, 4], [0, 1]))
+    for name in ("polars", "pandas"):
+        series = pytest.importorskip(name).Series([1, 2, 3, 4])
+        same_bits(collection(series, [0, 1, 3, 4, 4]), expected)
+
+
+def test_an_output_on_the_columns_memory_is_refused():
+    memory = np.arange(100, dtype=np.int32) % NUM_ROWS
+    column = pa.FixedSizeListArray.from_arrays(pa.array(memory), 5)
+    out = memory.view(np.float32).reshape(20, DIM)
+    with pytest.raises(ValueError, match=r"^out must share no memory with indices"):
+        qembag.embedding_bag(TABLE, column, out=out)
+
+
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 

@@ -122,7 +122,7 @@ class Batch(NamedTuple):
 
 def batch_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object, weights: object) -> Batch:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         return _of_arrays(features, indices, offsets, lengths, weights)
     _refuse(offsets, "offsets", "where indices are given by feature")
@@ -155,11 +155,11 @@ def _of(feature: Feature) -> str:
     return f"indices[{feature.name!r}]"
 
 
-def _columns(names: Sequence[str | None], indices: object) -> Mapping[Any, Any] | None:
+def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Mapping[Any, Any] | None:
     """What is given by feature; None for an array of all features' indices."""
     if isinstance(indices, Mapping):
         given = _known(names, indices, "indices")
-    elif is_arrow(indices):
+    elif is_arrow(indices) and not has_ends:  # with them, a column of integers is an array like others
         from .interop import arrow
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
@@ -304,7 +304,7 @@ class Rows(NamedTuple):
 
 def rows_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object) -> Rows:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         batch = _of_arrays(features, indices, offsets, lengths, None)
         parts = [_unpooled(part, 0) for part in batch.parts]
