@@ -38,7 +38,10 @@ def bits_of_bfloat16(value: Any) -> Array | None:
     None for anything else, and for a tensor that NumPy refuses: its error says why.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor) or value.dtype is not torch.bfloat16 or value.requires_grad:
+    tensor = getattr(torch, "Tensor", None)  # None too while another thread imports torch
+    if torch is None or tensor is None or not issubclass(type(value), tensor):
+        return None
+    if value.dtype is not torch.bfloat16 or value.requires_grad:
         return None
     try:
         return np.asarray(value.view(torch.int16)).view(np.uint16)
@@ -68,7 +71,7 @@ def device_of(value: Any) -> str:
         return ""
     try:
         kind, number = value.__dlpack_device__()
-    except (RuntimeError, TypeError, ValueError):  # as of torch's meta device
+    except Exception:  # noqa: BLE001 (of torch's meta device, for example)
         kind, number = None, None
     if kind in HOST_DEVICES:
         return ""

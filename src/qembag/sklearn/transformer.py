@@ -147,7 +147,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _matrix(self, X: Any, *, reset: bool) -> Any:
         """A matrix in CSR format."""
         found = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=[np.float32, np.float64])
-        rows = self.table.shape[0]
+        rows = self._shape()[0]
         if found.shape[1] > rows and self.invalid != "skip":
             raise ValueError(
                 f"X must have at most {rows} features, one for each row of the table, got {found.shape[1]}"
@@ -158,6 +158,14 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             found = found.copy()
             found.eliminate_zeros()
         return found
+
+    def _shape(self) -> tuple[int, int]:
+        shape = getattr(self.table, "shape", ())
+        if len(shape) != 2:
+            raise TypeError(
+                f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(self.table)}"
+            )
+        return int(shape[0]), int(shape[1])
 
     def _look_up(self, bags: Any, **more: Any) -> NDArray[Any]:
         return embedding_bag(
@@ -174,7 +182,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     @property
     def _n_features_out(self) -> int:
         """For the mixin that names them."""
-        return int(self.table.shape[1])
+        return self._shape()[1]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
