@@ -86,6 +86,15 @@ def test_features_are_multiplied_by_the_table(rng, table, columns):
     assert found.dtype == np.float32
 
 
+def with_zeros(X):
+    """Of the first five columns of the first row, whatever they hold."""
+    filled = X.copy()
+    filled[0, :5] = 1
+    matrix = scipy.sparse.csr_array(filled)
+    matrix.data[:5] = 0
+    return matrix
+
+
 FORMS = {
     "dense": lambda X: X,
     "float64": lambda X: X.astype(np.float64),
@@ -97,15 +106,6 @@ FORMS = {
     "csr of float64": lambda X: scipy.sparse.csr_array(X.astype(np.float64)),
     "explicit zeros": with_zeros,
 }
-
-
-def with_zeros(X):
-    """Of the first five columns of the first row, whatever they hold."""
-    filled = X.copy()
-    filled[0, :5] = 1
-    matrix = scipy.sparse.csr_array(filled)
-    matrix.data[:5] = 0
-    return matrix
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "average", "sqrtn"])
