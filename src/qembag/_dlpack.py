@@ -1,7 +1,7 @@
 """Arrays of other libraries in the CPU's memory: what NumPy's own protocols leave open.
 
-NumPy's protocols come first. They refuse what DLPack cannot say: torch exports a tensor whose negative bit is set as if it
-were not.
+NumPy's protocols come first, since they refuse what DLPack cannot say: torch exports a tensor whose negative bit is set
+as if it were not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 NUMPY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
-# Memory that the CPU reads, as dlpack.h numbers devices: the host's, pinned for CUDA or ROCm, and CUDA's managed memory.
+# Memory that the CPU reads, as dlpack.h numbers devices: the host's, also pinned for CUDA or ROCm, and CUDA's managed.
 HOST_DEVICES = (1, 3, 11, 13)
 
 

@@ -77,9 +77,10 @@ def embedding(
     return _given(out, result)
 
 
-def _given(out: Any, result: NDArray[Any]) -> Any:
+def _given(out: Any, result: NDArray[Any]) -> NDArray[Any]:
     """What a call returns: the very `out` that came, also where it is a tensor."""
-    return result if out is None else out
+    returned: NDArray[Any] = result if out is None else out
+    return returned
 
 
 # ---- PyTorch's operators -----------------------------------------------------------------------------------------

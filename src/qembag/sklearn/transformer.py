@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Sums of a table's rows, weighted by features: a projection whose matrix is the table.
 
-    With ``input="features"`` it is ``X @ table``: a drop-in for a dense projection after any vectorizer, in an eighth of
-    the memory at 4 bits. There is nothing to learn: `transform` works without `fit`.
+    With ``input="features"`` it is ``X @ table``: a drop-in for a dense projection after any vectorizer. There is
+    nothing to learn: `transform` works without `fit`.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         whose values are weights; zeros add nothing, and are not counted by ``mode="mean"``. "indices": the numbers of
         rows, a bag a sample.
     mode, padding_idx, invalid, dtype, num_threads
-        As for `embedding_bag`. A matrix has no ``mode="max"``; with ``invalid="skip"`` it may have more columns than the
-        table has rows, and those beyond add nothing.
+        As for `embedding_bag`. A matrix has no ``mode="max"``. With ``invalid="skip"`` it may have more columns than
+        the table has rows; those beyond add nothing.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return found
 
     def _shape(self) -> tuple[int, int]:
-        shape = getattr(self.table, "shape", ())
+        shape: tuple[int, ...] = getattr(self.table, "shape", ())
         if len(shape) != 2:
             raise TypeError(
                 f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(self.table)}"
