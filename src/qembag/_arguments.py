@@ -23,12 +23,15 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
 Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# Arrays that an output must share no memory with, as errors name them.
+Inputs: TypeAlias = "Iterable[tuple[str, Array | None]]"
 
 BITS = (8, 4, 2)
 MODES = {"sum": 0, "mean": 1, "max": 2, "average": 3, "sqrtn": 4}
@@ -399,7 +402,7 @@ def mapping(value: object, *, check_rows: int | None = None, out: object = None)
     # A view of our own, as of the rows: nobody else can reshape it.
     array = np.require(array, np.int32, ["C", "A"]).view()
     if isinstance(out, np.ndarray):
-        check_apart(np.ndarray.view(out, np.ndarray), {name: given})
+        check_apart(np.ndarray.view(out, np.ndarray), [(name, given)])
     if array.size == 1 and array[0] == 0:
         return None
     return array if check_rows is None else checked_mapping(array, check_rows)
@@ -545,8 +548,8 @@ def output_array(out: object, dtype: object) -> tuple[object, object]:
         raise _no_array(out, "out", error) from error
 
 
-def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]) -> Array | None:
-    """An array to write to: a view of our own, without a subclass's ways. `inputs` are the caller's arrays."""
+def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Inputs) -> Array | None:
+    """An array to write to: a view of our own, without a subclass's ways."""
     if out is None:
         return None
     if not isinstance(out, np.ndarray):
@@ -568,8 +571,8 @@ def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: di
     return out
 
 
-def check_apart(out: Array, inputs: Mapping[str, Array | None]) -> None:
-    for name, value in inputs.items():
+def check_apart(out: Array, inputs: Inputs) -> None:
+    for name, value in inputs:
         if value is not None and _share_memory(out, value):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
 
