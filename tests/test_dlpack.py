@@ -15,8 +15,6 @@ import qembag
 ROWS = np.arange(40, dtype=np.float32).reshape(10, 4) - 3
 INDICES, OFFSETS, LENGTHS = np.array([1, 9, 0, 3]), np.array([0, 3]), np.array([3, 1])
 WEIGHTS = np.array([0.5, 2, -1, 1], np.float32)
-# Before 2.1, what NumPy takes by DLPack is read-only.
-IMPORTS_WRITEABLE = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
 
 
 class Exported:
@@ -31,6 +29,10 @@ class Exported:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device_pair
+
+
+# Older versions of NumPy take everything read-only.
+IMPORTS_WRITEABLE = np.from_dlpack(Exported(np.zeros(1))).flags.writeable
 
 
 @pytest.fixture

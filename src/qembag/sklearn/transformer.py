@@ -10,7 +10,7 @@ import scipy.sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import validate_data
 
-from .. import _errors
+from .. import _batches, _errors
 from ..lookup import embedding_bag
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             if X.dtype != object or X.shape[1] != 1:
                 return self._look_up(X)
             X = X[:, 0]  # a data frame of one column of lists
-        elif hasattr(X, "__arrow_c_array__") or (
-            hasattr(X, "__arrow_c_stream__") and getattr(X, "dtype", None) != np.dtype(object)
-        ):
+        elif _batches.is_arrow(X) and getattr(X, "dtype", None) != np.dtype(object):
             return self._look_up(X)
         rows = [_row(row, number) for number, row in enumerate(X)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
