@@ -105,6 +105,7 @@ class Part(NamedTuple):
             name=self.name,
             has_bags=bags.offsets is not None or bags.indices.ndim == 2,
             feature=self.feature.name if self.name == "indices" else None,
+            offsets_name="offsets" if self.name == "indices" else f"offsets[{self.feature.name!r}]",
             is_column=self.is_column,
             first_bag=self.first_bag,
             first_offset=self.first_offset,
@@ -207,7 +208,7 @@ def _of_arrays(
     if given.ndim != 1:
         kind = _errors.kind_of(given)
         raise ValueError(f"indices must have 1 dimension, for all features, or be given by feature, got {kind}")
-    counts, ends = _ends(given, offsets, lengths)
+    counts, ends = _ends(given, offsets, lengths, len(features))
     size, rest = divmod(len(ends) - 1, len(features))
     if rest:
         what = "offsets" if counts is None else "lengths"
@@ -224,7 +225,9 @@ def _of_arrays(
     return Batch(parts, size, counts)
 
 
-def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDArray[Any] | None, NDArray[Any]]:
+def _ends(
+    indices: NDArray[Any], offsets: object, lengths: object, num_features: int
+) -> tuple[NDArray[Any] | None, NDArray[Any]]:
     """The lengths as they came, and the offsets of all bags and the last one's end."""
     if lengths is None:
         ends = _arguments.offsets(offsets, indices, True)
@@ -232,6 +235,9 @@ def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDAr
         return None, ends
     _refuse(offsets, "offsets", "with lengths")
     counts = _arguments.integers(lengths, "lengths")
+    if counts.ndim == 2 and len(counts) != num_features:
+        kind = _errors.kind_of(counts)
+        raise ValueError(f"lengths must have shape ({num_features}, batch), a row for each feature, got {kind}")
     flat = counts.reshape(-1) if counts.ndim == 2 else counts
     return counts, _arguments.ends_of_lengths(_arguments.lengths(flat, indices), indices)
 
