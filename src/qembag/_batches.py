@@ -54,12 +54,10 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
 
 
 def is_arrow(value: object) -> bool:
-    """Whether it has Arrow's C interface, or is a Series of pandas before 3.0 that holds Arrow's memory."""
-    return (
-        hasattr(value, "__arrow_c_array__")
-        or hasattr(value, "__arrow_c_stream__")
-        or hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
-    )
+    """Whether it has Arrow's C interface; or is pandas', which before 3.0 a column of Arrow's memory does not have."""
+    if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
+        return True
+    return type(value).__module__.startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
 
 
 # ---- Many features -----------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ class Batch(NamedTuple):
 
 def batch_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object, weights: object) -> Batch:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         return _of_arrays(features, indices, offsets, lengths, weights)
     _refuse(offsets, "offsets", "where indices are given by feature")
@@ -158,11 +156,11 @@ def _of(feature: Feature) -> str:
     return f"indices[{feature.name!r}]"
 
 
-def _columns(names: Sequence[str | None], indices: object) -> Mapping[Any, Any] | None:
+def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Mapping[Any, Any] | None:
     """What is given by feature; None for an array of all features' indices."""
     if isinstance(indices, Mapping):
         given = _known(names, indices, "indices")
-    elif is_arrow(indices):
+    elif is_arrow(indices) and not has_ends:  # with them, a column of integers is an array like others
         from .interop import arrow
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
@@ -312,7 +310,7 @@ class Rows(NamedTuple):
 
 def rows_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object) -> Rows:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         batch = _of_arrays(features, indices, offsets, lengths, None)
         parts = [_unpooled(part, 0) for part in batch.parts]
