@@ -28,7 +28,7 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
 
     Told apart by what objects have: no package is imported that is not there already, but the one that reads them.
     """
-    if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
+    if is_arrow(value):
         from .interop import arrow
 
         return arrow.bags_of(value, name)
@@ -37,3 +37,12 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
 
         return csr.bags_of(value, name)
     return None
+
+
+def is_arrow(value: object) -> bool:
+    """Whether it has Arrow's C interface, or is a Series of pandas before 3.0 that holds Arrow's memory."""
+    return (
+        hasattr(value, "__arrow_c_array__")
+        or hasattr(value, "__arrow_c_stream__")
+        or hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
+    )
