@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from numpy.typing import NDArray
 
 
@@ -46,3 +48,11 @@ def is_arrow(value: object) -> bool:
         or hasattr(value, "__arrow_c_stream__")
         or hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
     )
+
+
+def key_of(feature: str, table: str, given: Container[str]) -> str:
+    """What the input of a feature is called in a call's input by key.
+
+    TorchRec calls features that look up in several tables "f@t1", "f@t2", and has one "f" in its input for them.
+    """
+    return feature if feature in given else feature.removesuffix(f"@{table}")
