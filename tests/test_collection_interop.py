@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import qembag
-from qembag._batches import key_of
-from qembag.interop import jagged
+from qembag import _batches
 from support.arrays import same_bits
 from support.layouts import PAIRS_FIRST, bag_offsets, rows_of
 
@@ -97,24 +96,6 @@ def jagged_of(rng: np.random.Generator, weighted: bool = False, batch: int = 5, 
     )
 
 
-def inputs_of(collection: Any, given: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A KeyedJaggedTensor by feature."""
-    columns = jagged.columns_of(given, "indices")
-    found = {name: columns[key_of(name, table, columns)][0] for name, table in collection.features.items()}
-    weights = {name: bags.weights for name, bags in found.items() if bags.weights is not None}
-    return {name: (bags.indices, bags.offsets) for name, bags in found.items()}, weights or None
-
-
-def bags(collection: Any, given: Any) -> np.ndarray:
-    indices, weights = inputs_of(collection, given)
-    return collection(indices, per_sample_weights=weights)
-
-
-def rows(collection: Any, given: Any) -> dict[str, np.ndarray]:
-    indices, _ = inputs_of(collection, given)
-    return collection({name: values[ends[0] : ends[-1]] for name, (values, ends) in indices.items()})
-
-
 def is_float_mean(collection: Any, feature: str) -> bool:
     table = collection.tables[collection.features[feature]]
     return isinstance(table, qembag.FloatTable) and collection.modes[feature] == "mean"
@@ -138,7 +119,7 @@ def test_bags_of_a_quantized_collection_are_its_own(rng, weighted, output):
         assert list(collection.features) == theirs.keys()
         assert list(collection.features) == ["f0", "f1@t2", "f6", "f1@t1", "f2", "f3", "f5", "f4"]
         assert [collection.dims[name] for name in collection.features] == theirs.length_per_key()
-        same_bits(bags(collection, given), theirs.values().numpy())
+        same_bits(collection(given), theirs.values().numpy())
 
 
 def test_bags_of_a_collection_of_floats_are_its_own(rng):
@@ -154,7 +135,7 @@ def test_bags_of_a_collection_of_floats_are_its_own(rng):
         given = jagged_of(rng, weighted)
         theirs = module(given)
         assert list(collection.features) == theirs.keys()
-        same_bits(bags(collection, given), theirs.values().detach().numpy())
+        same_bits(collection(given), theirs.values().detach().numpy())
         assert np.shares_memory(collection.tables["t0"].data, module.embedding_bags.t0.weight.detach().numpy())
 
 
@@ -172,7 +153,7 @@ def test_rows_of_a_collection_are_its_own(rng, is_float):
     collection = torchrec.collection_from_module(module)
     assert isinstance(collection, qembag.EmbeddingCollection)
     given = jagged_of(rng)
-    theirs, found = module(given), rows(collection, given)
+    theirs, found = module(given), collection(given)
     if is_float:
         assert list(found) == list(theirs)
     for name, vectors in found.items():
@@ -188,7 +169,7 @@ def test_outputs_of_half_floats_are_those_of_the_module_before_it_rounds_them(rn
     )
     module = EmbeddingBagCollection(tables=[config])
     given = jagged_of(rng)
-    found = bags(torchrec.collection_from_module(module), given)
+    found = torchrec.collection_from_module(module)(given)
     same_bits(found.astype(np.float16).astype(np.float32), module(given).values().detach().numpy())
 
 
@@ -218,72 +199,60 @@ def test_a_collection_of_torchrec_s_goes_into_a_file(rng, tmp_path):
     torchrec.collection_from_module(module).save(tmp_path / "ebc.safetensors")
     given = jagged_of(rng)
     opened = qembag.EmbeddingBagCollection.from_file(tmp_path / "ebc.safetensors")
-    same_bits(bags(opened, given), module(given).values().numpy())
+    same_bits(opened(given), module(given).values().numpy())
 
 
 # ---- A KeyedJaggedTensor -----------------------------------------------------------------------------------------------
 
 
-def test_columns_are_the_tensors_own_memory(rng):
+def test_bags_are_the_tensors_own_memory(rng):
     for weighted in (False, True):
         given = jagged_of(rng, weighted)
-        columns = jagged.columns_of(given, "indices")
-        assert list(columns) == KEYS
-        for key, [found] in columns.items():
-            assert found.indices.ctypes.data == given.values().data_ptr()
-            assert np.shares_memory(found.offsets, given.offsets().numpy())
-            assert (found.weights is not None) == weighted
+        found = _batches._of_jagged(["f1@t1", "f0", "f1@t2", "f8"], given)
+        assert list(found) == ["f1@t1", "f0", "f1@t2"]
+        for feature, [some] in found.items():
+            assert some.indices.ctypes.data == given.values().data_ptr()
+            assert np.shares_memory(some.offsets, given.offsets().numpy())
+            assert (some.weights is not None) == weighted
             if weighted:
-                assert found.weights.ctypes.data == given.weights().data_ptr()
-            own = found.indices[found.offsets[0] : found.offsets[-1]]
-            same_bits(own, given[key].values().numpy())
-            assert found.num_bags == 5
-    assert list(jagged.columns_of(given, "indices", {"f1", "none"})) == ["f1"]
-    assert jagged.is_jagged(given)
-    assert not jagged.is_jagged({})
-    assert not jagged.is_jagged(torch.zeros(3))
+                assert some.weights.ctypes.data == given.weights().data_ptr()
+            same_bits(some.indices[some.offsets[0] : some.offsets[-1]], given[feature[:2]].values().numpy())
+            assert some.num_bags == 5
 
 
-def test_weights_that_numpy_has_not_or_that_train_are_taken(rng):
-    given = jagged_of(rng, weighted=True)
-    for weights in (given.weights().bfloat16(), given.weights().half(), torch.nn.Parameter(given.weights())):
-        other = KeyedJaggedTensor(KEYS, given.values(), lengths=given.lengths(), weights=weights)
-        found = jagged.columns_of(other, "indices")["f1"][0].weights
-        same_bits(found.astype(np.float32), weights.detach().float().numpy())
-
-
-def test_an_empty_batch_has_no_bags():
+@pytest.mark.parametrize("kind", [qembag.EmbeddingBagCollection, qembag.EmbeddingCollection])
+def test_an_empty_batch_has_no_bags(kind):
     given = KeyedJaggedTensor(
         ["a", "b"], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int64), stride=0
     )
-    assert [bags.num_bags for [bags] in jagged.columns_of(given, "indices").values()] == [0, 0]
+    found = kind({"b": np.ones((3, 4), np.float32)})(given)
+    assert np.shape(found["b"] if kind is qembag.EmbeddingCollection else found) == (0, 4)
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "words"),
     [
         (
             lambda: KeyedJaggedTensor(
                 ["a", "b"], torch.arange(4), lengths=torch.tensor([1, 1, 2]), stride_per_key_per_rank=[[2], [1]]
             ),
-            ValueError,
             "indices must have one batch size, got a KeyedJaggedTensor with one a key",
         ),
         (
             lambda: KeyedJaggedTensor(["a", "a"], torch.arange(4), lengths=torch.tensor([1, 3])),
-            ValueError,
-            "indices must have each key once, got 'a' twice",
+            "indices must have each key once",
         ),
         (
-            lambda: KeyedJaggedTensor(["a"], torch.arange(4, device="meta"), lengths=torch.tensor([4])),
-            ValueError,
-            r"indices.values\(\) must be on the CPU, got device meta",
+            lambda: KeyedJaggedTensor(["b"], torch.arange(2), lengths=torch.tensor([2])),
+            "indices must hold each feature, got none for 'a'",
         ),
     ],
 )
-def test_batches_that_cannot_be_taken_are_refused(make, error, words):
-    with pytest.raises(error, match=words):
-        jagged.columns_of(make(), "indices")
+@pytest.mark.parametrize("kind", [qembag.EmbeddingBagCollection, qembag.EmbeddingCollection])
+def test_batches_that_cannot_be_taken_are_refused(make, words, kind):
+    collection = kind({"a": np.ones((9, 4), np.float32)})
+    with pytest.raises(ValueError, match=words):
+        collection(make())
 
 
 # ---- FBGEMM ----------------------------------------------------------------------------------------------------------

@@ -462,12 +462,33 @@ class Own(QuantizedTable):
     """A caller's own kind of table."""
 
 
-def test_a_deep_copy_has_memory_of_its_own(table, rows, values, same_bits):
+def test_a_deep_copy_is_another_table_of_the_same_rows(table):
+    table = QuantizedTable(
+        table.data,
+        table.bits,
+        dim=table.dim,
+        compressed_indices_mapping=table.compressed_indices_mapping,
+        row_weights=np.arange(table.num_embeddings, dtype=np.float32),
+    )
     again = copy.deepcopy(table)
+    assert again is not table
     assert_same_table(again, table)
-    assert not np.shares_memory(again.data, table.data)
-    rows[...] = 0
-    same_bits(again.dequantize(), values)
+    for part in ("data", "compressed_indices_mapping", "row_weights"):
+        one, other = getattr(again, part), getattr(table, part)
+        assert (one is None) == (other is None)
+        assert one is None or np.shares_memory(one, other)
+
+
+def test_deep_copies_share_a_list_of_tables_as_they_did(table):
+    first, second = copy.deepcopy([table, table])
+    assert first is second
+    assert type(copy.deepcopy(Own(table.data, table.bits, dim=table.dim))) is Own
+
+
+@pytest.mark.parametrize("kind", [QuantizedTable, qembag.FloatTable])
+def test_a_deep_copy_of_a_table_that_was_never_made_is_an_error(kind):
+    with pytest.raises(AttributeError, match="not initialized"):
+        copy.deepcopy(kind.__new__(kind))
 
 
 def test_a_shallow_copy_shares_its_memory(table):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from . import _dlpack
 from ._errors import INT64_MAX, bad_mapping, kind_of, shown
 
 try:
@@ -22,12 +23,15 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
 Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# Arrays that an output must share no memory with, as errors name them.
+Inputs: TypeAlias = "Iterable[tuple[str, Array | None]]"
 
 BITS = (8, 4, 2)
 MODES = {"sum": 0, "mean": 1, "max": 2, "average": 3, "sqrtn": 4}
@@ -59,13 +63,17 @@ def as_array(value: object, name: str) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, got {type(value).__name__}")
     try:
-        return np.asarray(value).view()
+        return _dlpack.array_of(value).view()
     except (MemoryError, RecursionError):
         raise  # of the process, not of this value
     except Exception as error:
-        # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name} must be an array, got {_why_not(value, name, error)}") from error
+        raise _no_array(value, name, error) from error
+
+
+def _no_array(value: object, name: str, error: Exception) -> Exception:
+    # Not of the error's own type, which may be made of other arguments, as UnicodeDecodeError is.
+    kind = ValueError if isinstance(error, ValueError) else TypeError
+    return kind(f"{name} must be an array, got {_why_not(value, name, error)}")
 
 
 def _why_not(value: object, name: str, error: Exception) -> str:
@@ -75,6 +83,9 @@ def _why_not(value: object, name: str, error: Exception) -> str:
         return f"a {type(value).__name__} of rows of different lengths{hint if name == 'indices' else ''}"
     if "requires grad" in str(error):
         return f"a {type(value).__name__} that requires grad: pass {name}.detach()"
+    device = _dlpack.device_of(value)
+    if device:
+        return f"a {type(value).__name__} on device {device}: copy it to the CPU first"
     return f"{type(value).__name__}: {error}"
 
 
@@ -107,7 +118,7 @@ def as_float32(array: Array) -> NDArray[np.float32]:
 
 def is_plain_python(value: object) -> bool:
     """A list, a tuple or a number, whose type of element NumPy has chosen, not the caller."""
-    for name in ("dtype", "__array__", "__array_interface__", "__array_struct__"):
+    for name in ("dtype", "__dlpack__", *_dlpack.NUMPY_PROTOCOLS):
         if hasattr(value, name):
             return False
     try:
@@ -332,6 +343,9 @@ def float_name(dtype: np.dtype[Any]) -> str:
 
 def float_rows(data: object, name: str, dtype: object) -> Array:
     """Rows of floats: a 2-D array whose rows are contiguous, a view; nothing is copied."""
+    bits = _dlpack.bits_of_bfloat16(data)
+    if bits is not None and dtype is None:
+        data, dtype = bits, "bfloat16"
     array = as_array(data, name)
     if is_plain_python(data) and array.dtype.kind in "fiu":
         array = as_float32(array)
@@ -388,7 +402,7 @@ def mapping(value: object, *, check_rows: int | None = None, out: object = None)
     # A view of our own, as of the rows: nobody else can reshape it.
     array = np.require(array, np.int32, ["C", "A"]).view()
     if isinstance(out, np.ndarray):
-        check_apart(np.ndarray.view(out, np.ndarray), {name: given})
+        check_apart(np.ndarray.view(out, np.ndarray), [(name, given)])
     if array.size == 1 and array[0] == 0:
         return None
     return array if check_rows is None else checked_mapping(array, check_rows)
@@ -519,8 +533,23 @@ def plain_weights(array: Array) -> Array:
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
-def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]) -> Array | None:
-    """An array to write to: a view of our own, without a subclass's ways. `inputs` are the caller's arrays."""
+def output_array(out: object, dtype: object) -> tuple[object, object]:
+    """What the loops write to in place of `out`, an array of a tensor's memory or `out` itself; and the dtype."""
+    if isinstance(out, np.ndarray) or not hasattr(out, "__dlpack__"):
+        return out, dtype
+    bits = _dlpack.bits_of_bfloat16(out)
+    if bits is not None:
+        return bits, "bfloat16" if dtype is None else dtype
+    try:
+        return _dlpack.array_to_write(out), dtype
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        raise _no_array(out, "out", error) from error
+
+
+def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Inputs) -> Array | None:
+    """An array to write to: a view of our own, without a subclass's ways."""
     if out is None:
         return None
     if not isinstance(out, np.ndarray):
@@ -542,8 +571,8 @@ def output(out: object, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: di
     return out
 
 
-def check_apart(out: Array, inputs: Mapping[str, Array | None]) -> None:
-    for name, value in inputs.items():
+def check_apart(out: Array, inputs: Inputs) -> None:
+    for name, value in inputs:
         if value is not None and _share_memory(out, value):
             raise ValueError(f"out must share no memory with {name}, got an array that does")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from .layout import RowLayout
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-# What is wrong: the argument, the position in it, the bag, the value, the position in the indices.
-Fault: TypeAlias = tuple[str, int, int, int, int]
+# What is wrong: the argument, the position in it, the bag, the value, the position in the indices, and which of the
+# lookups of the call.
+Fault: TypeAlias = tuple[str, int, int, int, int, int]
 
 INT64_MAX = np.iinfo(np.int64).max
 # Characters of a value that an error shows.
 MAX_SHOWN = 100
+UNKNOWN = "an argument that was checked is not recognized by the compiled code; please report this"
 
 
 def kind_of(value: object) -> str:
@@ -82,36 +84,72 @@ def bad_mapping(position: int, row: int, num_rows: int, source: str = "") -> str
     )
 
 
-def of_fault(
-    fault: Fault,
-    *,
-    indices: Array | None,
-    offsets: Array | None,
-    num_indices: int,
-    num_rows: int,
-    num_embeddings: int,
-    bags: bool,
-    name: str = "indices",
-) -> Exception:
-    """The error for what a lookup found. `indices` and `offsets` are the caller's, for values beyond int64; no
-    `indices` are all rows."""
-    where, position, bag, value, index_position = fault
+class Asked(NamedTuple):
+    """A lookup, as far as an error tells of it."""
+
+    num_rows: int
+    num_embeddings: int
+    indices: Array | None
+    """The caller's, for values beyond int64. None: all rows."""
+    offsets: Array | None
+    num_indices: int
+    name: str = "indices"
+    has_bags: bool = True
+    feature: str | None = None
+    """Of a collection."""
+    is_column: bool = False
+    """A column of lists, or a matrix: an index has a place in its list there."""
+    first_bag: int = 0
+    """Where these bags, offsets and indices begin in what the caller gave, if that holds more."""
+    first_offset: int = 0
+    first_index: int = 0
+
+
+def of_fault(fault: Fault, asked: Asked) -> Exception:
+    """The error for what a lookup found."""
+    where, position, bag, value, index_position, _ = fault
+    feature = "" if asked.feature is None else f"feature {asked.feature!r}"
     if where == "offsets":
-        value = _as_it_came(offsets, (position,), value)
-        if 0 <= value <= num_indices:
-            return ValueError(f"offsets[{position}] is {value}: must not be below the offset before it")
-        return ValueError(f"offsets[{position}] is {value}: must be from 0 to {num_indices}, the number of indices")
-    place = (index_position,) if indices is None else _place(index_position, indices.shape)
-    spot = f"{name}[{', '.join(map(str, place))}]" if place else name
-    in_bag = f"bag {bag}" if bags else ""
+        return _of_offset(position, value, asked, feature)
+    spot = _spot(index_position, bag, asked)
+    in_bag = f"bag {asked.first_bag + bag}" if asked.has_bags and not asked.is_column else ""
     if where == "indices":
-        value = _as_it_came(indices, place, value)
-        holder = f"table of {num_rows} rows" if num_embeddings == num_rows else f"pruned table of {num_embeddings} rows"
-        return IndexError(f"{spot} is {value}{f' ({in_bag})' if in_bag else ''}: out of range for a {holder}")
+        if asked.indices is not None:
+            value = _as_it_came(asked.indices, _place(index_position, asked.indices.shape), value)
+        pruned = asked.num_embeddings != asked.num_rows
+        holder = f"pruned table of {asked.num_embeddings} rows" if pruned else f"table of {asked.num_rows} rows"
+        return IndexError(f"{spot} is {value}{_in_brackets(feature, in_bag)}: out of range for a {holder}")
     if where == "compressed_indices_mapping":
-        source = ", ".join(filter(None, [spot if place else "", in_bag]))
-        return IndexError(bad_mapping(position, value, num_rows, f" ({source})" if source else ""))
-    return RuntimeError(f"{name}, offsets or compressed_indices_mapping changed while they were being looked up")
+        source = _in_brackets("" if spot == asked.name else spot, feature, in_bag)
+        return IndexError(bad_mapping(position, value, asked.num_rows, source))
+    return RuntimeError(f"{asked.name}, offsets or compressed_indices_mapping changed while they were being looked up")
+
+
+def _of_offset(position: int, value: int, asked: Asked, feature: str) -> ValueError:
+    value = _as_it_came(asked.offsets, (position,), value)
+    spot = f"offsets[{asked.first_offset + position}] is {value}{_in_brackets(feature)}"
+    if 0 <= value <= asked.num_indices:
+        return ValueError(f"{spot}: must not be below the offset before it")
+    return ValueError(f"{spot}: must be from 0 to {asked.num_indices}, the number of indices")
+
+
+def _spot(index_position: int, bag: int, asked: Asked) -> str:
+    """Where an index stands, as one writes it in Python."""
+    if asked.is_column:
+        if asked.offsets is not None:
+            start = int(asked.offsets[bag])
+        else:
+            start = 0 if asked.indices is None else bag * asked.indices.shape[-1]
+        return f"{asked.name}[{asked.first_bag + bag}][{index_position - start}]"
+    place = (index_position,) if asked.indices is None else _place(index_position, asked.indices.shape)
+    if len(place) == 1:
+        place = (asked.first_index + place[0],)
+    return f"{asked.name}[{', '.join(map(str, place))}]" if place else asked.name
+
+
+def _in_brackets(*facts: str) -> str:
+    told = ", ".join(filter(None, facts))
+    return f" ({told})" if told else ""
 
 
 def _place(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:

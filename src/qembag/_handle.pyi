@@ -71,6 +71,25 @@ class TableHandle:
 class HandleOwner:
     _handle: TableHandle
 
+@disjoint_base
+class CollectionHandle:
+    def __new__(
+        cls,
+        names: tuple[str, ...],
+        tables: tuple[TableHandle, ...],
+        modes: tuple[int, ...],
+        paddings: tuple[int, ...],
+        skips_invalid: tuple[bool, ...],
+    ) -> Self: ...
+    @property
+    def num_features(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def tables(self) -> tuple[TableHandle, ...]: ...
+
 # What this module takes from modules that import it.
 def register_arrays(function: object) -> None: ...
 def register_slow_path(module: object) -> None: ...
@@ -115,6 +134,22 @@ def quantize(
     ratio: float,
     num_threads: int,
 ) -> tuple[str, int, int] | None: ...
+def look_up_parts(
+    parts: list[tuple[TableHandle, int, int, bool, object, object, object, object]],
+    out_type: int,
+    num_threads: int,
+    check_first: bool,
+) -> Literal[True] | Fault | None: ...
+def look_up_collection(
+    handle: CollectionHandle,
+    indices: object,
+    offsets: object,
+    lengths: object,
+    weights: object,
+    out: object,
+    dtype: object,
+    num_threads: object,
+) -> Any: ...
 
 # ---- The public functions -----------------------------------------------------------------------------------------
 

@@ -17,16 +17,26 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, SIZE_MAX, uint8_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from loops cimport (
     AVERAGE, BFLOAT16_OUT, BFLOAT16_ROWS, FINE, FLOAT16_OUT, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GROUPED, Layout,
-    Lookup, Loops, MAX, MEAN, Method, MINMAX, Mode, NO_MEMORY, NOT_FINITE, OutType, Quantize, quantizing_work,
-    read_index, read_offset, RowFault, Signals, SQRTN, SUM, work_of,
+    Lookup, Loops, MAX, MEAN, Method, MINMAX, Mode, NO_MEMORY, NOT_FINITE, OutType, Place, Quantize, RowFault, Signals,
+    SQRTN, SUM, count_bags, place_after, quantizing_work, read_index, read_offset, work_between,
 )
 
 cnp.import_array()
 
+cdef extern from *:
+    """
+    #define ADDRESS_OF_VIEW(view) (&(view))
+    """
+    # Cython has no operator for it. The view's owner must be held for as long as the address.
+    const uint8_t[:, :] *address_of_view "ADDRESS_OF_VIEW"(const uint8_t[:, :]) nogil
+
 cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
     # That of cpython.exc raises at once.
     int check_signals "PyErr_CheckSignals"() noexcept
 
@@ -184,6 +194,7 @@ cdef class TableHandle:
         self.rows = rows
         self.mapping = mapping
         self.layout = layout
+        self.job.rows = address_of_view(self.row_view)
         self.job.layout = layout.fields
         self.job.num_rows = self.row_view.shape[0]
         if self.row_view.shape[1] != layout.fields.row_bytes:
@@ -248,6 +259,7 @@ include "recognize.pxi"
 include "run.pxi"
 include "lookups.pxi"
 include "operators.pxi"
+include "collection.pxi"
 
 
 # ---- Quantizing ---------------------------------------------------------------------------------------------------

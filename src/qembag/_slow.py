@@ -7,11 +7,11 @@ else the caller's objects do; an argument is converted once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from . import _arguments, _batches, _errors, _handle, _runtime, layout
+from . import _arguments, _batches, _errors, _handle, _runtime, _slow_collection, layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .table import QuantizedTable
 
 _FLOAT32 = _arguments.OutType(0, np.dtype(np.float32))
-_UNKNOWN = "an argument that was checked is not recognized by the compiled code; please report this"
 
 
 # ---- The public functions ----------------------------------------------------------------------------------------
@@ -41,7 +40,8 @@ def embedding_bag(
 ) -> NDArray[Any]:
     handle = _handle_of(table)
     mode_number = _arguments.mode(mode)
-    out_type = _arguments.out_type(dtype, out)
+    target, dtype = _arguments.output_array(out, dtype)
+    out_type = _arguments.out_type(dtype, target)
     threads = _runtime.resolve_threads(num_threads)
     padding = _arguments.padding_number(padding_idx, handle.num_embeddings)
     last = _arguments.flag(include_last_offset, "include_last_offset")
@@ -52,26 +52,33 @@ def embedding_bag(
     if offsets is None and lengths is None:
         batch = _batches.bags_of(indices, "indices")
         if batch is not None:
-            return _look_up_batch(handle, batch, per_sample_weights, out, options)
-    return _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, out, options)
+            return _given(out, _look_up_batch(handle, batch, per_sample_weights, target, options))
+    return _given(out, _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, target, options))
 
 
 def embedding(
     table: object, indices: object, invalid: object, out: object, dtype: object, num_threads: object
 ) -> NDArray[Any]:
     handle = _handle_of(table)
-    out_type = _arguments.out_type(dtype, out)
+    target, dtype = _arguments.output_array(out, dtype)
+    out_type = _arguments.out_type(dtype, target)
     if indices is None:
         raise TypeError("indices must be an array of integers, got None")
-    return look_up_rows(
+    result = look_up_rows(
         handle,
         True,
         indices,
         skips_invalid=_arguments.skips_invalid(invalid),
-        out=out,
+        out=target,
         out_type=out_type,
         num_threads=_runtime.resolve_threads(num_threads),
     )
+    return _given(out, result)
+
+
+def _given(out: object, result: NDArray[Any]) -> NDArray[Any]:
+    """What a call returns: the very `out` that came, also where it is a tensor."""
+    return result if out is None else cast("NDArray[Any]", out)
 
 
 # ---- PyTorch's operators -----------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def _handle_of(table: object) -> _handle.TableHandle:
 
     if isinstance(table, Table):
         return table._handle
-    if isinstance(table, np.ndarray):
+    if isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
         return handle_of_array(table)
     raise TypeError(f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(table)}")
 
@@ -209,7 +216,7 @@ def _look_up_bags(
         "per_sample_weights": given_weights,
         "compressed_indices_mapping": handle.mapping if options.is_pruned else None,
     }
-    target = _target(out, (num_bags, handle.layout.dim), options.out_type, inputs)
+    target = _target(out, (num_bags, handle.layout.dim), options.out_type, inputs.items())
     answer = _handle.look_up_bags(
         handle,
         options.is_pruned,
@@ -220,23 +227,18 @@ def _look_up_bags(
         options.padding_idx,
         options.skips_invalid,
         options.mode,
-        None if target is None else _written(target, options.out_type),
+        None if target is None else written(target, options.out_type),
         options.out_type.number,
         options.num_threads,
     )
     if isinstance(answer, np.ndarray):
         return out if isinstance(out, np.ndarray) else answer if target is None else target
     if answer is None:
-        raise RuntimeError(_UNKNOWN)
-    raise _errors.of_fault(
-        answer,
-        num_rows=len(handle.rows),
-        num_embeddings=_num_embeddings(handle, options.is_pruned),
-        indices=given,
-        offsets=given_offsets,
-        num_indices=given.size,
-        bags=True,
+        raise RuntimeError(_errors.UNKNOWN)
+    asked = _errors.Asked(
+        len(handle.rows), _num_embeddings(handle, options.is_pruned), given, given_offsets, num_indices=given.size
     )
+    raise _errors.of_fault(answer, asked)
 
 
 def _look_up_batch(
@@ -246,35 +248,28 @@ def _look_up_batch(
     out: object,
     options: _Options,
 ) -> NDArray[Any]:
-    """Bags that another library holds."""
+    """Bags that another library holds, perhaps in several pieces."""
     if per_sample_weights is not None:
         raise ValueError("per_sample_weights must be None for a column or a matrix, got per_sample_weights")
-    inputs = {"the table": handle.rows, "compressed_indices_mapping": handle.mapping if options.is_pruned else None}
-    for bags in batch:
-        inputs |= {"indices": bags.indices, "offsets": bags.offsets, "per_sample_weights": bags.weights}
-    shape = (sum(bags.num_bags for bags in batch), handle.layout.dim)
-    target = _target(out, shape, options.out_type, inputs)
-    if target is None:
-        target = np.empty(shape, options.out_type.dtype)
-    first = 0
-    for bags in batch:
-        end = first + bags.num_bags
-        _look_up_bags(
-            handle, bags.indices, bags.offsets, None, bags.offsets is not None, bags.weights, target[first:end], options
-        )
-        first = end
-    return out if isinstance(out, np.ndarray) else target
+    feature = _batches.Feature(None, handle, options.mode, options.padding_idx, options.skips_invalid)
+    parts = _batches.parts_of_batch(feature, batch, "indices")
+    shape = (sum(part.bags.num_bags for part in parts), handle.layout.dim)
+    target = _target(out, shape, options.out_type, _slow_collection.inputs_of(parts))
+    result = np.empty(shape, options.out_type.dtype) if target is None else target
+    rows = [_slow_collection.spread(result, part) for part in parts]
+    _slow_collection.look_up(parts, rows, options.out_type, options.num_threads, check_first=out is not None)
+    return out if isinstance(out, np.ndarray) else result
 
 
 def _target(
-    out: object, shape: tuple[int, ...], out_type: _arguments.OutType, inputs: dict[str, NDArray[Any] | None]
+    out: object, shape: tuple[int, ...], out_type: _arguments.OutType, inputs: _arguments.Inputs
 ) -> NDArray[Any] | None:
     """The caller's output; a new one for bfloat16, whose type may be another package's. Else None."""
     target = _arguments.output(out, shape, out_type.dtype, inputs)
     return np.empty(shape, out_type.dtype) if target is None and out_type.number == 2 else target
 
 
-def _written(target: NDArray[Any], out_type: _arguments.OutType) -> NDArray[Any]:
+def written(target: NDArray[Any], out_type: _arguments.OutType) -> NDArray[Any]:
     """An output as the loops take it: bfloat16 as its bits."""
     return target.view(np.uint16) if out_type.number == 2 else target
 
@@ -307,9 +302,9 @@ def look_up_rows(
         "compressed_indices_mapping": handle.mapping if is_pruned else None,
     }
     dim = handle.layout.dim
-    target = _target(out, (*shape, dim), out_type, inputs)
+    target = _target(out, (*shape, dim), out_type, inputs.items())
     flat = None if given is None else _arguments.plain_integers(given).reshape(-1)
-    flat_target = None if target is None else _written(target, out_type).reshape(-1, dim)
+    flat_target = None if target is None else written(target, out_type).reshape(-1, dim)
     answer = _handle.look_up_rows(
         handle, is_pruned, flat, skips_invalid, dequantize, flat_target, out_type.number, num_threads
     )
@@ -319,17 +314,17 @@ def look_up_rows(
         if not isinstance(out, np.ndarray):
             return target
         if not np.may_share_memory(target, answer):  # `reshape` has copied
-            np.copyto(_written(target, out_type), answer.reshape(target.shape))
+            np.copyto(written(target, out_type), answer.reshape(target.shape))
         return out
     if answer is None:
-        raise RuntimeError(_UNKNOWN)
-    raise _errors.of_fault(
-        answer,
-        num_rows=len(handle.rows),
-        num_embeddings=_num_embeddings(handle, is_pruned),
-        indices=given,
+        raise RuntimeError(_errors.UNKNOWN)
+    asked = _errors.Asked(
+        len(handle.rows),
+        _num_embeddings(handle, is_pruned),
+        given,
         offsets=None,
         num_indices=math.prod(shape),
-        bags=False,
         name=name,
+        has_bags=False,
     )
+    raise _errors.of_fault(answer, asked)

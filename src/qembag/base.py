@@ -212,6 +212,21 @@ class Table(_handle.HandleOwner):
         values = self.dequantize()
         return values if dtype is None else values.astype(dtype, copy=False)
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Another table of the same rows, mapping and row weights, which are not copied.
+
+        scikit-learn's `clone` copies an estimator's parameters deeply, and the rows may be most of the memory.
+        To copy the rows too, pickle the table, or make one of ``table.data.copy()``.
+        """
+        again = type(self).__new__(type(self))
+        again._share(self)
+        return again
+
+    def _share(self, other: Self) -> None:
+        """Be a table of another one's parts."""
+        self._set(other._handle, other._row_weights)
+        self._source = other._source
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._source is None:
             return self._reduced()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import _arguments, _errors
+from . import _arguments, _errors, _handle, _slow_collection
+from ._batches import Feature
 from .base import Table
 from .float_table import FloatTable
-from .lookup import embedding, embedding_bag
 
 if TYPE_CHECKING:
     import os
@@ -35,8 +35,23 @@ class _Collection:
         _arguments.out_type(dtype, None)
         self._dtype = dtype
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
-        for value in self._invalid.values():
-            _arguments.skips_invalid(value)
+
+    def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
+        """What the loops take of it all, worked out once."""
+        self._described = [
+            Feature(
+                feature,
+                self._tables[name]._handle,
+                _arguments.mode(modes.get(feature, "sum")),
+                _arguments.padding_number(paddings.get(feature), self._tables[name].num_embeddings),
+                _arguments.skips_invalid(self._invalid[feature]),
+            )
+            for feature, name in self._features.items()
+        ]
+        _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
+        self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
+        ends = np.cumsum([0, *self.dims.values()]).tolist()
+        self._columns = dict(zip(self._features, map(slice, ends[:-1], ends[1:]), strict=True))
 
     @property
     def tables(self) -> dict[str, QuantizedTable | FloatTable]:
@@ -61,6 +76,14 @@ class _Collection:
     @property
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapped tables pickle as their file's path; what the loops take is worked out anew.
+        return {name: value for name, value in vars(self).items() if name not in ("_described", "_handle", "_columns")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compile(state.get("_modes", {}), state.get("_padding_idx", {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
@@ -131,7 +154,65 @@ def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any)
 
 
 class EmbeddingBagCollection(_Collection):
-    """Tables looked up together: one call gives the bags of all features."""
+    """Tables looked up together: one call gives the bags of all features.
+
+    Parameters
+    ----------
+    tables : dict of str to QuantizedTable, FloatTable or ndarray of floats; or a list of them
+        Of any layout, width and dim. A list's tables are named "0", "1" and so on.
+    features : dict of str to str, optional
+        The table of each feature; features may share one. Its order is that of the output. Without it each table has a
+        feature of its name.
+    mode : str, or dict of feature to str
+        As for `embedding_bag`. A feature that a dict does not name has "sum".
+    dtype : {float32, float16, bfloat16}, optional
+        Of the output; as for `embedding_bag`.
+    padding_idx : int, or dict of feature to int, optional
+        As for `embedding_bag`. A feature that a dict does not name has none.
+    invalid : {"raise", "skip"}, or dict of feature to them
+        As for `embedding_bag`. A feature that a dict does not name has "raise".
+
+    Attributes
+    ----------
+    tables : dict of str to QuantizedTable or FloatTable
+    features : dict of str to str
+    modes, padding_idx, invalid : dict by feature
+    dims : dict of feature to int
+    dim : int
+        Their sum: columns of the output.
+    columns : dict of feature to slice
+        Of the output.
+    dtype
+        As given.
+    nbytes : int
+        Of all tables; shared ones count once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    Notes
+    -----
+    A call gives the bits of one `embedding_bag` a feature, at any number of threads. The bags of all features are shared
+    out among threads by work; small calls stay on one.
+
+    Examples
+    --------
+    >>> import numpy as np, qembag
+    >>> users = qembag.quantize(np.eye(4, 3, dtype=np.float32), bits=4)
+    >>> collection = qembag.EmbeddingBagCollection(
+    ...     {"users": users, "items": np.eye(2, dtype=np.float32)},
+    ...     {"viewer": "users", "seller": "users", "item": "items"},
+    ... )
+    >>> collection([0, 1, 1, 2, 0, 1], lengths=[2, 0, 1, 1, 1, 1]).round(1)
+    array([[1., 1., 0., 0., 1., 0., 1., 0.],
+           [0., 0., 0., 0., 0., 1., 0., 1.]], dtype=float32)
+    >>> bags = {"viewer": [[0, 1], [2, 3]], "seller": [[1], [1]], "item": ([0, 1, 1], [0, 1, 3])}
+    >>> collection(bags, as_dict=True)["item"]
+    array([[1., 0.],
+           [0., 2.]], dtype=float32)
+    """
 
     def __init__(
         self,
@@ -146,9 +227,7 @@ class EmbeddingBagCollection(_Collection):
         super().__init__(tables, features, dtype, invalid)
         self._modes = by_feature(mode, "mode", self._features, "sum")
         self._padding_idx = by_feature(padding_idx, "padding_idx", self._features, None)
-        for feature, name in self._features.items():
-            _arguments.mode(self._modes[feature])
-            _arguments.padding_number(self._padding_idx[feature], self._tables[name].num_embeddings)
+        self._compile(self._modes, self._padding_idx)
 
     @property
     def modes(self) -> dict[str, str]:
@@ -160,15 +239,11 @@ class EmbeddingBagCollection(_Collection):
 
     @property
     def dim(self) -> int:
-        return sum(self.dims.values())
+        return self._handle.dim
 
     @property
     def columns(self) -> dict[str, slice]:
-        columns, start = {}, 0
-        for feature, dim in self.dims.items():
-            columns[feature] = slice(start, start + dim)
-            start += dim
-        return columns
+        return dict(self._columns)
 
     @classmethod
     def from_file(
@@ -221,7 +296,34 @@ class EmbeddingBagCollection(_Collection):
         return open_collection(cls, path, features, options, names, mmap)
 
     def split(self, output: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return {feature: output[:, columns] for feature, columns in self.columns.items()}
+        """The columns of each feature: views of an output.
+
+        Parameters
+        ----------
+        output : ndarray of shape (batch, dim)
+            What a call has returned.
+
+        Returns
+        -------
+        dict of feature to ndarray of shape (batch, dims[feature])
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no such array.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag
+        >>> collection = qembag.EmbeddingBagCollection({"a": np.eye(2, dtype=np.float32), "b": np.ones((2, 1), "f4")})
+        >>> {name: part.shape for name, part in collection.split(collection([0, 1], [0, 1, 2])).items()}
+        {'a': (1, 2), 'b': (1, 1)}
+        """
+        if not isinstance(output, np.ndarray):
+            raise TypeError(f"output must be an array, got {_errors.kind_of(output)}")
+        if output.ndim != 2 or output.shape[1] != self.dim:
+            raise ValueError(f"output must have shape (batch, {self.dim}), got {_errors.kind_of(output)}")
+        return {feature: output[:, columns] for feature, columns in self._columns.items()}
 
     def __call__(
         self,
@@ -234,49 +336,77 @@ class EmbeddingBagCollection(_Collection):
         as_dict: bool = False,
         num_threads: int | None = None,
     ) -> Any:
-        results = {}
-        number = len(self._features)
-        if not isinstance(indices, Mapping):
-            indices = np.asarray(indices)
-            ends = (
-                np.asarray(offsets)
-                if lengths is None
-                else np.concatenate([[0], np.cumsum(np.asarray(lengths).reshape(-1))])
+        """The bags of all features.
+
+        Parameters
+        ----------
+        indices : array_like of integers, 1-D; or dict by feature; or a table of columns
+            Either the indices of one feature after the other, with `offsets` or `lengths`. Or for each feature a tuple
+            ``(indices, offsets)``, with the last bag's end; an array whose rows are bags; a column of lists (Arrow); or
+            a sparse matrix (SciPy's CSR, whose values are weights). A table of Arrow's or a data frame has such
+            columns, and may have others. TorchRec's KeyedJaggedTensor is taken by its keys.
+        offsets : array_like of integers, 1-D, optional
+            ``num_features * batch + 1`` of them: bag b of feature f is
+            ``indices[offsets[f * batch + b]:offsets[f * batch + b + 1]]``.
+        lengths : array_like of integers, 1-D or (num_features, batch), optional
+            In place of `offsets`.
+        per_sample_weights : array_like of floats, or dict of feature to them, optional
+            As `indices` are given.
+        out : ndarray of shape (batch, dim), or dict of feature to ndarray of shape (batch, dims[feature]), optional
+            Where to put the result, as for `embedding_bag`. The arrays of a dict share no memory.
+        as_dict : bool
+            Whether to return a dict of the features' columns, as `split` makes it.
+        num_threads : int, optional
+            For this call; see `set_num_threads`.
+
+        Returns
+        -------
+        ndarray of shape (batch, dim), or dict of feature to ndarray of shape (batch, dims[feature])
+            `out`, where it is given.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `embedding_bag`. The error names the feature.
+        """
+        result = _handle.look_up_collection(
+            self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+        )
+        if result is None or type(result) is tuple:
+            result = _slow_collection.look_up_bags(
+                self._described, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
             )
-            batch = (len(ends) - 1) // number
-            values = {
-                feature: (indices, ends[k * batch : (k + 1) * batch + 1]) for k, feature in enumerate(self._features)
-            }
-            weights = dict.fromkeys(self._features, per_sample_weights)
-        else:
-            values, weights = dict(indices), dict(per_sample_weights or {})
-        for feature, name in self._features.items():
-            value = values[feature]
-            ends = None
-            if isinstance(value, tuple):
-                value, ends = value
-            results[feature] = embedding_bag(
-                self._tables[name],
-                value,
-                ends,
-                include_last_offset=ends is not None,
-                mode=self._modes[feature],
-                per_sample_weights=weights.get(feature),
-                padding_idx=self._padding_idx[feature],
-                invalid=self._invalid[feature],
-                dtype=self._dtype,
-                num_threads=num_threads,
-            )
-        if isinstance(out, Mapping):
-            for feature, result in results.items():
-                out[feature][...] = result
-            return out
-        output = np.concatenate(list(results.values()), axis=1, out=out)
-        return self.split(output) if as_dict else output
+        if as_dict is False or not _arguments.flag(as_dict, "as_dict") or isinstance(result, Mapping):
+            return result
+        return self.split(result)
 
 
 class EmbeddingCollection(_Collection):
-    """Tables looked up together, without pooling: the rows of all features."""
+    """Tables looked up together, without pooling: the rows of all features.
+
+    Parameters
+    ----------
+    tables, features, dtype, invalid
+        As for `EmbeddingBagCollection`.
+
+    Attributes
+    ----------
+    tables, features, invalid, dims, dtype, nbytes
+        As of `EmbeddingBagCollection`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np, qembag
+    >>> collection = qembag.EmbeddingCollection({"words": np.eye(3, dtype=np.float32), "tags": np.ones((2, 1), "f4")})
+    >>> rows = collection({"words": [[0, 2], [1, 1]], "tags": [1]})
+    >>> rows["words"].shape, rows["tags"]
+    ((2, 2, 3), array([[1.]], dtype=float32))
+    """
 
     def __init__(
         self,
@@ -287,6 +417,7 @@ class EmbeddingCollection(_Collection):
         invalid: str | Mapping[str, str] = "raise",
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
+        self._compile({}, {})
 
     @classmethod
     def from_file(
@@ -313,26 +444,26 @@ class EmbeddingCollection(_Collection):
         out: Any = None,
         num_threads: int | None = None,
     ) -> Any:
-        number = len(self._features)
-        if not isinstance(indices, Mapping):
-            indices = np.asarray(indices)
-            ends = (
-                np.asarray(offsets)
-                if lengths is None
-                else np.concatenate([[0], np.cumsum(np.asarray(lengths).reshape(-1))])
-            )
-            batch = (len(ends) - 1) // number
-            indices = {
-                feature: indices[ends[k * batch] : ends[(k + 1) * batch]] for k, feature in enumerate(self._features)
-            }
-        return {
-            feature: embedding(
-                self._tables[name],
-                indices[feature][0] if isinstance(indices[feature], tuple) else indices[feature],
-                invalid=self._invalid[feature],
-                dtype=self._dtype,
-                num_threads=num_threads,
-                out=None if out is None else out[feature],
-            )
-            for feature, name in self._features.items()
-        }
+        """The rows of all features.
+
+        Parameters
+        ----------
+        indices, offsets, lengths
+            As for `EmbeddingBagCollection`; an array in a dict may have any shape.
+        out : dict of feature to ndarray, optional
+            Where to put the result; the arrays share no memory.
+        num_threads : int, optional
+            For this call; see `set_num_threads`.
+
+        Returns
+        -------
+        dict of feature to ndarray
+            Of shape ``(number of the feature's indices, dim)``, and ``indices.shape + (dim,)`` for an array in a dict.
+            `out`, where it is given.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `embedding`. The error names the feature.
+        """
+        return _slow_collection.look_up_rows(self._described, indices, offsets, lengths, out, self._dtype, num_threads)

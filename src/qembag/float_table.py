@@ -116,7 +116,7 @@ def _rows_of(floats: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], FloatL
     return floats.view(np.uint8), FloatLayout(stored, floats.shape[1], floats.dtype)
 
 
-def handle_of_array(table: NDArray[Any]) -> _handle.TableHandle:
+def handle_of_array(table: object) -> _handle.TableHandle:
     """Of a plain array in the place of a table."""
     return _handle.TableHandle(*_rows_of(_arguments.float_rows(table, "table", None), "table"), None)
 

@@ -172,18 +172,20 @@ cdef inline Py_ssize_t turn_of_pass(const Lookup *job, const Plan *plan, Py_ssiz
     return plan.num_passes - 1 - turn
 
 
-cdef bint look_up_in_passes(const Lookup *job, const uint8_t[:, :] rows, const Plan *plan, Pass *task) noexcept nogil:
+cdef bint look_up_in_passes(const Lookup *job, const Plan *plan, Pass *task) noexcept nogil:
     cdef Py_ssize_t turn, number
+    cdef BlockLoop loop
     for turn in range(plan.num_passes):
         number = turn_of_pass(job, plan, turn)
         set_pass(task, plan, number)
-        if not (plan.loop_of_quads if plan.loop_of_quads != NULL and task.width >= 4 else plan.loop)(job, rows, task):
+        loop = plan.loop_of_quads if plan.loop_of_quads != NULL and task.width >= 4 else plan.loop
+        # The memoryview is copied with each call: 200 bytes, so only here.
+        if not loop(job, job.rows[0], task):
             return False
     return True
 
 
-cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *plan, Py_ssize_t first_bag,
-                       Py_ssize_t end_bag) noexcept nogil:
+cdef bint look_up_bags(const Lookup *job, const Plan *plan, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
     """All columns: in one pass over the bags where the accumulators fit into registers, else some bags at a time in
     several."""
     cdef Pass task
@@ -198,7 +200,7 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
     task.first_bag = first_bag
     task.end_bag = end_bag
     if plan.num_passes == 1:
-        return look_up_in_passes(job, rows, plan, &task)
+        return look_up_in_passes(job, plan, &task)
     while task.first_bag < end_bag:
         task.end_bag = min(task.first_bag + plan.bags_a_pass, end_bag)
         if plan.kind == GATHERED:
@@ -206,7 +208,7 @@ cdef bint look_up_bags(const Lookup *job, const uint8_t[:, :] rows, const Plan *
             task.limit = read_offset(job, task.end_bag)
             if not 0 <= task.limit <= job.num_indices:
                 return False
-        if not look_up_in_passes(job, rows, plan, &task):
+        if not look_up_in_passes(job, plan, &task):
             return False
         task.first_bag = task.end_bag
         task.is_first = False

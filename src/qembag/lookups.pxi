@@ -36,7 +36,7 @@ cdef object run_into(TableHandle handle, Lookup *job, bint is_pruned, object ind
         return None
     if not out_is_checked and not is_apart(out, handle, is_pruned, indices, offsets, weights):
         return None
-    return run(handle, job, True, num_threads, out)
+    return run(job, 1, True, num_threads, out)
 
 
 cdef object bags(TableHandle handle, bint is_pruned, object indices, object offsets, bint include_last_offset,
@@ -54,7 +54,7 @@ cdef object bags(TableHandle handle, bint is_pruned, object indices, object offs
             and take_weights(&job, weights, indices)):
         return None
     if out is None:
-        return run(handle, &job, False, num_threads, new_output(&job, None, out_type))
+        return run(&job, 1, False, num_threads, new_output(&job, None, out_type))
     return run_into(handle, &job, is_pruned, indices, offsets, weights, out, out_type, num_threads, out_is_checked)
 
 
@@ -69,18 +69,14 @@ cdef object single_rows(TableHandle handle, bint is_pruned, object indices, bint
     job.mode = MAX if dequantize else SUM
     job.padding_idx = -1
     job.skips_invalid = skips_invalid
-    job.weight_size = 0
-    job.offset_size = 0
-    job.num_offsets = 0
-    job.bag_length = 1
     if indices is None:
         job.index_size = 0
         job.num_indices = job.num_embeddings
     elif not take_indices(&job, indices) or cnp.PyArray_NDIM(<cnp.ndarray> indices) > 31:
         return None
-    job.num_bags = job.num_indices
+    take_single_rows(&job)
     if out is None:
-        return run(handle, &job, False, num_threads, new_output(&job, indices, out_type))
+        return run(&job, 1, False, num_threads, new_output(&job, indices, out_type))
     if indices is not None and cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1:
         return None
     return run_into(handle, &job, is_pruned, indices, None, None, out, out_type, num_threads, out_is_checked)
@@ -106,13 +102,10 @@ def dequantized_row(TableHandle handle not None, Py_ssize_t number):
     cdef int64_t index = number
     job.mode = MAX
     job.padding_idx = -1
-    job.weight_size = 0
-    job.offset_size = 0
-    job.num_offsets = 0
-    job.bag_length = 1
     job.indices = <const uint8_t *> &index
     job.index_size = 8
-    job.num_indices = job.num_bags = 1
+    job.num_indices = 1
+    take_single_rows(&job)
     cdef cnp.npy_intp shape[1]
     shape[0] = job.layout.dim
     result = cnp.PyArray_EMPTY(1, shape, cnp.NPY_FLOAT32, 0)
@@ -120,7 +113,7 @@ def dequantized_row(TableHandle handle not None, Py_ssize_t number):
     job.out_type = FLOAT32_OUT
     job.out_size = 4
     job.out_stride = 0
-    return run(handle, &job, False, 1, result)
+    return run(&job, 1, False, 1, result)
 
 
 def dequantize(TableHandle handle not None, rows, out):

@@ -52,6 +52,7 @@ cdef struct Signals:
 
 cdef struct Lookup:
     volatile Signals *signals   # NULL: a short call, or not in the main thread
+    const uint8_t[:, :] *rows   # of a `TableHandle`, which the caller holds
     Layout layout
     Py_ssize_t num_rows
     # Indices, offsets and mapping are the caller's, and another thread may write to them during the call. Each is read
@@ -78,6 +79,12 @@ cdef struct Lookup:
     Py_ssize_t out_stride
     OutType out_type
     int out_size                # of an element
+
+
+# A bag among those of several lookups, which make up a call. An end is the place after the last bag.
+cdef struct Place:
+    Py_ssize_t lookup
+    Py_ssize_t bag
 
 
 # What could not be quantized. A unit is what has a scale and a bias: a group of a row. Units are numbered row by row.
@@ -114,10 +121,9 @@ cdef inline double quantizing_work(const Quantize *job, double num_rows) noexcep
 cdef struct Loops:
     # Whether offsets and indices are all in range, at a glance (0.1 ns an index). False where it takes a closer look.
     bint (*is_in_range)(const Lookup *job) noexcept nogil
-    # Bags `first` to `end`, on up to so many threads. False where an index, an offset or a mapped row is out of range,
-    # or where a signal's handler has raised.
-    bint (*look_up)(const Lookup *job, const uint8_t[:, :] rows, Py_ssize_t first, Py_ssize_t end,
-                    int num_threads) noexcept nogil
+    # The bags of some lookups from `first` to `end`, on up to so many threads. False where an index, an offset or a
+    # mapped row is out of range, or where a signal's handler has raised.
+    bint (*look_up)(const Lookup *lookups, Place first, Place end, int num_threads) noexcept nogil
     # Rows `first` to `end`. The fault of the lowest unit that has one, and which unit.
     RowFault (*quantize)(const Quantize *job, const float[:, ::1] weights, const float[:, ::1] bounds,
                          uint8_t[:, ::1] out, Py_ssize_t first, Py_ssize_t end, int num_threads,
@@ -154,3 +160,60 @@ cdef inline double rows_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t e
 cdef inline double work_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
     """What bags cost: rows times (dim + 64), the 64 for what a row costs whatever its dim."""
     return rows_of(job, first_bag, end_bag) * (job.layout.dim + 64)
+
+
+# ---- Several lookups ------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t end_bag_of(const Lookup *lookups, Py_ssize_t number, Place end) noexcept nogil:
+    """Where the bags before `end` of one of the lookups end."""
+    return end.bag if number == end.lookup else lookups[number].num_bags
+
+
+cdef inline Py_ssize_t last_of(Place end) noexcept nogil:
+    """The last lookup that has bags before `end`."""
+    return end.lookup if end.bag > 0 else end.lookup - 1
+
+
+cdef inline Py_ssize_t count_bags(const Lookup *lookups, Place first, Place end) noexcept nogil:
+    cdef Py_ssize_t number, count = -first.bag
+    for number in range(first.lookup, last_of(end) + 1):
+        count += end_bag_of(lookups, number, end)
+    return count
+
+
+cdef inline double work_between(const Lookup *lookups, Place first, Place end) noexcept nogil:
+    """By the measure of `work_of`."""
+    cdef Py_ssize_t number, bag = first.bag
+    cdef double work = 0
+    for number in range(first.lookup, last_of(end) + 1):
+        work += work_of(&lookups[number], bag, end_bag_of(lookups, number, end))
+        bag = 0
+    return work
+
+
+cdef inline Place place_after(const Lookup *lookups, Place first, Place end, double work, double *done) noexcept nogil:
+    """The last place up to which bags from `first` on cost no more than `work`; `done` is what they cost. Whatever
+    another thread makes of the offsets meanwhile, it lies between `first` and `end`."""
+    cdef Place place = first
+    cdef Py_ssize_t low, high, middle
+    cdef double left
+    done[0] = 0
+    while place.lookup < end.lookup:
+        left = work_of(&lookups[place.lookup], place.bag, lookups[place.lookup].num_bags)
+        if done[0] + left > work:
+            break
+        done[0] += left
+        place.lookup += 1
+        place.bag = 0
+    if place.lookup == end.lookup and end.bag == 0:
+        return place
+    low, high = place.bag, end_bag_of(lookups, place.lookup, end)
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        if done[0] + work_of(&lookups[place.lookup], place.bag, middle) <= work:
+            low = middle
+        else:
+            high = middle - 1
+    done[0] += work_of(&lookups[place.lookup], place.bag, low)
+    place.bag = low
+    return place

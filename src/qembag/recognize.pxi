@@ -51,6 +51,15 @@ cdef bint take_bags(Lookup *job, object indices, object offsets, bint include_la
     return job.num_bags >= 0
 
 
+cdef void take_single_rows(Lookup *job) noexcept:
+    """Each index is a bag of its own."""
+    job.weight_size = 0
+    job.offset_size = 0
+    job.num_offsets = 0
+    job.bag_length = 1
+    job.num_bags = job.num_indices
+
+
 cdef object offsets_of_lengths(object lengths, object indices):
     """From 0 to the number of indices; None where they are not recognized, or are no lengths of its bags."""
     cdef int size = integer_size(lengths)

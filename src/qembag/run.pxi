@@ -1,4 +1,4 @@
-# Part of _handle.pyx: a lookup is run, with signals handled on its way, and faults found.
+# Part of _handle.pyx: lookups are run, with signals handled on its way, and faults found.
 
 cdef enum Where:
     NOWHERE
@@ -12,6 +12,7 @@ cdef struct Fault:
     Py_ssize_t bag
     int64_t value
     Py_ssize_t index_position   # IN_MAPPING: the index that led there
+    Py_ssize_t lookup           # of those of the call
 
 cdef enum:
     # Offsets or indices that are checked before the next look for signals: some 10 ms at most.
@@ -65,7 +66,7 @@ cdef Fault find_bad_offset(const Lookup *job) noexcept nogil:
     cdef Py_ssize_t bag
     cdef int64_t start = 0, stop
     fault.where = NOWHERE
-    fault.position = fault.bag = fault.index_position = 0
+    fault.position = fault.bag = fault.index_position = fault.lookup = 0
     fault.value = 0
     for bag in range(job.num_offsets if job.offset_size != 0 else 0):
         stop = read_offset(job, bag)
@@ -128,66 +129,99 @@ cdef int end_piece(double *work, double *started) except -1:
     return 0
 
 
-cdef Py_ssize_t end_of_piece(const Lookup *job, Py_ssize_t first_bag, double work) noexcept nogil:
+cdef Place end_of_piece(const Lookup *lookups, Place first, Place end, double work) noexcept nogil:
     """As many bags as cost no more; one at least."""
-    cdef Py_ssize_t low = first_bag + 1, high = job.num_bags, middle
-    while low < high:
-        middle = low + (high - low + 1) // 2
-        if work_of(job, first_bag, middle) <= work:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    cdef double done
+    cdef Place place = place_after(lookups, first, end, work, &done)
+    if count_bags(lookups, first, place) == 0:
+        while lookups[place.lookup].num_bags == 0:
+            place.lookup += 1
+        place.bag += 1
+        if place.lookup < end.lookup and place.bag == lookups[place.lookup].num_bags:
+            place.lookup += 1
+            place.bag = 0
+    return place
 
 
-cdef int run_pieces(TableHandle handle, Lookup *job, bint check_first, int num_threads, Fault *fault) except -1 nogil:
-    """1 if all went well, 0 with a fault, which is NOWHERE where all is right again."""
-    cdef Py_ssize_t first = 0, end = job.num_bags
-    cdef double work = FIRST_PIECE, started = 0
-    cdef bint in_pieces = job.signals != NULL
+cdef Fault find_any_fault(const Lookup *lookups, Py_ssize_t num_lookups) noexcept nogil:
+    """The fault of the first lookup that has one."""
+    cdef Fault fault
+    cdef Py_ssize_t number
     fault.where = NOWHERE
-    if check_first and not loops.is_in_range(job):
-        fault[0] = find_fault(job)
+    for number in range(num_lookups):
+        fault = find_fault(&lookups[number])
+        fault.lookup = number
+        if fault.where != NOWHERE or not may_go_on(&lookups[number]):
+            break
+    return fault
+
+
+cdef bint are_in_range(const Lookup *lookups, Py_ssize_t num_lookups) noexcept nogil:
+    cdef Py_ssize_t number
+    for number in range(num_lookups):
+        if not loops.is_in_range(&lookups[number]):
+            return False
+    return True
+
+
+cdef int run_pieces(const Lookup *lookups, Py_ssize_t num_lookups, bint check_first, int num_threads,
+                    Fault *fault) except -1 nogil:
+    """1 if all went well, 0 with a fault, which is NOWHERE where all is right again."""
+    cdef Place first, end, last
+    cdef volatile Signals *signals = lookups[0].signals
+    cdef double work = FIRST_PIECE, started = 0
+    first.lookup = first.bag = 0
+    last.lookup, last.bag = num_lookups, 0
+    fault.where = NOWHERE
+    if check_first and not are_in_range(lookups, num_lookups):
+        fault[0] = find_any_fault(lookups, num_lookups)
         if fault.where != NOWHERE:
             return 0
-    if in_pieces and job.signals.has_raised:
+    if signals != NULL and signals.has_raised:
         return 0
-    if in_pieces:
+    if signals != NULL:
         started = loops.clock()
     while True:
-        if in_pieces:
-            end = end_of_piece(job, first, work)
-        if not loops.look_up(job, handle.row_view, first, end, num_threads):
+        end = last if signals == NULL else end_of_piece(lookups, first, last, work)
+        if not loops.look_up(lookups, first, end, num_threads):
             break
-        if end == job.num_bags:
+        if count_bags(lookups, end, last) == 0:
             return 1
         first = end
         with gil:
             end_piece(&work, &started)
-    if in_pieces and job.signals.has_raised:
+    if signals != NULL and signals.has_raised:
         return 0
-    fault[0] = find_fault(job)
+    fault[0] = find_any_fault(lookups, num_lookups)
     return 0
 
 
-cdef object run(TableHandle handle, Lookup *job, bint check_first, int num_threads, object result):
-    """The lookup; `result`, or what is wrong as (argument, position, bag, value, position in indices)."""
+cdef object run(Lookup *lookups, Py_ssize_t num_lookups, bint check_first, int num_threads, object result):
+    """The lookups, which are those of one call; `result`, or what is wrong as (argument, position, bag, value, position
+    in indices, number of the lookup)."""
     cdef Fault fault
     cdef Signals signals
     cdef int succeeded
-    cdef double work = work_of(job, 0, job.num_bags)
+    cdef Place first, last
+    cdef Py_ssize_t number
+    cdef volatile Signals *looked_for
+    first.lookup = first.bag = 0
+    last.lookup, last.bag = num_lookups, 0
+    cdef double work = work_between(lookups, first, last)
     signals.has_raised = False
     signals.next_look = 0
     signals.look = look_for_signals
-    job.signals = &signals if work > FIRST_PIECE and is_main_thread() else NULL
+    looked_for = &signals if work > FIRST_PIECE and is_main_thread() else NULL
+    for number in range(num_lookups):
+        lookups[number].signals = looked_for
     if work <= MAX_WORK_WITH_GIL:
-        succeeded = run_pieces(handle, job, check_first, num_threads, &fault)
+        succeeded = run_pieces(lookups, num_lookups, check_first, num_threads, &fault)
     else:
         with nogil:
-            succeeded = run_pieces(handle, job, check_first, num_threads, &fault)
+            succeeded = run_pieces(lookups, num_lookups, check_first, num_threads, &fault)
     if signals.has_raised:
         raise_as_set()
     if succeeded:
         return result
     name = ("changed", "indices", "offsets", "compressed_indices_mapping")[<int> fault.where]
-    return (name, fault.position, fault.bag, fault.value, fault.index_position)
+    return (name, fault.position, fault.bag, fault.value, fault.index_position, fault.lookup)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -130,6 +130,10 @@ class QuantizedTable(Table):
         super()._set(handle, row_weights)
         # The scales and zero points that `ops.embedding_bag_prepack` was given, for its unpack.
         self._per_channel = per_channel
+
+    def _share(self, other: Self) -> None:
+        super()._share(other)
+        self._per_channel = other._per_channel
 
     @property
     def layout(self) -> layouts.RowLayout:

@@ -78,14 +78,21 @@ class CollectionModule(torch.nn.Module):
             asked = self.dtype
         return asked
 
-    def _by_feature(self, given: Mapping[str, Any], name: str, *, exact: bool) -> list[Any]:
-        """What is given for each feature, in their order; if `exact`, for no others."""
-        keys = [key_of(feature, table, given) for feature, table in self.features.items()]
-        missing = [key for key in keys if key not in given]
-        beyond = sorted(given.keys() - set(keys), key=str) if exact else []
+    def _by_feature(self, given: Mapping[str, Any], name: str) -> list[Any]:
+        """What a dict has for each feature, in their order."""
+        missing = [feature for feature in self.features if feature not in given]
+        beyond = sorted(given.keys() - self.features.keys(), key=str)
         if missing or beyond:
             what = f"none for {shown(missing[0])}" if missing else shown(beyond[0])
             raise ValueError(f"{name} must hold the collection's features, got {what}")
+        return [given[feature] for feature in self.features]
+
+    def _by_key(self, given: Mapping[str, Any]) -> list[Any]:
+        """What a KeyedJaggedTensor has for each feature, in their order."""
+        keys = [key_of(feature, given) for feature in self.features]
+        for feature, key in zip(self.features, keys, strict=True):
+            if key not in given:
+                raise ValueError(f"indices must have a key for each feature, got none for {shown(feature)}")
         return [given[key] for key in keys]
 
     # ---- Moved, converted and saved ----------------------------------------------------------------------------------
@@ -249,14 +256,11 @@ class EmbeddingBagCollection(CollectionModule):
             if per_sample_weights is not None:
                 raise ValueError("per_sample_weights must be those of the KeyedJaggedTensor, got others")
             return self._of_jagged(indices)
-        parts = [
-            part if isinstance(part, tuple) else (part, None)
-            for part in self._by_feature(indices, "indices", exact=True)
-        ]
+        parts = [part if isinstance(part, tuple) else (part, None) for part in self._by_feature(indices, "indices")]
         weights: list[Tensor | None] = [None] * len(parts)
         if per_sample_weights is not None:
             given = dict.fromkeys(indices) | dict(per_sample_weights)
-            weights = self._by_feature(given, "per_sample_weights", exact=True)
+            weights = self._by_feature(given, "per_sample_weights")
         return self._called([part[0] for part in parts], [part[1] for part in parts], weights)
 
     def _of_jagged(self, jagged: Any) -> Any:
@@ -267,7 +271,7 @@ class EmbeddingBagCollection(CollectionModule):
         if list(ends) == list(self.features):
             found = self._called([values], [jagged.offsets()], [weights])
         else:
-            offsets = self._by_feature(ends, "indices", exact=False)
+            offsets = self._by_key(ends)
             found = self._called([values] * len(offsets), offsets, [weights] * len(offsets))
         return KeyedTensor(list(self.features), list(self.dims.values()), found)
 
@@ -350,7 +354,7 @@ class EmbeddingCollection(CollectionModule):
             return self._called([indices[feature] for feature in self.features])
         else:
             if isinstance(indices, Mapping) and offsets is None:
-                return self._called(self._by_feature(indices, "indices", exact=True))
+                return self._called(self._by_feature(indices, "indices"))
             return self._of_others(indices, offsets)
 
     def _called(self, indices: list[Tensor]) -> dict[str, Tensor]:
@@ -394,7 +398,7 @@ class EmbeddingCollection(CollectionModule):
     def _of_jagged(self, jagged: Any) -> dict[str, Any]:
         from torchrec.sparse.jagged_tensor import JaggedTensor
 
-        parts = self._by_feature(jagged.to_dict(), "indices", exact=False)
+        parts = self._by_key(jagged.to_dict())
         found = self._called([part.values() for part in parts])
         return {
             feature: JaggedTensor(values=vectors, lengths=part.lengths())
