@@ -344,7 +344,7 @@ def float_name(dtype: np.dtype[Any]) -> str:
 def float_rows(data: object, name: str, dtype: object) -> Array:
     """Rows of floats: a 2-D array whose rows are contiguous, a view; nothing is copied."""
     bits = _dlpack.bits_of_bfloat16(data)
-    if bits is not None and dtype is None:
+    if bits is not None and (dtype is None or exact_text(dtype) == "bfloat16"):
         data, dtype = bits, "bfloat16"
     array = as_array(data, name)
     if is_plain_python(data) and array.dtype.kind in "fiu":

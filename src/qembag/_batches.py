@@ -54,12 +54,10 @@ def bags_of(value: object, name: str) -> list[Bags] | None:
 
 
 def is_arrow(value: object) -> bool:
-    """Whether it has Arrow's C interface, or is a Series of pandas before 3.0 that holds Arrow's memory."""
-    return (
-        hasattr(value, "__arrow_c_array__")
-        or hasattr(value, "__arrow_c_stream__")
-        or hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
-    )
+    """Whether it has Arrow's C interface; or is pandas', which before 3.0 a column of Arrow's memory does not have."""
+    if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
+        return True
+    return type(value).__module__.startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
 
 
 # ---- Many features -----------------------------------------------------------------------------------------------
@@ -105,6 +103,7 @@ class Part(NamedTuple):
             name=self.name,
             has_bags=bags.offsets is not None or bags.indices.ndim == 2,
             feature=self.feature.name if self.name == "indices" else None,
+            offsets_name="offsets" if self.name == "indices" else f"offsets[{self.feature.name!r}]",
             is_column=self.is_column,
             first_bag=self.first_bag,
             first_offset=self.first_offset,
@@ -124,7 +123,7 @@ class Batch(NamedTuple):
 
 def batch_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object, weights: object) -> Batch:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         return _of_arrays(features, indices, offsets, lengths, weights)
     _refuse(offsets, "offsets", "where indices are given by feature")
@@ -157,11 +156,11 @@ def _of(feature: Feature) -> str:
     return f"indices[{feature.name!r}]"
 
 
-def _columns(names: Sequence[str | None], indices: object) -> Mapping[Any, Any] | None:
+def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Mapping[Any, Any] | None:
     """What is given by feature; None for an array of all features' indices."""
     if isinstance(indices, Mapping):
         given = _known(names, indices, "indices")
-    elif is_arrow(indices):
+    elif is_arrow(indices) and not has_ends:  # with them, a column of integers is an array like others
         from .interop import arrow
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
@@ -221,7 +220,7 @@ def _of_arrays(
     if given.ndim != 1:
         kind = _errors.kind_of(given)
         raise ValueError(f"indices must have 1 dimension, for all features, or be given by feature, got {kind}")
-    counts, ends = _ends(given, offsets, lengths)
+    counts, ends = _ends(given, offsets, lengths, len(features))
     size, rest = divmod(len(ends) - 1, len(features))
     if rest:
         what = "offsets" if counts is None else "lengths"
@@ -238,7 +237,9 @@ def _of_arrays(
     return Batch(parts, size, counts)
 
 
-def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDArray[Any] | None, NDArray[Any]]:
+def _ends(
+    indices: NDArray[Any], offsets: object, lengths: object, num_features: int
+) -> tuple[NDArray[Any] | None, NDArray[Any]]:
     """The lengths as they came, and the offsets of all bags and the last one's end."""
     if lengths is None:
         ends = _arguments.offsets(offsets, indices, True)
@@ -246,6 +247,9 @@ def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDAr
         return None, ends
     _refuse(offsets, "offsets", "with lengths")
     counts = _arguments.integers(lengths, "lengths")
+    if counts.ndim == 2 and len(counts) != num_features:
+        kind = _errors.kind_of(counts)
+        raise ValueError(f"lengths must have shape ({num_features}, batch), a row for each feature, got {kind}")
     flat = counts.reshape(-1) if counts.ndim == 2 else counts
     return counts, _arguments.ends_of_lengths(_arguments.lengths(flat, indices), indices)
 
@@ -320,7 +324,7 @@ class Rows(NamedTuple):
 
 def rows_of(features: Sequence[Feature], indices: object, offsets: object, lengths: object) -> Rows:
     names = [feature.name for feature in features]
-    given = _columns(names, indices)
+    given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         batch = _of_arrays(features, indices, offsets, lengths, None)
         parts = [_unpooled(part, 0) for part in batch.parts]

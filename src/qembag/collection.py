@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import _arguments, _errors, _handle, _slow_collection
-from ._batches import Feature
+from ._batches import Feature, named
 from .base import Table
 from .float_table import FloatTable
 
@@ -32,8 +32,12 @@ class _Collection:
     ) -> None:
         self._tables = _tables(tables)
         self._features = _features(features, self._tables)
-        _arguments.out_type(dtype, None)
+        number, kind = _arguments.out_type(dtype, None)
         self._dtype = dtype
+        # As the compiled code knows it; another package's type it does not.
+        self._out_dtype = (
+            None if dtype is None else "bfloat16" if kind == np.uint16 else kind if number == 2 else kind.type
+        )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
     def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
@@ -42,16 +46,29 @@ class _Collection:
             Feature(
                 feature,
                 self._tables[name]._handle,
-                _arguments.mode(modes.get(feature, "sum")),
-                _arguments.padding_number(paddings.get(feature), self._tables[name].num_embeddings),
-                _arguments.skips_invalid(self._invalid[feature]),
+                named(spot, _arguments.mode, modes.get(feature, "sum")),
+                named(spot, _arguments.padding_number, paddings.get(feature), self._tables[name].num_embeddings),
+                named(spot, _arguments.skips_invalid, self._invalid[feature]),
             )
             for feature, name in self._features.items()
+            for spot in [f"feature {feature!r}"]
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
         ends = np.cumsum([0, *self.dims.values()]).tolist()
         self._columns = dict(zip(self._features, map(slice, ends[:-1], ends[1:]), strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_of_parts, (type(self), self._tables, self._features, self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        """What the constructor takes beside tables and features."""
+        return {"dtype": self._dtype, "invalid": self._invalid}
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self._tables)} tables, {len(self._features)} features, nbytes={self.nbytes})"
+        )
 
     @property
     def tables(self) -> dict[str, QuantizedTable | FloatTable]:
@@ -103,21 +120,25 @@ class _Collection:
         save(self, path)  # type: ignore[arg-type]
 
 
+def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
+    return kind(tables, features, **options)
+
+
 def _tables(value: Any) -> dict[str, QuantizedTable | FloatTable]:
     if isinstance(value, Mapping):
-        named = dict(value)
+        given = dict(value)
     elif isinstance(value, (list, tuple)):
-        named = {str(number): table for number, table in enumerate(value)}
+        given = {str(number): table for number, table in enumerate(value)}
     else:
         raise TypeError(f"tables must be a dict or a list of tables, got {_errors.kind_of(value)}")
     tables: dict[str, Any] = {}
-    for name, table in named.items():
+    for name, table in given.items():
         if not isinstance(name, str):
             raise TypeError(f"tables must have strings as names, got {_errors.kind_of(name)}")
         if isinstance(table, Table):
             tables[name] = table
-        elif isinstance(table, np.ndarray):
-            tables[name] = FloatTable(table)
+        elif isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
+            tables[name] = named(f"tables[{name!r}]", FloatTable, table)
         else:
             raise TypeError(f"tables[{name!r}] must be a table or an array of floats, got {_errors.kind_of(table)}")
     if not tables:
@@ -228,6 +249,9 @@ class EmbeddingBagCollection(_Collection):
         self._modes = by_feature(mode, "mode", self._features, "sum")
         self._padding_idx = by_feature(padding_idx, "padding_idx", self._features, None)
         self._compile(self._modes, self._padding_idx)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "mode": self._modes, "padding_idx": self._padding_idx}
 
     @property
     def modes(self) -> dict[str, str]:
@@ -369,16 +393,15 @@ class EmbeddingBagCollection(_Collection):
         TypeError, ValueError, IndexError
             As for `embedding_bag`. The error names the feature.
         """
+        as_dict = as_dict is not False and _arguments.flag(as_dict, "as_dict")
         result = _handle.look_up_collection(
-            self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+            self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
         )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
-                self._described, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+                self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
-        if as_dict is False or not _arguments.flag(as_dict, "as_dict") or isinstance(result, Mapping):
-            return result
-        return self.split(result)
+        return self.split(result) if as_dict and isinstance(result, np.ndarray) else result
 
 
 class EmbeddingCollection(_Collection):
@@ -466,4 +489,6 @@ class EmbeddingCollection(_Collection):
         TypeError, ValueError, IndexError
             As for `embedding`. The error names the feature.
         """
-        return _slow_collection.look_up_rows(self._described, indices, offsets, lengths, out, self._dtype, num_threads)
+        return _slow_collection.look_up_rows(
+            self._described, indices, offsets, lengths, out, self._out_dtype, num_threads
+        )

@@ -117,7 +117,7 @@ def _rows_of(floats: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], FloatL
 
 
 def handle_of_array(table: object) -> _handle.TableHandle:
-    """Of a plain array in the place of a table."""
+    """Of a plain array in the place of a table, or of another library's."""
     return _handle.TableHandle(*_rows_of(_arguments.float_rows(table, "table", None), "table"), None)
 
 

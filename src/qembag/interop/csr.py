@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def bags_of(matrix: Any, name: str) -> list[Bags]:
     """Each row of a matrix as a bag: its columns are the indices, its values the weights.
 
-    With ``mode="sum"`` a lookup is the product of the matrix and the table. Columns need not be sorted, and may be there
-    twice. The matrix may have fewer columns than the table has rows, or more: only the columns of entries are looked up.
+    With ``mode="sum"`` a lookup is the product of the matrix and the table. The columns of a row need not be sorted,
+    and may be there twice. A matrix may have fewer columns than the table has rows, or more: only those with entries
+    are looked up.
 
     Parameters
     ----------
