@@ -14,6 +14,7 @@ from .float_table import FloatTable
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -40,18 +41,17 @@ class _Collection:
         )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
-    def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
+    def _compile(self, modes: _ByFeature, paddings: _ByFeature) -> None:
         """What the loops take of it all, worked out once."""
         self._described = [
             Feature(
                 feature,
                 self._tables[name]._handle,
-                named(spot, _arguments.mode, modes.get(feature, "sum")),
-                named(spot, _arguments.padding_number, paddings.get(feature), self._tables[name].num_embeddings),
-                named(spot, _arguments.skips_invalid, self._invalid[feature]),
+                _option(_arguments.mode, "mode", modes, feature),
+                _option(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
+                _option(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
-            for spot in [f"feature {feature!r}"]
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
@@ -163,15 +163,29 @@ def _features(value: Any, tables: Mapping[str, Any]) -> dict[str, str]:
     return features
 
 
-def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> dict[str, Any]:
-    """An option for each feature: one value for all, or a dict; where it has none, the default."""
+class _ByFeature(dict[str, Any]):
+    """An option for each feature, and whether the caller gave them one by one."""
+
+    is_each = False
+
+
+def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> _ByFeature:
+    """One value for all, or a dict; where it has none, the default."""
     if not isinstance(value, Mapping):
-        return dict.fromkeys(features, value)
+        return _ByFeature(dict.fromkeys(features, value))
     given = dict(value)
     for feature in given:
         if feature not in features:
             raise ValueError(f"{name} must name features of the collection, got {_errors.shown(feature)}")
-    return {feature: given.get(feature, default) for feature in features}
+    options = _ByFeature({feature: given.get(feature, default) for feature in features})
+    options.is_each = True
+    return options
+
+
+def _option(check: Callable[..., Any], name: str, options: _ByFeature, feature: str, *arguments: Any) -> Any:
+    if not options.is_each:
+        return check(options[feature], *arguments)
+    return named(f"{name}[{feature!r}]", check, options[feature], *arguments)
 
 
 class EmbeddingBagCollection(_Collection):
@@ -440,7 +454,9 @@ class EmbeddingCollection(_Collection):
         invalid: str | Mapping[str, str] = "raise",
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
-        self._compile({}, {})
+        self._compile(
+            by_feature("sum", "mode", self._features, None), by_feature(None, "padding_idx", self._features, None)
+        )
 
     @classmethod
     def from_file(
