@@ -116,7 +116,7 @@ def sets(shape: Shape, batch: int, seed: int, most: int = MOST_SETS) -> Iterator
         length * row_bytes(bits, dim) for length, (bits, _, dim) in zip(shape.lengths, shape.tables, strict=True)
     )
     high = np.repeat([rows for _, rows, _ in shape.tables], np.multiply(shape.lengths, batch))
-    for _ in range(min(max(TOUCHED_BYTES // (batch * each), 2), most)):
+    for _ in range(min(max(TOUCHED_BYTES // max(batch * each, 1), 2), most)):
         yield rng.integers(0, high), ends
 
 

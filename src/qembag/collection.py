@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from .base import Table
 from .float_table import FloatTable
 
 if TYPE_CHECKING:
+    import os
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from .table import QuantizedTable
@@ -91,6 +93,31 @@ class _Collection:
     @property
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapped tables pickle as their file's path; what the loops take is worked out anew.
+        return {name: value for name, value in vars(self).items() if name not in ("_described", "_handle", "_columns")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compile(state.get("_modes", {}), state.get("_padding_idx", {}))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; see `save_tables`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, OSError
+            As for `save_tables`.
+        """
+        from .formats.collections import save
+
+        save(self, path)  # type: ignore[arg-type]
 
 
 def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
@@ -242,6 +269,56 @@ class EmbeddingBagCollection(_Collection):
     def columns(self) -> dict[str, slice]:
         return dict(self._columns)
 
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        mode: str | Mapping[str, str] | None = None,
+        dtype: DTypeLike | None = None,
+        padding_idx: int | Mapping[str, int | None] | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: one that `save` wrote, or any that `load_tables` reads.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; see `load_tables`.
+        features : dict of str to str, optional
+            The table of each feature. If not given, the file's; one a table where it has none.
+        mode, dtype, padding_idx, invalid
+            As for the class. What is not given is the file's: for features that it has, of the same table. In a dict,
+            features that are not given keep the file's.
+        names, mmap
+            As for `load_tables`; with `names`, the file's features of these tables.
+
+        Raises
+        ------
+        TypeError, ValueError, OSError, ImportError
+            As for the class, and for `load_tables`; ValueError also if the file's features are not as
+            ``docs/format.md`` says.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = f"{folder.name}/model.safetensors"
+        >>> words = qembag.quantize(np.eye(4, dtype=np.float32), bits=4)
+        >>> qembag.EmbeddingBagCollection({"words": words}, {"title": "words", "text": "words"}, mode="mean").save(path)
+        >>> collection = qembag.EmbeddingBagCollection.from_file(path, mode={"title": "sum"})
+        >>> collection.features, collection.modes
+        ({'title': 'words', 'text': 'words'}, {'title': 'sum', 'text': 'mean'})
+        >>> del collection; folder.cleanup()
+        """
+        from .interop.collection_file import open_collection
+
+        options = {"mode": mode, "dtype": dtype, "padding_idx": padding_idx, "invalid": invalid}
+        return open_collection(cls, path, features, options, names, mmap)
+
     def split(self, output: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The columns of each feature: views of an output.
 
@@ -364,6 +441,22 @@ class EmbeddingCollection(_Collection):
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
         self._compile({}, {})
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: see `EmbeddingBagCollection.from_file`. Modes in it are ignored."""
+        from .interop.collection_file import open_collection
+
+        return open_collection(cls, path, features, {"dtype": dtype, "invalid": invalid}, names, mmap)
 
     def __call__(
         self,
