@@ -57,7 +57,7 @@ def is_arrow(value: object) -> bool:
     """Whether it has Arrow's C interface; or is pandas', which before 3.0 a column of Arrow's memory does not have."""
     if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
         return True
-    return type(value).__module__.startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
+    return str(type(value).__module__).startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
 
 
 # ---- Many features -----------------------------------------------------------------------------------------------
