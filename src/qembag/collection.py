@@ -94,14 +94,6 @@ class _Collection:
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Mapped tables pickle as their file's path; what the loops take is worked out anew.
-        return {name: value for name, value in vars(self).items() if name not in ("_described", "_handle", "_columns")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compile(state.get("_modes", {}), state.get("_padding_idx", {}))
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
 

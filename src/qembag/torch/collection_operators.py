@@ -17,10 +17,9 @@ from .tensors import dim_of, table_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from numpy.typing import NDArray
 
-# Of each table `rows`, a mapping and a layout, as the operators for one table take them: no mapping at all if no table is
-# pruned, and layouts one a line. `plan` is the module's.
+# Of each table `rows`, a mapping and a layout, as the operators for one table take them: no mapping at all if no table
+# is pruned, and layouts one a line. `plan` is the module's.
 # Indices, offsets and weights are one tensor each, of all features, or one a feature.
 TABLES = "Tensor[] rows, Tensor?[] mappings"
 OPTIONS = "str layouts, str plan, ScalarType? dtype=None, int? num_threads=None"
@@ -132,10 +131,6 @@ def _forget(place: tuple[int, str, torch.dtype | None], source: weakref.ref[Tens
 # ---- The operators ---------------------------------------------------------------------------------------------------
 
 
-def _array(tensor: Tensor | None) -> NDArray[Any] | None:
-    return None if tensor is None else tensor.numpy()
-
-
 def _bags(
     rows: list[Tensor],
     mappings: list[Tensor | None],
@@ -149,14 +144,17 @@ def _bags(
 ) -> Tensor:
     collection = _collection_of(bags_collection, rows, mappings, layouts, plan, dtype)
     asked = threads(num_threads)
-    if len(indices) == 1 and offsets[0] is not None:
-        weights = weights_of(per_sample_weights[0])
-        found = collection(indices[0].numpy(), offsets[0].numpy(), per_sample_weights=weights, num_threads=asked)
-        return result(found)
-    given, weighted = {}, {}
     features = _plan_of(plan)
+    if len(indices) == len(offsets) == len(per_sample_weights) == 1 < len(features):
+        ends = None if offsets[0] is None else offsets[0].numpy()
+        return result(
+            collection(
+                indices[0].numpy(), ends, per_sample_weights=weights_of(per_sample_weights[0]), num_threads=asked
+            )
+        )
     if not len(features) == len(indices) == len(offsets) == len(per_sample_weights):
         raise ValueError(f"indices must be one tensor, or one for each of {len(features)} features, got {len(indices)}")
+    given, weighted = {}, {}
     for feature, some, ends, weights in zip(features, indices, offsets, per_sample_weights, strict=True):
         given[feature.name] = some.numpy() if ends is None else (some.numpy(), ends.numpy())
         if weights is not None:
