@@ -216,6 +216,7 @@ def test_calls_keep_no_reference(rng: np.random.Generator) -> None:
             for how in ({"out": out}, {"out": outs}, {"out": out[1:]}, {"per_sample_weights": weights["f0"]}):
                 with pytest.raises((TypeError, ValueError, IndexError)):
                     collection(*given, **how)
+    del given, how
     gc.collect()
     assert [sys.getrefcount(array) for array in arrays] == before
 

@@ -75,10 +75,9 @@ def test_other_formats_are_to_be_converted(table, format):
 
 
 def test_one_row_is_to_be_made_a_matrix(table):
-    try:
-        row = sparse.csr_array(np.ones(5, np.float32))
-    except ValueError:
-        pytest.skip("SciPy has 1-D arrays from 1.15 on")
+    row = sparse.csr_array(np.ones(5, np.float32))
+    if len(row.shape) == 2:
+        pytest.skip("this SciPy has no 1-D arrays")
     with pytest.raises(
         ValueError, match=r"must have 2 dimensions .* of shape \(5,\): reshape\(1, -1\)\.tocsr\(\) makes it one bag$"
     ):

@@ -18,6 +18,7 @@ import qembag
 from qembag import ops
 from support.arrays import same_bits
 from support.layouts import NAMES, packed_rows
+from support.many_tables import batch_of, of_every_kind
 
 # Enough of each to be shared out among threads; see MIN_PARALLEL_WORK.
 NUM_ROWS, DIM, NUM_BAGS, BAG = 500, 40, 300, 20
@@ -119,6 +120,52 @@ def test_threads_that_make_mistakes_disturb_no_others(level, cases):
             qembag.embedding_bag(case.table, case.wrong.reshape(NUM_BAGS, BAG), num_threads=2)
 
     at_once([mistake, mistake, *(lambda n=n: case.check(n, num_threads=2) for n in range(4))])
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[Any, list[Callable[..., np.ndarray]], list[np.ndarray]]:
+    """A collection of many tables, lookups in it, small ones and such as are shared out, and what each gives."""
+    rng = np.random.default_rng(31)
+    tables = of_every_kind(rng)
+    collection, lookups = tables.make(), []
+    for num_bags, longest in ((1, 3), (4, 10), (60, 15)):
+        batch = batch_of(rng, tables, num_bags, longest)
+        flat, pairs, weights = batch.flat(np.int32), batch.pairs(), batch.weights_by_feature()
+        lookups += [
+            lambda flat=flat, **how: collection(*flat, **how),
+            lambda pairs=pairs, weights=weights, **how: collection(pairs, per_sample_weights=weights, **how),
+        ]
+    return collection, lookups, [lookup(num_threads=1) for lookup in lookups]
+
+
+def test_32_threads_look_up_in_one_collection(level, many):
+    collection, lookups, expected = many
+    outs = [np.empty_like(expected[n % len(lookups)]) for n in range(32)]
+
+    def check(number: int) -> None:
+        lookup, right, out = lookups[number % len(lookups)], expected[number % len(lookups)], outs[number]
+        same_bits(lookup(num_threads=1 + number % 3), right)
+        given = collection.split(out) if number % 2 else out
+        assert lookup(out=given, num_threads=1 + number % 2) is given
+        same_bits(out, right)
+
+    at_once([lambda n=n: check(n) for n in range(32)], rounds=3)
+
+
+def test_threads_that_make_mistakes_in_a_collection_disturb_no_others(level, many):
+    collection, lookups, expected = many
+    out = np.full((300, collection.dim), np.float32(7))
+    wrong = dict.fromkeys(collection.features, (np.full(6000, 2**31 - 1, np.int32), np.arange(0, 6001, 20)))
+
+    def mistake() -> None:
+        with pytest.raises(IndexError, match=r"^indices\['f0'\]\[0\] is 2147483647 \(bag 0\): "):
+            collection(wrong, out=out, num_threads=2)
+
+    def check(number: int) -> None:
+        same_bits(lookups[number](num_threads=2), expected[number])
+
+    at_once([mistake, mistake, *(lambda n=n: check(n) for n in range(len(lookups)))])
+    assert (out == 7).all()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,15 @@ plain = qembag.QuantizedTable(rows, bits)
 floats = fenced.copy(rows_of(rng, {{8: "float32", 4: "float16", 2: "bfloat16"}}[bits], num_rows, dim))
 pruned_floats, plain_floats = table_of(floats, live["mapping"]), table_of(floats)
 bounded = {{"include_last_offset": True, "invalid": "skip"}}
+# Four features of 500 bags each, or of all bags.
+many = qembag.EmbeddingBagCollection(
+    {{"a": plain, "b": pruned, "c": plain_floats, "d": pruned_floats}},
+    mode={{"b": "mean", "c": "max", "d": "sqrtn"}}, padding_idx={{"b": 3}}, invalid={{"d": "skip"}},
+)
+wide, tall = np.empty((size // 24, many.dim), np.float32), np.empty((size // 6, many.dim), np.float32)
+pairs = dict.fromkeys("abcd", (live["indices"], live["offsets"]))
+squares = dict.fromkeys("abcd", live["indices"].reshape(-1, 6))
+rows_of_many = qembag.EmbeddingCollection(many.tables)
 calls = [
     lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True),
     lambda: operator(rows, live["indices"], live["offsets"], include_last_offset=True, out=out),
@@ -79,6 +88,15 @@ calls = [
     lambda: qembag.embedding(plain_floats, live["indices"], invalid="skip"),
     lambda: qembag.embedding(pruned_floats, live["indices"], invalid="skip"),
     lambda: pruned_floats.dequantize(),
+    lambda: many(live["indices"], live["offsets"]),
+    lambda: many(live["indices"], live["offsets"], out=wide),
+    lambda: (many(live["indices"], live["offsets"], out=many.split(wide)), wide)[1],
+    lambda: many(live["indices"], lengths=live["lengths"]),
+    lambda: many(pairs, out=tall),
+    lambda: many(squares),
+    lambda: many(pairs | {{"b": squares["b"]}}),
+    lambda: np.concatenate(list(rows_of_many(live["indices"], live["offsets"]).values())),
+    lambda: np.concatenate(list(rows_of_many(pairs).values())),
 ]
 expected = [call().copy() for call in calls]
 before = rows.tobytes()

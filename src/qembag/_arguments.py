@@ -344,7 +344,7 @@ def float_name(dtype: np.dtype[Any]) -> str:
 def float_rows(data: object, name: str, dtype: object) -> Array:
     """Rows of floats: a 2-D array whose rows are contiguous, a view; nothing is copied."""
     bits = _dlpack.bits_of_bfloat16(data)
-    if bits is not None and dtype is None:
+    if bits is not None and (dtype is None or exact_text(dtype) == "bfloat16"):
         data, dtype = bits, "bfloat16"
     array = as_array(data, name)
     if is_plain_python(data) and array.dtype.kind in "fiu":
@@ -447,7 +447,9 @@ def integers(value: object, name: str, *, or_mask: bool = False) -> Array:
     if array.size == 0 and is_plain_python(value):
         array = array.astype(np.int64)
     if array.dtype.kind not in ("biu" if or_mask else "iu"):
-        raise TypeError(f"{name} must be an array of integers, got {kind_of(array)}")
+        # What NumPy knows nothing of is an array of one object.
+        came = value if array.ndim == 0 and array.dtype == object else array
+        raise TypeError(f"{name} must be an array of integers, got {kind_of(came)}")
     return array
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from . import _arguments, _errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,7 +57,7 @@ def is_arrow(value: object) -> bool:
     """Whether it has Arrow's C interface; or is pandas', which before 3.0 a column of Arrow's memory does not have."""
     if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
         return True
-    return type(value).__module__.startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
+    return str(type(value).__module__).startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
 
 
 # ---- Many features -----------------------------------------------------------------------------------------------
@@ -103,6 +103,7 @@ class Part(NamedTuple):
             name=self.name,
             has_bags=bags.offsets is not None or bags.indices.ndim == 2,
             feature=self.feature.name if self.name == "indices" else None,
+            offsets_name="offsets" if self.name == "indices" else f"offsets[{self.feature.name!r}]",
             is_column=self.is_column,
             first_bag=self.first_bag,
             first_offset=self.first_offset,
@@ -164,7 +165,7 @@ def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Ma
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
     elif not isinstance(indices, np.ndarray) and all(hasattr(indices, name) for name in ("keys", "values", "offsets")):
-        given = _of_jagged(indices)
+        given = _of_jagged(names, indices)
     else:
         return None
     for name in names:
@@ -182,9 +183,13 @@ def _known(names: Sequence[str | None], given: Mapping[Any, Any], name: str) -> 
     return values
 
 
-def _of_jagged(jagged: Any) -> dict[str, list[Bags]]:
-    """By key, of TorchRec's KeyedJaggedTensor."""
+def _of_jagged(names: Sequence[str | None], jagged: Any) -> dict[Any, list[Bags]]:
+    """By feature, of TorchRec's KeyedJaggedTensor, which may have other keys."""
     keys = list(jagged.keys())
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"indices must have each key once, got {_errors.shown(keys)}")
+    if hasattr(jagged, "variable_stride_per_key") and jagged.variable_stride_per_key():
+        raise ValueError("indices must have one batch size, got a KeyedJaggedTensor with one a key")
     values, ends = _arguments.bag_indices(jagged.values()), _arguments.integers(jagged.offsets(), "offsets")
     if len(keys) == 0 or ends.ndim != 1 or (len(ends) - 1) % len(keys):
         raise ValueError(f"indices must have offsets for each of {len(keys)} keys, got {_errors.kind_of(ends)}")
@@ -192,9 +197,19 @@ def _of_jagged(jagged: Any) -> dict[str, list[Bags]]:
     if weights is not None:
         weights = _arguments.as_array(weights, "per_sample_weights")
     size = (len(ends) - 1) // len(keys)
-    return {
+    by_key = {
         key: [Bags(values, ends[number * size : (number + 1) * size + 1], weights)] for number, key in enumerate(keys)
     }
+    used = {name: key_of(name, by_key) for name in names if name is not None}
+    return {name: by_key[key] for name, key in used.items() if key in by_key}
+
+
+def key_of(feature: str, keys: Container[str]) -> str:
+    """The key that a feature has in a KeyedJaggedTensor.
+
+    TorchRec's collections call those of a feature "f" that looks up in two tables "f@t1" and "f@t2".
+    """
+    return feature if feature in keys else feature.rpartition("@")[0]
 
 
 def _of_arrays(
@@ -205,7 +220,7 @@ def _of_arrays(
     if given.ndim != 1:
         kind = _errors.kind_of(given)
         raise ValueError(f"indices must have 1 dimension, for all features, or be given by feature, got {kind}")
-    counts, ends = _ends(given, offsets, lengths)
+    counts, ends = _ends(given, offsets, lengths, len(features))
     size, rest = divmod(len(ends) - 1, len(features))
     if rest:
         what = "offsets" if counts is None else "lengths"
@@ -222,7 +237,9 @@ def _of_arrays(
     return Batch(parts, size, counts)
 
 
-def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDArray[Any] | None, NDArray[Any]]:
+def _ends(
+    indices: NDArray[Any], offsets: object, lengths: object, num_features: int
+) -> tuple[NDArray[Any] | None, NDArray[Any]]:
     """The lengths as they came, and the offsets of all bags and the last one's end."""
     if lengths is None:
         ends = _arguments.offsets(offsets, indices, True)
@@ -230,6 +247,9 @@ def _ends(indices: NDArray[Any], offsets: object, lengths: object) -> tuple[NDAr
         return None, ends
     _refuse(offsets, "offsets", "with lengths")
     counts = _arguments.integers(lengths, "lengths")
+    if counts.ndim == 2 and len(counts) != num_features:
+        kind = _errors.kind_of(counts)
+        raise ValueError(f"lengths must have shape ({num_features}, batch), a row for each feature, got {kind}")
     flat = counts.reshape(-1) if counts.ndim == 2 else counts
     return counts, _arguments.ends_of_lengths(_arguments.lengths(flat, indices), indices)
 
@@ -261,7 +281,7 @@ def _weights(value: object, indices: NDArray[Any], mode: int) -> NDArray[Any] | 
     return _arguments.weights(value, indices, mode, allow_double=True)
 
 
-def check_mode(batch: list[Bags], mode: int) -> None:
+def check_mode(batch: Sequence[Bags], mode: int) -> None:
     """Maxima take no weights, and a matrix's values are weights."""
     if mode == _arguments.MODES["max"] and any(bags.weights is not None for bags in batch):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Arrays of other libraries in the CPU's memory: what NumPy's own protocols leave open.
 
-NumPy's protocols come first. They refuse what DLPack cannot say: torch exports a tensor whose negative bit is set as if it
-were not.
+NumPy's protocols come first, since they refuse what DLPack cannot say: torch exports a tensor whose negative bit is set
+as if it were not.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 NUMPY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
-# Memory that the CPU reads, as dlpack.h numbers devices: the host's, pinned for CUDA or ROCm, and CUDA's managed memory.
+# Memory that the CPU reads, as dlpack.h numbers devices: the host's, also pinned for CUDA or ROCm, and CUDA's managed.
 HOST_DEVICES = (1, 3, 11, 13)
 
 
 def is_needed_for(value: object) -> bool:
     """Whether DLPack is the only way to the memory of an array."""
-    return hasattr(value, "__dlpack__") and not any(hasattr(value, name) for name in NUMPY_PROTOCOLS)
+    if not hasattr(value, "__dlpack__"):
+        return False
+    for name in NUMPY_PROTOCOLS:  # noqa: SIM110 - CPython 3.11 forgets an argument where there is no memory for its cell
+        if hasattr(value, name):
+            return False
+    return True
 
 
 def array_of(value: Any) -> Array:
@@ -38,7 +43,10 @@ def bits_of_bfloat16(value: Any) -> Array | None:
     None for anything else, and for a tensor that NumPy refuses: its error says why.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor) or value.dtype is not torch.bfloat16 or value.requires_grad:
+    tensor = getattr(torch, "Tensor", None)  # None too while another thread imports torch
+    if torch is None or tensor is None or not issubclass(type(value), tensor):
+        return None
+    if value.dtype is not torch.bfloat16 or value.requires_grad:
         return None
     try:
         return np.asarray(value.view(torch.int16)).view(np.uint16)
@@ -68,7 +76,7 @@ def device_of(value: Any) -> str:
         return ""
     try:
         kind, number = value.__dlpack_device__()
-    except (RuntimeError, TypeError, ValueError):  # as of torch's meta device
+    except Exception:  # noqa: BLE001 (of torch's meta device, for example)
         kind, number = None, None
     if kind in HOST_DEVICES:
         return ""

@@ -94,6 +94,7 @@ class Asked(NamedTuple):
     offsets: Array | None
     num_indices: int
     name: str = "indices"
+    offsets_name: str = "offsets"
     has_bags: bool = True
     feature: str | None = None
     """Of a collection."""
@@ -127,7 +128,7 @@ def of_fault(fault: Fault, asked: Asked) -> Exception:
 
 def _of_offset(position: int, value: int, asked: Asked, feature: str) -> ValueError:
     value = _as_it_came(asked.offsets, (position,), value)
-    spot = f"offsets[{asked.first_offset + position}] is {value}{_in_brackets(feature)}"
+    spot = f"{asked.offsets_name}[{asked.first_offset + position}] is {value}{_in_brackets(feature)}"
     if 0 <= value <= asked.num_indices:
         return ValueError(f"{spot}: must not be below the offset before it")
     return ValueError(f"{spot}: must be from 0 to {asked.num_indices}, the number of indices")

@@ -7,7 +7,7 @@ else the caller's objects do; an argument is converted once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -76,9 +76,9 @@ def embedding(
     return _given(out, result)
 
 
-def _given(out: Any, result: NDArray[Any]) -> Any:
+def _given(out: object, result: NDArray[Any]) -> NDArray[Any]:
     """What a call returns: the very `out` that came, also where it is a tensor."""
-    return result if out is None else out
+    return result if out is None else cast("NDArray[Any]", out)
 
 
 # ---- PyTorch's operators -----------------------------------------------------------------------------------------

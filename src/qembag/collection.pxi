@@ -54,18 +54,25 @@ cdef class CollectionHandle:
         free(self.columns)
 
 
+cdef struct OutputSpan:
+    Span span
+    size_t width        # bytes of a row
+
+
 cdef class Lookups:
     """The lookups of one call, and what they read and write, which is held until it ends: a caller's dict may lose an
     array meanwhile."""
 
     cdef Lookup *each
+    cdef OutputSpan *spans              # for the outputs of a dict
     cdef Py_ssize_t count
     cdef list held
 
     def __cinit__(self, Py_ssize_t count):
-        self.each = <Lookup *> malloc(max(count, 1) * sizeof(Lookup))
+        self.each = <Lookup *> malloc(max(count, 1) * (sizeof(Lookup) + sizeof(OutputSpan)))
         if self.each == NULL:
             raise MemoryError
+        self.spans = <OutputSpan *> &self.each[count]
         self.count = count
         self.held = []
 
@@ -192,36 +199,50 @@ cdef object take_whole_output(Lookups lookups, CollectionHandle handle, Py_ssize
     return out
 
 
-cdef bint take_output_of_each(Lookups lookups, CollectionHandle handle, dict out, OutType out_type) except -1:
-    """An array for each feature, in the order of their addresses: either columns of one array, or one behind the other.
-    They share no memory with each other, then, nor with an input."""
+cdef int compare_outputs(const void *a, const void *b) noexcept nogil:
+    cdef size_t low = (<const OutputSpan *> a).span.low, other = (<const OutputSpan *> b).span.low
+    return (low > other) - (low < other)
+
+
+cdef bint lie_apart_from_each_other(OutputSpan *outputs, Py_ssize_t count, Py_ssize_t stride) noexcept nogil:
+    """Outputs that follow each other in memory; or columns of one array, whose rows are `stride` apart, if it is above
+    0."""
     cdef Py_ssize_t number
+    cdef bint are_apart = True, are_columns = stride > 0
+    qsort(outputs, count, sizeof(OutputSpan), compare_outputs)
+    for number in range(count):
+        if number > 0:
+            are_apart = are_apart and outputs[number].span.low >= outputs[number - 1].span.high
+            are_columns = are_columns and outputs[number].span.low >= (outputs[number - 1].span.low
+                                                                       + outputs[number - 1].width)
+        are_columns = are_columns and (outputs[number].span.low - outputs[0].span.low + outputs[number].width
+                                       <= <size_t> stride)
+    return are_apart or are_columns
+
+
+cdef bint take_output_of_each(Lookups lookups, CollectionHandle handle, dict out, OutType out_type) except -1:
+    """An array for each feature, sharing no memory with each other or with an input, at a glance."""
+    cdef Py_ssize_t number, stride = 0
     cdef Lookup *lookup
-    cdef Span span, before, hull
-    cdef size_t width
-    cdef bint are_columns = True, are_apart = True
+    cdef OutputSpan *spans = lookups.spans
+    cdef Span hull
     cdef list outputs = []
     if len(out) != handle.num_features:
         return False
-    before.low = before.high = hull.low = hull.high = width = 0
+    hull.low, hull.high = SIZE_MAX, 0
     for number in range(handle.num_features):
         array = out.get(handle.names[number])
         lookup = &lookups.each[number]
         if not cnp.PyArray_CheckExact(array) or not take_out(lookup, array, out_type):
             return False
         outputs.append(array)
-        span = span_of(array)
-        if number == 0:
-            hull = span
-        else:
-            are_apart = are_apart and span.low >= before.high
-            are_columns = are_columns and span.low >= before.low + width
-        width = <size_t> (lookup.layout.dim * lookup.out_size)
-        are_columns = (are_columns and lookup.out_stride > 0 and lookup.out_stride == lookups.each[0].out_stride
-                       and span.low - hull.low + width <= <size_t> lookup.out_stride)
-        hull.high = max(hull.high, span.high)
-        before = span
-    if not (are_apart or are_columns) or not is_apart_from_all(hull, lookups, handle):
+        spans[number].span = span_of(array)
+        spans[number].width = <size_t> (lookup.layout.dim * lookup.out_size)
+        stride = lookup.out_stride if number == 0 or lookup.out_stride == stride else 0
+        hull.low = min(hull.low, spans[number].span.low)
+        hull.high = max(hull.high, spans[number].span.high)
+    if not (lie_apart_from_each_other(spans, handle.num_features, stride)
+            and is_apart_from_all(hull, lookups, handle)):
         return False
     lookups.held += outputs
     return True
@@ -247,7 +268,7 @@ def look_up_collection(CollectionHandle handle not None, indices, offsets, lengt
                     and take_each_feature(lookups, handle, <dict> indices, weights, &batch))
     else:
         if lengths is not None:
-            ends = None if offsets is not None else offsets_of_lengths(lengths, indices)
+            ends = None if offsets is not None else offsets_of_lengths(lengths, indices, handle.num_features)
             lookups.held.append(lengths)
         is_taken = take_all_features(lookups, handle, indices, ends, weights, &batch)
     if not is_taken:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from . import _arguments, _errors, _handle, _slow_collection
-from ._batches import Feature
+from ._batches import Feature, named
 from .base import Table
 from .float_table import FloatTable
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from .table import QuantizedTable
@@ -30,19 +33,23 @@ class _Collection:
     ) -> None:
         self._tables = _tables(tables)
         self._features = _features(features, self._tables)
-        _arguments.out_type(dtype, None)
+        number, kind = _arguments.out_type(dtype, None)
         self._dtype = dtype
+        # As the compiled code knows it; another package's type it does not.
+        self._out_dtype = (
+            None if dtype is None else "bfloat16" if kind == np.uint16 else kind if number == 2 else kind.type
+        )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
-    def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
+    def _compile(self, modes: _ByFeature, paddings: _ByFeature) -> None:
         """What the loops take of it all, worked out once."""
         self._described = [
             Feature(
                 feature,
                 self._tables[name]._handle,
-                _arguments.mode(modes.get(feature, "sum")),
-                _arguments.padding_number(paddings.get(feature), self._tables[name].num_embeddings),
-                _arguments.skips_invalid(self._invalid[feature]),
+                _option(_arguments.mode, "mode", modes, feature),
+                _option(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
+                _option(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
         ]
@@ -50,6 +57,18 @@ class _Collection:
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
         ends = np.cumsum([0, *self.dims.values()]).tolist()
         self._columns = dict(zip(self._features, map(slice, ends[:-1], ends[1:]), strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_of_parts, (type(self), self._tables, self._features, self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        """What the constructor takes beside tables and features."""
+        return {"dtype": self._dtype, "invalid": self._invalid}
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self._tables)} tables, {len(self._features)} features, nbytes={self.nbytes})"
+        )
 
     @property
     def tables(self) -> dict[str, QuantizedTable | FloatTable]:
@@ -75,22 +94,43 @@ class _Collection:
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; see `save_tables`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, OSError
+            As for `save_tables`.
+        """
+        from .formats.collections import save
+
+        save(self, path)  # type: ignore[arg-type]
+
+
+def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
+    return kind(tables, features, **options)
+
 
 def _tables(value: Any) -> dict[str, QuantizedTable | FloatTable]:
     if isinstance(value, Mapping):
-        named = dict(value)
+        given = dict(value)
     elif isinstance(value, (list, tuple)):
-        named = {str(number): table for number, table in enumerate(value)}
+        given = {str(number): table for number, table in enumerate(value)}
     else:
         raise TypeError(f"tables must be a dict or a list of tables, got {_errors.kind_of(value)}")
     tables: dict[str, Any] = {}
-    for name, table in named.items():
+    for name, table in given.items():
         if not isinstance(name, str):
             raise TypeError(f"tables must have strings as names, got {_errors.kind_of(name)}")
         if isinstance(table, Table):
             tables[name] = table
-        elif isinstance(table, np.ndarray):
-            tables[name] = FloatTable(table)
+        elif isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
+            tables[name] = named(f"tables[{name!r}]", FloatTable, table)
         else:
             raise TypeError(f"tables[{name!r}] must be a table or an array of floats, got {_errors.kind_of(table)}")
     if not tables:
@@ -115,15 +155,29 @@ def _features(value: Any, tables: Mapping[str, Any]) -> dict[str, str]:
     return features
 
 
-def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> dict[str, Any]:
-    """An option for each feature: one value for all, or a dict; where it has none, the default."""
+class _ByFeature(dict[str, Any]):
+    """An option for each feature, and whether the caller gave them one by one."""
+
+    is_each = False
+
+
+def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> _ByFeature:
+    """One value for all, or a dict; where it has none, the default."""
     if not isinstance(value, Mapping):
-        return dict.fromkeys(features, value)
+        return _ByFeature(dict.fromkeys(features, value))
     given = dict(value)
     for feature in given:
         if feature not in features:
             raise ValueError(f"{name} must name features of the collection, got {_errors.shown(feature)}")
-    return {feature: given.get(feature, default) for feature in features}
+    options = _ByFeature({feature: given.get(feature, default) for feature in features})
+    options.is_each = True
+    return options
+
+
+def _option(check: Callable[..., Any], name: str, options: _ByFeature, feature: str, *arguments: Any) -> Any:
+    if not options.is_each:
+        return check(options[feature], *arguments)
+    return named(f"{name}[{feature!r}]", check, options[feature], *arguments)
 
 
 class EmbeddingBagCollection(_Collection):
@@ -202,6 +256,9 @@ class EmbeddingBagCollection(_Collection):
         self._padding_idx = by_feature(padding_idx, "padding_idx", self._features, None)
         self._compile(self._modes, self._padding_idx)
 
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "mode": self._modes, "padding_idx": self._padding_idx}
+
     @property
     def modes(self) -> dict[str, str]:
         return dict(self._modes)
@@ -217,6 +274,56 @@ class EmbeddingBagCollection(_Collection):
     @property
     def columns(self) -> dict[str, slice]:
         return dict(self._columns)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        mode: str | Mapping[str, str] | None = None,
+        dtype: DTypeLike | None = None,
+        padding_idx: int | Mapping[str, int | None] | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: one that `save` wrote, or any that `load_tables` reads.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; see `load_tables`.
+        features : dict of str to str, optional
+            The table of each feature. If not given, the file's; one a table where it has none.
+        mode, dtype, padding_idx, invalid
+            As for the class. What is not given is the file's: for features that it has, of the same table. In a dict,
+            features that are not given keep the file's.
+        names, mmap
+            As for `load_tables`; with `names`, the file's features of these tables.
+
+        Raises
+        ------
+        TypeError, ValueError, OSError, ImportError
+            As for the class, and for `load_tables`; ValueError also if the file's features are not as
+            ``docs/format.md`` says.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = f"{folder.name}/model.safetensors"
+        >>> words = qembag.quantize(np.eye(4, dtype=np.float32), bits=4)
+        >>> qembag.EmbeddingBagCollection({"words": words}, {"title": "words", "text": "words"}, mode="mean").save(path)
+        >>> collection = qembag.EmbeddingBagCollection.from_file(path, mode={"title": "sum"})
+        >>> collection.features, collection.modes
+        ({'title': 'words', 'text': 'words'}, {'title': 'sum', 'text': 'mean'})
+        >>> del collection; folder.cleanup()
+        """
+        from .interop.collection_file import open_collection
+
+        options = {"mode": mode, "dtype": dtype, "padding_idx": padding_idx, "invalid": invalid}
+        return open_collection(cls, path, features, options, names, mmap)
 
     def split(self, output: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The columns of each feature: views of an output.
@@ -292,16 +399,15 @@ class EmbeddingBagCollection(_Collection):
         TypeError, ValueError, IndexError
             As for `embedding_bag`. The error names the feature.
         """
+        as_dict = as_dict is not False and _arguments.flag(as_dict, "as_dict")
         result = _handle.look_up_collection(
-            self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+            self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
         )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
-                self._described, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+                self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
-        if as_dict is False or not _arguments.flag(as_dict, "as_dict") or isinstance(result, Mapping):
-            return result
-        return self.split(result)
+        return self.split(result) if as_dict and isinstance(result, np.ndarray) else result
 
 
 class EmbeddingCollection(_Collection):
@@ -340,7 +446,25 @@ class EmbeddingCollection(_Collection):
         invalid: str | Mapping[str, str] = "raise",
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
-        self._compile({}, {})
+        self._compile(
+            by_feature("sum", "mode", self._features, None), by_feature(None, "padding_idx", self._features, None)
+        )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: see `EmbeddingBagCollection.from_file`. Modes in it are ignored."""
+        from .interop.collection_file import open_collection
+
+        return open_collection(cls, path, features, {"dtype": dtype, "invalid": invalid}, names, mmap)
 
     def __call__(
         self,
@@ -373,4 +497,6 @@ class EmbeddingCollection(_Collection):
         TypeError, ValueError, IndexError
             As for `embedding`. The error names the feature.
         """
-        return _slow_collection.look_up_rows(self._described, indices, offsets, lengths, out, self._dtype, num_threads)
+        return _slow_collection.look_up_rows(
+            self._described, indices, offsets, lengths, out, self._out_dtype, num_threads
+        )

@@ -116,8 +116,8 @@ def _rows_of(floats: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], FloatL
     return floats.view(np.uint8), FloatLayout(stored, floats.shape[1], floats.dtype)
 
 
-def handle_of_array(table: NDArray[Any]) -> _handle.TableHandle:
-    """Of a plain array in the place of a table."""
+def handle_of_array(table: object) -> _handle.TableHandle:
+    """Of a plain array in the place of a table, or of another library's."""
     return _handle.TableHandle(*_rows_of(_arguments.float_rows(table, "table", None), "table"), None)
 
 

@@ -220,7 +220,7 @@ def embedding_bag(table, indices, offsets=None, *, lengths=None, mode="sum", per
         if lengths is not None:
             ends = None
             if offsets is None and not last and lie_apart(out, lengths):
-                ends, last = offsets_of_lengths(lengths, indices), True
+                ends, last = offsets_of_lengths(lengths, indices, 0), True
         if padding != NOT_RECOGNIZED and (lengths is None or ends is not None):
             answer = bags(handle, True, indices, ends, last, per_sample_weights, padding, skips, mode_number, out,
                           <OutType> out_type, threads, False)

@@ -154,6 +154,8 @@ cdef inline int64_t read_offset(const Lookup *job, Py_ssize_t bag) noexcept nogi
 cdef inline double rows_of(const Lookup *job, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
     """Rows of some bags; a bag's output counts as one. In double, where no difference of offsets overflows, whatever
     they hold."""
+    if first_bag == end_bag:
+        return 0                # an offset that is read twice may differ
     return <double> read_offset(job, end_bag) - <double> read_offset(job, first_bag) + (end_bag - first_bag)
 
 
@@ -216,4 +218,7 @@ cdef inline Place place_after(const Lookup *lookups, Place first, Place end, dou
             high = middle - 1
     done[0] += work_of(&lookups[place.lookup], place.bag, low)
     place.bag = low
+    if place.lookup < end.lookup and low == lookups[place.lookup].num_bags:
+        place.lookup += 1
+        place.bag = 0
     return place

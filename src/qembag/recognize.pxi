@@ -60,19 +60,23 @@ cdef void take_single_rows(Lookup *job) noexcept:
     job.num_bags = job.num_indices
 
 
-cdef object offsets_of_lengths(object lengths, object indices):
-    """From 0 to the number of indices; None where they are not recognized, or are no lengths of its bags."""
-    cdef int size = integer_size(lengths)
+cdef object offsets_of_lengths(object lengths, object indices, Py_ssize_t num_features):
+    """From 0 to the number of indices; None where they are not recognized, or are no lengths of its bags. Those of a
+    collection's features may be rows of an array; `num_features` is 0 for one table."""
+    cdef int size = integer_size(lengths), ndim
     cdef Py_ssize_t bag, num_bags
     cdef cnp.npy_intp shape[1]
     cdef int64_t length, end = 0, num_indices
     cdef int64_t *ends
-    if size == 0 or cnp.PyArray_NDIM(<cnp.ndarray> lengths) != 1 or integer_size(indices) == 0:
+    if size == 0 or integer_size(indices) == 0:
+        return None
+    ndim = cnp.PyArray_NDIM(<cnp.ndarray> lengths)
+    if ndim != 1 and (ndim != 2 or cnp.PyArray_DIM(<cnp.ndarray> lengths, 0) != num_features):
         return None
     if cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1:
         return None
     num_indices = cnp.PyArray_SIZE(<cnp.ndarray> indices)
-    num_bags = cnp.PyArray_DIM(<cnp.ndarray> lengths, 0)
+    num_bags = cnp.PyArray_SIZE(<cnp.ndarray> lengths)
     shape[0] = num_bags + 1
     offsets = cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
     ends = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> offsets)

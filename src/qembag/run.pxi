@@ -134,12 +134,14 @@ cdef Place end_of_piece(const Lookup *lookups, Place first, Place end, double wo
     cdef double done
     cdef Place place = place_after(lookups, first, end, work, &done)
     if count_bags(lookups, first, place) == 0:
-        while lookups[place.lookup].num_bags == 0:
-            place.lookup += 1
-        place.bag += 1
-        if place.lookup < end.lookup and place.bag == lookups[place.lookup].num_bags:
+        while place.lookup < end.lookup and place.bag == lookups[place.lookup].num_bags:
             place.lookup += 1
             place.bag = 0
+        if place.lookup < end.lookup or place.bag < end.bag:
+            place.bag += 1
+            if place.lookup < end.lookup and place.bag == lookups[place.lookup].num_bags:
+                place.lookup += 1
+                place.bag = 0
     return place
 
 

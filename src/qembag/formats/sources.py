@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .safetensors_file import Tensor
 
+Read = TypeVar("Read")
 # Rows are read in blocks of about this many bytes. On an AMD Zen 4, blocks of 4 and 8 MiB were the fastest; blocks of
 # 32 MiB took 1.3 times as long, since caches do not hold two of them. posix_fadvise made no difference.
 BLOCK_BYTES = 8 << 20
@@ -217,7 +218,7 @@ class PrunedSource(Source):
         return found
 
 
-def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDArray[Any], None, None]:
+def read_ahead(read: Callable[[int], Read], count: int) -> Generator[Read, None, None]:
     """Yield ``read(0)`` to ``read(count - 1)``; a thread reads the next while the caller works on the current one."""
     from concurrent.futures import ThreadPoolExecutor  # imports logging: not for each `import qembag`
 
@@ -226,10 +227,10 @@ def read_ahead(read: Callable[[int], NDArray[Any]], count: int) -> Generator[NDA
     with ThreadPoolExecutor(1, thread_name_prefix="qembag reads ahead") as reader:
         waiting = reader.submit(read, 0)
         for number in range(1, count + 1):
-            rows = waiting.result()
+            found = waiting.result()
             if number < count:
                 waiting = reader.submit(read, number)
-            yield rows
+            yield found
 
 
 def _as_floats(rows: NDArray[Any]) -> NDArray[Any]:

@@ -77,24 +77,35 @@ def _file_of(folder: Path, places: list[str]) -> str:
 
 def _places_of_modules(folder: Path) -> list[str]:
     """Where the parameters of the StaticEmbedding are: "" is the folder itself."""
-    with inside(folder, MODULES).open("rb") as file:
+    modules = modules_of(folder)
+    kinds = [kind for kind, _ in modules]
+    if MODULE not in kinds:
+        raise ValueError(f"{MODULES}: must name a {MODULE}, the only module that is a table, got {brief(kinds)}")
+    return [place for kind, place in modules if kind == MODULE]
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """The kind of each module of a model, and its folder: "" is the model's own."""
+    modules = json_of(folder, MODULES)
+    if type(modules) is not list or not all(
+        type(module) is dict and type(module.get("type")) is str and type(module.get("path")) is str
+        for module in modules
+    ):
+        raise ValueError(f"{MODULES}: must be a list of objects with a type and a path")
+    found = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    return [(kind, "" if place == "." else place) for kind, place in found]
+
+
+def json_of(folder: Path, name: str) -> Any:
+    """What a file of JSON in the folder says. Raises ValueError, which names the file, if it is too long or none."""
+    with inside(folder, name).open("rb") as file:
         text = file.read(MAX_JSON + 1)
     try:
         if len(text) > MAX_JSON:
             raise ValueError(f"is longer than {MAX_JSON} bytes")
-        modules = read_json(text, only_whole_numbers=False)
-        if type(modules) is not list or not all(
-            type(module) is dict and type(module.get("type")) is str and type(module.get("path")) is str
-            for module in modules
-        ):
-            raise ValueError("must be a list of objects with a type and a path")
-        kinds = [module["type"].rpartition(".")[2] for module in modules]
-        if MODULE not in kinds:
-            raise ValueError(f"must name a {MODULE}, the only module that is a table, got {brief(kinds)}")
-        found = [module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == MODULE]
+        return read_json(text, only_whole_numbers=False)
     except ValueError as error:
-        raise ValueError(f"{MODULES}: {error}") from None
-    return ["" if place == "." else place for place in found]
+        raise ValueError(f"{name}: {error}") from None
 
 
 def read_safetensors(memory: Memory, wanted: Wanted) -> tuple[str, dict[str, Foreign]] | None:

@@ -10,7 +10,7 @@ import scipy.sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import validate_data
 
-from .. import _errors
+from .. import _batches, _errors
 from ..lookup import embedding_bag
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Sums of a table's rows, weighted by features: a projection whose matrix is the table.
 
-    With ``input="features"`` it is ``X @ table``: a drop-in for a dense projection after any vectorizer, in an eighth of
-    the memory at 4 bits. There is nothing to learn: `transform` works without `fit`.
+    With ``input="features"`` it is ``X @ table``: a drop-in for a dense projection after any vectorizer. There is
+    nothing to learn: `transform` works without `fit`.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         whose values are weights; zeros add nothing, and are not counted by ``mode="mean"``. "indices": the numbers of
         rows, a bag a sample.
     mode, padding_idx, invalid, dtype, num_threads
-        As for `embedding_bag`. A matrix has no ``mode="max"``; with ``invalid="skip"`` it may have more columns than the
-        table has rows, and those beyond add nothing.
+        As for `embedding_bag`. A matrix has no ``mode="max"``. With ``invalid="skip"`` it may have more columns than
+        the table has rows; those beyond add nothing.
 
     Attributes
     ----------
@@ -131,9 +131,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             if X.dtype != object or X.shape[1] != 1:
                 return self._look_up(X)
             X = X[:, 0]  # a data frame of one column of lists
-        elif hasattr(X, "__arrow_c_array__") or (
-            hasattr(X, "__arrow_c_stream__") and getattr(X, "dtype", None) != np.dtype(object)
-        ):
+        elif _batches.is_arrow(X) and getattr(X, "dtype", None) != np.dtype(object):
             return self._look_up(X)
         rows = [_row(row, number) for number, row in enumerate(X)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
@@ -147,7 +145,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _matrix(self, X: Any, *, reset: bool) -> Any:
         """A matrix in CSR format."""
         found = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=[np.float32, np.float64])
-        rows = self.table.shape[0]
+        rows = self._shape()[0]
         if found.shape[1] > rows and self.invalid != "skip":
             raise ValueError(
                 f"X must have at most {rows} features, one for each row of the table, got {found.shape[1]}"
@@ -158,6 +156,14 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             found = found.copy()
             found.eliminate_zeros()
         return found
+
+    def _shape(self) -> tuple[int, int]:
+        shape: tuple[int, ...] = getattr(self.table, "shape", ())
+        if len(shape) != 2:
+            raise TypeError(
+                f"table must be a QuantizedTable, a FloatTable or an array of floats, got {_errors.kind_of(self.table)}"
+            )
+        return int(shape[0]), int(shape[1])
 
     def _look_up(self, bags: Any, **more: Any) -> NDArray[Any]:
         return embedding_bag(
@@ -174,7 +180,7 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     @property
     def _n_features_out(self) -> int:
         """For the mixin that names them."""
-        return int(self.table.shape[1])
+        return self._shape()[1]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
