@@ -46,12 +46,17 @@ class _Collection:
             Feature(
                 feature,
                 self._tables[name]._handle,
-                named(spot, _arguments.mode, modes.get(feature, "sum")),
-                named(spot, _arguments.padding_number, paddings.get(feature), self._tables[name].num_embeddings),
-                named(spot, _arguments.skips_invalid, self._invalid[feature]),
+                named(f"mode{spot}", _arguments.mode, modes.get(feature, "sum")),
+                named(
+                    f"padding_idx{spot}",
+                    _arguments.padding_number,
+                    paddings.get(feature),
+                    self._tables[name].num_embeddings,
+                ),
+                named(f"invalid{spot}", _arguments.skips_invalid, self._invalid[feature]),
             )
             for feature, name in self._features.items()
-            for spot in [f"feature {feature!r}"]
+            for spot in [f"[{feature!r}]"]
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
