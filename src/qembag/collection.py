@@ -47,25 +47,11 @@ class _Collection:
             Feature(
                 feature,
                 self._tables[name]._handle,
-<<<<<<< HEAD
                 _option(_arguments.mode, "mode", modes, feature),
                 _option(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
                 _option(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
-=======
-                named(f"mode{spot}", _arguments.mode, modes.get(feature, "sum")),
-                named(
-                    f"padding_idx{spot}",
-                    _arguments.padding_number,
-                    paddings.get(feature),
-                    self._tables[name].num_embeddings,
-                ),
-                named(f"invalid{spot}", _arguments.skips_invalid, self._invalid[feature]),
-            )
-            for feature, name in self._features.items()
-            for spot in [f"[{feature!r}]"]
->>>>>>> c91815bcf52c34010eddf9139903dbed5ddafa35
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
