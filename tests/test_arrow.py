@@ -160,6 +160,7 @@ def test_lists_are_used_in_place(make, width, integer, start, stop):
     assert bags.indices.ctypes.data == column.values.buffers()[1].address
     if start < stop:
         assert bags.offsets.ctypes.data == column.buffers()[1].address + start * width
+    assert bags.indices.dtype == integer.to_pandas_dtype()
     assert bags.offsets.dtype == f"i{width}"
     assert not bags.indices.flags.writeable
 
@@ -337,6 +338,10 @@ def test_a_null_element_is_refused_with_its_place_in_the_column(make):
         qembag.embedding_bag(TABLE, column)
     with pytest.raises(ValueError, match=r"^indices\[4\]\[1\] is null"):
         qembag.embedding_bag(TABLE, column[1:])
+    with pytest.raises(ValueError, match=r"^indices\[0\]\[1\] is null"):
+        qembag.embedding_bag(TABLE, column[5:])
+    with pytest.raises(ValueError, match=r"^indices\[1\]\[0\] is null"):
+        qembag.embedding_bag(TABLE, pa.array([[1, 2], [None, 3]], make(pa.int64())))
     same_as_oracle(column[:5], good + bad[:2])
     with pytest.raises(ValueError, match=r"^indices\['a'\]\[5\]\[1\] is null"):
         arrow.columns_of(pa.table({"a": column}), "indices")

@@ -162,6 +162,16 @@ def test_tables_that_do_not_fit_are_refused(case, nanoarrow):
         arrow.columns_of(Producer(schema(b"+s", of_lists()), TABLES[case]()), "indices")
 
 
+def test_tables_longer_than_the_codes_of_a_column_are_refused(nanoarrow):
+    codes = array(2, [None, numbers(0, 1, dtype=np.int8)], dictionary=lists())
+    kind = schema(b"+s", schema(b"c", dictionary=of_lists()))
+    (bags,) = arrow.columns_of(Producer(kind, array(2, [None], codes)), "indices")[""]
+    assert (bags.indices.tolist(), bags.offsets.tolist()) == ([1, 2, 3], [0, 2, 3])
+    codes = array(2, [None, numbers(0, 1, dtype=np.int8)], dictionary=lists())
+    with pytest.raises(ValueError, match=r"^indices\[''\] must be readable through Arrow's C interface, got "):
+        arrow.columns_of(Producer(kind, array(3, [None], codes)), "indices")
+
+
 @pytest.mark.parametrize("name", ["__arrow_c_array__", "__arrow_c_stream__"])
 @pytest.mark.parametrize("answer", [None, 1, (), (1, 2), (None, None, None), object()])
 def test_answers_that_are_no_capsules_are_refused(name, answer, nanoarrow):

@@ -123,9 +123,12 @@ def test_a_matrix_without_entries_is_empty_bags(table, rows, same_bits):
 WRONG = {
     "1-D": ({"shape": (ROWS,)}, ValueError, r"^indices must have 2 dimensions as a sparse matrix, got a Matrix of shape"),
     "3-D": ({"shape": (1, 4, ROWS)}, ValueError, r"^indices must have 2 dimensions as a sparse matrix"),
-    "short indptr": ({"indptr": ENDS[:-1]}, ValueError, r"^indices\.indptr must have 5 entries for a matrix of 4 rows, got 4"),
-    "long indptr": ({"indptr": np.append(ENDS, 6)}, ValueError, r"^indices\.indptr must have 5 entries"),
-    "no indptr": ({"indptr": ENDS[:0]}, ValueError, r"^indices\.indptr must have 5 entries"),
+    "no shape": ({"shape": 4}, ValueError, r"^indices must have 2 dimensions as a sparse matrix"),
+    "shape of text": ({"shape": ("4", 4)}, TypeError, r"^indices\.shape\[0\] must be a whole number, got str '4'$"),
+    "huge shape": ({"shape": (2**70, 4)}, ValueError, r"^indices\.indptr must have one more entry than rows"),
+    "short indptr": ({"indptr": ENDS[:-1]}, ValueError, r"^indices\.indptr must have one more entry than rows, 4 \+ 1, got 4$"),
+    "long indptr": ({"indptr": np.append(ENDS, 6)}, ValueError, r"^indices\.indptr must have one more entry"),
+    "no indptr": ({"indptr": ENDS[:0]}, ValueError, r"^indices\.indptr must have one more entry"),
     "2-D indptr": ({"indptr": ENDS[:, None]}, ValueError, r"^indices\.indptr must have 1 dimension, got a int32 array"),
     "short data": ({"data": VALUES[:5]}, ValueError, r"^indices\.data must have the length of indices\.indices, 6, got 5"),
     "long data": ({"data": np.ones(7)}, ValueError, r"^indices\.data must have the length of indices\.indices, 6, got 7"),
@@ -153,6 +156,21 @@ def test_a_matrix_that_does_not_fit_together_is_an_error_and_writes_nothing(tabl
     with pytest.raises(kind, match=message):
         qembag.embedding_bag(table, matrix(**parts), out=out)
     assert (out == 7).all()
+
+
+def test_an_object_without_values_is_no_matrix(table):
+    given = matrix()
+    del given.data
+    with pytest.raises(TypeError, match=r"^indices\.data must be an array, got None$"):
+        qembag.embedding_bag(table, given)
+
+
+def test_a_matrix_has_no_offsets_and_is_no_array(table):
+    for more in ({"offsets": [0]}, {"lengths": [6]}):
+        with pytest.raises(TypeError, match=r"^indices must be an array of integers, got Matrix$"):
+            qembag.embedding_bag(table, matrix(), **more)
+    with pytest.raises(TypeError, match=r"^indices must be an array of integers, got Matrix$"):
+        qembag.embedding(table, matrix())
 
 
 def test_a_matrix_has_weights_of_its_own_and_no_maxima(table):

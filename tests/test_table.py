@@ -462,7 +462,8 @@ class Own(QuantizedTable):
     """A caller's own kind of table."""
 
 
-def test_a_deep_copy_is_another_table_of_the_same_rows(table):
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_another_table_of_the_same_rows(table, copied):
     table = QuantizedTable(
         table.data,
         table.bits,
@@ -470,13 +471,20 @@ def test_a_deep_copy_is_another_table_of_the_same_rows(table):
         compressed_indices_mapping=table.compressed_indices_mapping,
         row_weights=np.arange(table.num_embeddings, dtype=np.float32),
     )
-    again = copy.deepcopy(table)
+    again = copied(table)
     assert again is not table
     assert_same_table(again, table)
     for part in ("data", "compressed_indices_mapping", "row_weights"):
         one, other = getattr(again, part), getattr(table, part)
         assert (one is None) == (other is None)
         assert one is None or np.shares_memory(one, other)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_padded_rows_is_of_the_same_rows(copied):
+    table = qembag.quantize(np.eye(3, 20, dtype=np.float32), row_alignment=64)
+    assert np.shares_memory(copied(table).data, table.data)
+    assert copied(table).layout == table.layout
 
 
 def test_deep_copies_share_a_list_of_tables_as_they_did(table):
@@ -486,15 +494,9 @@ def test_deep_copies_share_a_list_of_tables_as_they_did(table):
 
 
 @pytest.mark.parametrize("kind", [QuantizedTable, qembag.FloatTable])
-def test_a_deep_copy_of_a_table_that_was_never_made_is_an_error(kind):
+def test_a_copy_of_a_table_that_was_never_made_is_an_error(kind):
     with pytest.raises(AttributeError, match="not initialized"):
         copy.deepcopy(kind.__new__(kind))
-
-
-def test_a_shallow_copy_shares_its_memory(table):
-    again = copy.copy(table)
-    assert_same_table(again, table)
-    assert np.shares_memory(again.data, table.data)
 
 
 # ---- Pruning -------------------------------------------------------------------------------------------------------------

@@ -447,7 +447,9 @@ def integers(value: object, name: str, *, or_mask: bool = False) -> Array:
     if array.size == 0 and is_plain_python(value):
         array = array.astype(np.int64)
     if array.dtype.kind not in ("biu" if or_mask else "iu"):
-        raise TypeError(f"{name} must be an array of integers, got {kind_of(array)}")
+        # What NumPy knows nothing of is an array of one object.
+        came = value if array.ndim == 0 and array.dtype == object else array
+        raise TypeError(f"{name} must be an array of integers, got {kind_of(came)}")
     return array
 
 

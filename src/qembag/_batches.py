@@ -13,7 +13,7 @@ import numpy as np
 from . import _arguments, _errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,7 +57,7 @@ def is_arrow(value: object) -> bool:
     """Whether it has Arrow's C interface; or is pandas', which before 3.0 a column of Arrow's memory does not have."""
     if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
         return True
-    return type(value).__module__.startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
+    return str(type(value).__module__).startswith("pandas.") and hasattr(getattr(value, "dtype", None), "pyarrow_dtype")
 
 
 # ---- Many features -----------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Ma
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
     elif not isinstance(indices, np.ndarray) and all(hasattr(indices, name) for name in ("keys", "values", "offsets")):
-        given = _of_jagged(indices)
+        given = _of_jagged(names, indices)
     else:
         return None
     for name in names:
@@ -183,9 +183,13 @@ def _known(names: Sequence[str | None], given: Mapping[Any, Any], name: str) -> 
     return values
 
 
-def _of_jagged(jagged: Any) -> dict[str, list[Bags]]:
-    """By key, of TorchRec's KeyedJaggedTensor."""
+def _of_jagged(names: Sequence[str | None], jagged: Any) -> dict[Any, list[Bags]]:
+    """By feature, of TorchRec's KeyedJaggedTensor, which may have other keys."""
     keys = list(jagged.keys())
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"indices must have each key once, got {_errors.shown(keys)}")
+    if hasattr(jagged, "variable_stride_per_key") and jagged.variable_stride_per_key():
+        raise ValueError("indices must have one batch size, got a KeyedJaggedTensor with one a key")
     values, ends = _arguments.bag_indices(jagged.values()), _arguments.integers(jagged.offsets(), "offsets")
     if len(keys) == 0 or ends.ndim != 1 or (len(ends) - 1) % len(keys):
         raise ValueError(f"indices must have offsets for each of {len(keys)} keys, got {_errors.kind_of(ends)}")
@@ -193,9 +197,19 @@ def _of_jagged(jagged: Any) -> dict[str, list[Bags]]:
     if weights is not None:
         weights = _arguments.as_array(weights, "per_sample_weights")
     size = (len(ends) - 1) // len(keys)
-    return {
+    by_key = {
         key: [Bags(values, ends[number * size : (number + 1) * size + 1], weights)] for number, key in enumerate(keys)
     }
+    used = {name: key_of(name, by_key) for name in names if name is not None}
+    return {name: by_key[key] for name, key in used.items() if key in by_key}
+
+
+def key_of(feature: str, keys: Container[str]) -> str:
+    """The key that a feature has in a KeyedJaggedTensor.
+
+    TorchRec's collections call those of a feature "f" that looks up in two tables "f@t1" and "f@t2".
+    """
+    return feature if feature in keys else feature.rpartition("@")[0]
 
 
 def _of_arrays(

@@ -20,7 +20,12 @@ HOST_DEVICES = (1, 3, 11, 13)
 
 def is_needed_for(value: object) -> bool:
     """Whether DLPack is the only way to the memory of an array."""
-    return hasattr(value, "__dlpack__") and not any(hasattr(value, name) for name in NUMPY_PROTOCOLS)
+    if not hasattr(value, "__dlpack__"):
+        return False
+    for name in NUMPY_PROTOCOLS:  # noqa: SIM110 - CPython 3.11 forgets an argument where there is no memory for its cell
+        if hasattr(value, name):
+            return False
+    return True
 
 
 def array_of(value: Any) -> Array:

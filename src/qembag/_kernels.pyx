@@ -23,7 +23,7 @@ from libc.string cimport memcpy, memset
 from loops cimport (
     AVERAGE, BFLOAT16_ROWS, FINE, FLOAT16_ROWS, FLOAT32_OUT, FLOAT32_ROWS, GREEDY, GROUPED, LEAST_SQUARES, Layout,
     Lookup, Loops, MAX, MEAN, MINMAX, NOT_FINITE, NO_MEMORY, Place, Quantize, RowFault, SQRTN, TOO_WIDE, count_bags,
-    end_bag_of, last_of, place_after, quantizing_work, read_offset, rows_of, work_between,
+    end_bag_of, last_of, place_after, quantizing_work, read_index, read_offset, rows_of, work_between,
 )
 
 cdef extern from "parallel.h" nogil:

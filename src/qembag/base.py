@@ -212,15 +212,16 @@ class Table(_handle.HandleOwner):
         values = self.dequantize()
         return values if dtype is None else values.astype(dtype, copy=False)
 
-    def __deepcopy__(self, memo: object) -> Self:
-        """Another table of the same rows, mapping and row weights, which are not copied.
-
-        scikit-learn's `clone` copies an estimator's parameters deeply, and the rows may be most of the memory.
-        To copy the rows too, pickle the table, or make one of ``table.data.copy()``.
-        """
+    def __copy__(self) -> Self:
+        """Another table of the same rows, mapping and row weights."""
         again = type(self).__new__(type(self))
         again._share(self)
         return again
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same. Nothing is copied: scikit-learn's `clone` copies an estimator's parameters deeply, and the rows may
+        be most of the memory. For rows of its own, pickle a table, or make one of ``table.data.copy()``."""
+        return self.__copy__()
 
     def _share(self, other: Self) -> None:
         """Be a table of another one's parts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .base import Table
 from .float_table import FloatTable
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from .table import QuantizedTable
@@ -38,18 +41,17 @@ class _Collection:
         )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
-    def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
+    def _compile(self, modes: _ByFeature, paddings: _ByFeature) -> None:
         """What the loops take of it all, worked out once."""
         self._described = [
             Feature(
                 feature,
                 self._tables[name]._handle,
-                named(spot, _arguments.mode, modes.get(feature, "sum")),
-                named(spot, _arguments.padding_number, paddings.get(feature), self._tables[name].num_embeddings),
-                named(spot, _arguments.skips_invalid, self._invalid[feature]),
+                _option(_arguments.mode, "mode", modes, feature),
+                _option(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
+                _option(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
-            for spot in [f"feature {feature!r}"]
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
@@ -91,6 +93,23 @@ class _Collection:
     @property
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; see `save_tables`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, OSError
+            As for `save_tables`.
+        """
+        from .formats.collections import save
+
+        save(self, path)  # type: ignore[arg-type]
 
 
 def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
@@ -136,15 +155,29 @@ def _features(value: Any, tables: Mapping[str, Any]) -> dict[str, str]:
     return features
 
 
-def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> dict[str, Any]:
-    """An option for each feature: one value for all, or a dict; where it has none, the default."""
+class _ByFeature(dict[str, Any]):
+    """An option for each feature, and whether the caller gave them one by one."""
+
+    is_each = False
+
+
+def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> _ByFeature:
+    """One value for all, or a dict; where it has none, the default."""
     if not isinstance(value, Mapping):
-        return dict.fromkeys(features, value)
+        return _ByFeature(dict.fromkeys(features, value))
     given = dict(value)
     for feature in given:
         if feature not in features:
             raise ValueError(f"{name} must name features of the collection, got {_errors.shown(feature)}")
-    return {feature: given.get(feature, default) for feature in features}
+    options = _ByFeature({feature: given.get(feature, default) for feature in features})
+    options.is_each = True
+    return options
+
+
+def _option(check: Callable[..., Any], name: str, options: _ByFeature, feature: str, *arguments: Any) -> Any:
+    if not options.is_each:
+        return check(options[feature], *arguments)
+    return named(f"{name}[{feature!r}]", check, options[feature], *arguments)
 
 
 class EmbeddingBagCollection(_Collection):
@@ -241,6 +274,56 @@ class EmbeddingBagCollection(_Collection):
     @property
     def columns(self) -> dict[str, slice]:
         return dict(self._columns)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        mode: str | Mapping[str, str] | None = None,
+        dtype: DTypeLike | None = None,
+        padding_idx: int | Mapping[str, int | None] | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: one that `save` wrote, or any that `load_tables` reads.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; see `load_tables`.
+        features : dict of str to str, optional
+            The table of each feature. If not given, the file's; one a table where it has none.
+        mode, dtype, padding_idx, invalid
+            As for the class. What is not given is the file's: for features that it has, of the same table. In a dict,
+            features that are not given keep the file's.
+        names, mmap
+            As for `load_tables`; with `names`, the file's features of these tables.
+
+        Raises
+        ------
+        TypeError, ValueError, OSError, ImportError
+            As for the class, and for `load_tables`; ValueError also if the file's features are not as
+            ``docs/format.md`` says.
+
+        Examples
+        --------
+        >>> import numpy as np, qembag, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = f"{folder.name}/model.safetensors"
+        >>> words = qembag.quantize(np.eye(4, dtype=np.float32), bits=4)
+        >>> qembag.EmbeddingBagCollection({"words": words}, {"title": "words", "text": "words"}, mode="mean").save(path)
+        >>> collection = qembag.EmbeddingBagCollection.from_file(path, mode={"title": "sum"})
+        >>> collection.features, collection.modes
+        ({'title': 'words', 'text': 'words'}, {'title': 'sum', 'text': 'mean'})
+        >>> del collection; folder.cleanup()
+        """
+        from .interop.collection_file import open_collection
+
+        options = {"mode": mode, "dtype": dtype, "padding_idx": padding_idx, "invalid": invalid}
+        return open_collection(cls, path, features, options, names, mmap)
 
     def split(self, output: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The columns of each feature: views of an output.
@@ -363,7 +446,25 @@ class EmbeddingCollection(_Collection):
         invalid: str | Mapping[str, str] = "raise",
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
-        self._compile({}, {})
+        self._compile(
+            by_feature("sum", "mode", self._features, None), by_feature(None, "padding_idx", self._features, None)
+        )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        features: Mapping[str, str] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        invalid: str | Mapping[str, str] | None = None,
+        names: str | list[str] | tuple[str, ...] | None = None,
+        mmap: bool = True,
+    ) -> Self:
+        """A collection of the tables of a file: see `EmbeddingBagCollection.from_file`. Modes in it are ignored."""
+        from .interop.collection_file import open_collection
+
+        return open_collection(cls, path, features, {"dtype": dtype, "invalid": invalid}, names, mmap)
 
     def __call__(
         self,

@@ -185,7 +185,8 @@ cdef bint look_up_in_passes(const Lookup *job, const Plan *plan, Pass *task) noe
     return True
 
 
-cdef bint look_up_bags(const Lookup *job, const Plan *plan, Py_ssize_t first_bag, Py_ssize_t end_bag) noexcept nogil:
+cdef bint look_up_bags(const Lookup *job, const Plan *plan, Py_ssize_t first_bag, Py_ssize_t end_bag,
+                       bint is_first) noexcept nogil:
     """All columns: in one pass over the bags where the accumulators fit into registers, else some bags at a time in
     several."""
     cdef Pass task
@@ -196,7 +197,7 @@ cdef bint look_up_bags(const Lookup *job, const Plan *plan, Py_ssize_t first_bag
         return False
     task.in_pairs = plan.in_pairs
     task.distance = plan.distance
-    task.is_first = True
+    task.is_first = is_first
     task.first_bag = first_bag
     task.end_bag = end_bag
     if plan.num_passes == 1:

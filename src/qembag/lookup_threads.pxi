@@ -26,6 +26,32 @@ cdef void share_out(const Lookup *lookups, Place first, Place end, double work, 
     bounds[num_chunks] = end
 
 
+# Rows that are read from a lookup while the one before it is summed: bytes of them, and how many at most.
+cdef enum:
+    AHEAD_BYTES = 1 << 13
+    AHEAD_ROWS = 64
+
+
+cdef void prefetch_lookup(const Lookup *job) noexcept nogil:
+    """The first rows of a lookup that comes next. The bags of a small batch are of another table each, and no row
+    before them in their own lookup can have brought their rows into the cache."""
+    cdef int64_t position = read_offset(job, 0), number
+    cdef Py_ssize_t byte, used = job.layout.used_bytes
+    cdef int64_t stop = min(read_offset(job, job.num_bags), <int64_t> job.num_indices)
+    if job.index_size == 0 or job.mapping != NULL or not 0 <= position < stop:
+        return
+    stop = min(stop, position + max(min(AHEAD_BYTES // used, <Py_ssize_t> AHEAD_ROWS), <Py_ssize_t> 1))
+    while position < stop:
+        number = read_index(job, position, job.index_size)
+        if <uint64_t> number < <uint64_t> job.num_rows:
+            byte = 0
+            while byte < used:
+                prefetch(&job.rows[0][number, byte], False)
+                byte += 64
+            prefetch(&job.rows[0][number, used - 1], False)
+        position += 1
+
+
 cdef bint look_up_between(const Lookup *lookups, Place first, Place end, bint is_one_bag) noexcept nogil:
     """On this thread, one lookup after the other."""
     cdef Py_ssize_t number, bag = first.bag, end_bag
@@ -33,7 +59,9 @@ cdef bint look_up_between(const Lookup *lookups, Place first, Place end, bint is
     for number in range(first.lookup, last_of(end) + 1):
         end_bag = end_bag_of(lookups, number, end)
         set_plan(&plan, &lookups[number], is_one_bag)
-        if not look_up_bags(&lookups[number], &plan, bag, end_bag):
+        if number < last_of(end):
+            prefetch_lookup(&lookups[number + 1])
+        if not look_up_bags(&lookups[number], &plan, bag, end_bag, number == first.lookup):
             return False
         bag = 0
     return True

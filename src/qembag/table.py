@@ -192,6 +192,7 @@ class QuantizedTable(Table):
 
         Not atomic: a lookup that runs at the same time in another thread may read a row half old and half new. To
         refresh a model while it serves, make a new table and swap it in: ``docs/updating.md`` shows how.
+        Copies of the table by the module `copy`, deep ones too, are of the same rows, and change with it.
         If an error is raised, the table is unchanged.
 
         Parameters

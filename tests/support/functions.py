@@ -182,6 +182,39 @@ def of_the_reference(bits: int) -> dict[str, Call]:
     return {name: (getattr(ops, name), arguments) for name, arguments in given.items()}
 
 
+def collected() -> dict[str, Any]:
+    """Tables of a collection: codes, floats, and a plain array."""
+    return {"a": table(), "b": float_table("float16"), "c": FLOAT_ROWS["float32"].copy()}
+
+
+def of_collections() -> dict[str, Call]:
+    """Both kinds of collections: with the indices of one feature after the other, and by feature."""
+    features = {"a": "a", "b": "b", "c": "c"}
+    kind = {"tables": collected(), "features": features, "dtype": np.float32, "invalid": {"b": "skip"}}
+    options = {"mode": {"a": "mean"}, "padding_idx": {"c": -9}}
+    bags, rows = qembag.EmbeddingBagCollection(**kind, **options), qembag.EmbeddingCollection(**kind)
+    flat = {"indices": INDICES.copy(), "offsets": np.array([0, 1, 2, 2, 4, 5, 6]), "lengths": None, "num_threads": 1}
+    pairs = {"indices": dict.fromkeys(features, (INDICES.copy(), np.array([0, 2, 6]))), "offsets": None}
+    weights = dict.fromkeys(features, SAMPLE_WEIGHTS.copy())
+    outs = {feature: out(count) for feature, count in zip(features, (2, 2, 2), strict=True)}
+    whole = {"per_sample_weights": SAMPLE_WEIGHTS.copy(), "out": np.zeros((2, 3 * DIM), np.float32), "as_dict": False}
+    return {
+        "EmbeddingBagCollection": (qembag.EmbeddingBagCollection, {**kind, **options}),
+        "EmbeddingCollection": (qembag.EmbeddingCollection, kind),
+        "EmbeddingBagCollection.__call__": (bags.__call__, {**flat, **whole}),
+        "EmbeddingBagCollection.__call__ by lengths": (
+            bags.__call__,
+            {**flat, **whole, "offsets": None, "lengths": np.array([1, 1, 0, 2, 1, 1])},
+        ),
+        "EmbeddingBagCollection.__call__ by feature": (
+            bags.__call__,
+            {**flat, **whole, **pairs, "per_sample_weights": weights, "out": outs},
+        ),
+        "EmbeddingBagCollection.split": (bags.split, {"output": np.zeros((2, 3 * DIM), np.float32)}),
+        "EmbeddingCollection.__call__": (rows.__call__, {**flat, "out": {name: out(2) for name in features}}),
+    }
+
+
 def of_files() -> dict[str, Call]:
     """The functions for files, with one that is there."""
     index = SAVED.with_suffix(".index.json")
@@ -210,6 +243,7 @@ for width in NAMES:
 CALLS |= {name: call for name, call in of_floats("float32").items() if name not in CALLS}
 for float_kind in FLOAT_ROWS:
     CALLS |= {f"{name}, {float_kind}": call for name, call in of_floats(float_kind).items()}
+CALLS |= of_collections()
 CALLS |= of_files()
 EVERY_ARGUMENT = [(function, argument) for function, (_, given) in CALLS.items() for argument in given]
 

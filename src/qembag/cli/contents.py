@@ -48,8 +48,8 @@ def nothing() -> None:
 class Contents(NamedTuple):
     """Tables by name, tensors that belong to no table, and the file's metadata except qembag's own.
 
-    Of another library's file also the format, and why there are not more tables. `release` lets the system
-    take back the pages of mapped files that were read.
+    Of another library's file also the format, and why there are not more tables; of ours the description of
+    its collection. `release` lets the system take back the pages of mapped files that were read.
     """
 
     tables: dict[str, AnyTable | Source | Foreign]
@@ -58,6 +58,7 @@ class Contents(NamedTuple):
     format: str | None = None
     refused: Refused | None = None
     release: Callable[[], None] = nothing
+    collection: str | None = None
 
 
 def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = None) -> Contents:
@@ -87,17 +88,19 @@ def contents_of(path: Path, format: str | None = None, wanted: Wanted | None = N
     tensors, headers = tensors_of(path)
     described = any("qembag.tables" in metadata for metadata in headers)
     release: Callable[[], None] = nothing
+    collection = None
     metadata = {key: value for some in headers for key, value in some.items() if not key.startswith("qembag.")}
     floats = float_tensors(path)
     # A float64 tensor is not a table, but it can be quantized.
     if described or any(dtype != "float64" for dtype, _ in floats.values()):
         stored = open_tables(path)
         tables |= stored
-        metadata, release = stored.metadata, Found("qembag", {}, stored, None).release
+        metadata, collection = stored.metadata, stored._collection
+        release = Found("qembag", {}, stored, None).release
     for name in floats:
         if name not in tables:
             tables[name] = open_source(path, name)
-    return Contents(tables, in_no_table(tensors, tables), metadata, release=release)
+    return Contents(tables, in_no_table(tensors, tables), metadata, release=release, collection=collection)
 
 
 def others_of(path: Path, format: str | None = None, wanted: Wanted | None = None) -> Found | None:

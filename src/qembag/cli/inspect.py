@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from ..formats.collections import Saved, saved_in
 from ..formats.sources import Source
 from ..interop.load import wanted_of
 from ..layout import RowLayout
@@ -33,6 +35,8 @@ EXAMPLE = """\
 FAR_OUT = 100
 # For each reason, this many suspicious rows are listed.
 NAMED = 5
+# Of a collection, this many features are listed; `--json` has all.
+MOST_FEATURES = 20
 # The median is of all scales up to about this many, and of evenly spaced ones beyond.
 MOST_SCALES = 1 << 22
 REASONS = {
@@ -65,6 +69,7 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
     bits, dims = (by_name(getattr(options, name), f"--{name}", wrong) for name in ("bits", "dims"))
     with about(options.file):
         contents = contents_of(options.file, options.format, wanted_of(bits, dims, None))
+        collection = None if contents.collection is None else saved_in(contents.collection)
         entries = {name: described(table) for name, table in contents.tables.items()}
         if not options.header:
             total, rows, nbytes = sum(map(num_stored, contents.tables.values())), 0, 0
@@ -83,12 +88,15 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             for tensor in contents.tensors
         }
         whole = {"file": str(options.file), "tables": entries, "tensors": others, "metadata": contents.metadata}
+        if collection is not None:
+            of_features = {name: feature._asdict() for name, feature in collection.features.items()}
+            whole["collection"] = {"dtype": collection.dtype, "features": of_features}
         if contents.format is not None:
             refused = {} if contents.refused is None else contents.refused.refused
             whole |= {"format": contents.format, "refused": refused}
         show(json.dumps(whole, indent=2, allow_nan=False))
     else:
-        show("\n\n".join(filter(None, paragraphs(options.file, contents, entries))))
+        show("\n\n".join(filter(None, paragraphs(options.file, contents, collection, entries))))
 
 
 def described(table: AnyTable | Source | Foreign) -> dict[str, Any]:
@@ -196,7 +204,9 @@ def ranges_of(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float
 # ---- For people ------------------------------------------------------------------------------------------------------
 
 
-def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]]) -> list[str]:
+def paragraphs(
+    path: Path, contents: Contents, collection: Saved | None, entries: dict[str, dict[str, Any]]
+) -> list[str]:
     nbytes = sum(entry["bytes"] for entry in entries.values()) + sum(tensor.nbytes for tensor in contents.tensors)
     held = [plural(len(entries), "table")]
     if contents.tensors:
@@ -204,6 +214,8 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
     kind = "" if contents.format is None else f" ({contents.format})"
     head = f"{printable(str(path))}{kind}: {', '.join(held)}, {human_bytes(nbytes)}"
     parts = [head, tables(entries), ranges(entries)]
+    if collection is not None:
+        parts.append(features(collection))
     suspicious = [
         f"  {printable(name)}: {plural(found['rows'], 'row')} {REASONS[reason]}: {listed(found)}"
         for name, entry in entries.items()
@@ -227,6 +239,20 @@ def paragraphs(path: Path, contents: Contents, entries: dict[str, dict[str, Any]
         texts = [f"  {printable(key)} = {printable(value)}" for key, value in contents.metadata.items()]
         parts.append("\n".join(["metadata", *texts]))
     return parts
+
+
+def features(collection: Saved) -> str:
+    """The features of a collection: the first few."""
+    count = len(collection.features)
+    some = itertools.islice(collection.features.items(), MOST_FEATURES)
+    texts = [
+        printable(f"{name} of {feature.table}{'' if feature.mode is None else f' ({feature.mode})'}")
+        for name, feature in some
+    ]
+    if count > MOST_FEATURES:
+        texts.append("...")
+    output = "" if collection.dtype is None else f", {collection.dtype}"
+    return f"collection of {plural(count, 'feature')}{output}: {', '.join(texts)}"
 
 
 def tables(entries: dict[str, dict[str, Any]]) -> str:

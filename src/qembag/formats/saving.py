@@ -93,7 +93,7 @@ def save_tables(
     >>> folder.cleanup()
     """
     target = as_path(path)
-    contents = _contents(tables)
+    contents = contents_of(tables)
     limit = None if max_shard_bytes is None else _arguments.whole_number(max_shard_bytes, "max_shard_bytes")
     if limit is not None and limit < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {shown(limit)}")
@@ -106,7 +106,7 @@ def save_tables(
 def save_contents(
     target: Path, contents: Mapping[str, Content], metadata: dict[str, str], max_shard_bytes: int | None = None
 ) -> None:
-    """Write a file, or an index and its files. See `save_tables`."""
+    """Write a file, or an index and its files. See `save_tables`; `metadata` is checked, and may have reserved keys."""
     _check_apart(contents)
     if target.name.endswith(INDEX_SUFFIX):
         _save_shards(target, contents, metadata, max_shard_bytes)
@@ -147,7 +147,7 @@ class Content(NamedTuple):
         return table_bytes(self.layout, self.num_rows) + others
 
 
-def _contents(tables: object) -> dict[str, Content]:
+def contents_of(tables: object) -> dict[str, Content]:
     """What is saved of each table, by name."""
     if isinstance(tables, (Table, np.ndarray)):
         return {"table": _content_of(tables, "tables")}
@@ -272,11 +272,12 @@ def _parts(contents: Mapping[str, Content]) -> list[_Part]:
     return sorted(parts, key=lambda part: (-part.itemsize, part.name))
 
 
-def _write(file: IO[bytes], contents: Mapping[str, Content], metadata: Mapping[str, str] | None) -> None:
+def _write(file: IO[bytes], contents: Mapping[str, Content], metadata: Mapping[str, str]) -> None:
     """Write the header, then the tensors."""
     parts = _parts(contents)
     layouts = {name: content.layout for name, content in contents.items() if isinstance(content.layout, RowLayout)}
-    file.write(header_bytes([(part.name, part.dtype, part.shape) for part in parts], describe(layouts, metadata)))
+    strings = describe(layouts, None) | dict(sorted(metadata.items()))
+    file.write(header_bytes([(part.name, part.dtype, part.shape) for part in parts], strings))
     for part in parts:
         for block in part.blocks():
             if block.size:

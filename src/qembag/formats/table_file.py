@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1
 RESERVED = "qembag."
 VERSION_KEY, TABLES_KEY = "qembag.version", "qembag.tables"
+COLLECTION_KEY = "qembag.collection"
 ROWS = ".rows"
 DESCRIPTION = {"bits", "dim", "scale_dtype", "scale_first", "group_size"}
 FLOATS = {"F32", "F16", "BF16"}

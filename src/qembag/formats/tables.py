@@ -13,7 +13,7 @@ from .progress import check as check_progress
 from .safetensors_file import brief, read_whole_index
 from .saving import INDEX_SUFFIX, as_path, checked_text, describe, save_tables
 from .stored import MAPPING, ROW_WEIGHTS
-from .table_file import RESERVED, TableFile
+from .table_file import COLLECTION_KEY, RESERVED, TableFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +35,8 @@ class Tables(dict[str, "QuantizedTable | FloatTable"]):
     """
 
     metadata: dict[str, str]
+    # The description of the file's collection, not checked yet: see `collections`.
+    _collection: str | None = None
 
     def __init__(self, tables: Any = (), metadata: dict[str, str] | None = None) -> None:
         super().__init__(tables)
@@ -163,7 +165,9 @@ def _open(path: str | os.PathLike[str], mmap: bool, choose: Callable[[Path, list
                 f"it has {there or 'no tensor at all'}"
             )
         tables = {name: where[name].table(name) for name in choose(whole, sorted(where))}
-    return Tables(tables, {key: value for key, value in metadata.items() if not key.startswith(RESERVED)})
+    found = Tables(tables, {key: value for key, value in metadata.items() if not key.startswith(RESERVED)})
+    found._collection = metadata.get(COLLECTION_KEY)
+    return found
 
 
 def _files_of_index(path: Path, mapped: bool, stack: contextlib.ExitStack) -> tuple[list[TableFile], dict[str, str]]:

@@ -10,6 +10,8 @@ from .. import _arguments, _errors
 from .._batches import Bags
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 
@@ -47,27 +49,27 @@ def bags_of(matrix: Any, name: str) -> list[Bags]:
     >>> bags_of(matrix, "indices")[0].weights
     array([0.5, 2. , 1. ], dtype=float32)
     """
-    shape = tuple(matrix.shape)
-    if len(shape) != 2:
+    shape = getattr(matrix, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(
             f"{name} must have 2 dimensions as a sparse matrix, got a {type(matrix).__name__} of shape {shape}: "
             f"reshape(1, -1).tocsr() makes it one bag"
         )
-    columns = _flat(_arguments.integers(matrix.indices, f"{name}.indices"), f"{name}.indices")
-    ends = _flat(_arguments.integers(matrix.indptr, f"{name}.indptr"), f"{name}.indptr")
-    values = _flat(_real(_arguments.as_array(matrix.data, f"{name}.data"), f"{name}.data"), f"{name}.data")
-    if len(ends) != shape[0] + 1:
-        raise ValueError(
-            f"{name}.indptr must have {shape[0] + 1} entries for a matrix of {shape[0]} rows, got {len(ends)}"
-        )
+    rows = _arguments.whole_number(shape[0], f"{name}.shape[0]")
+    columns = _flat(matrix, "indices", name, _arguments.integers)
+    ends = _flat(matrix, "indptr", name, _arguments.integers)
+    values = _real(_flat(matrix, "data", name, _arguments.as_array), f"{name}.data")
+    if len(ends) != rows + 1:
+        raise ValueError(f"{name}.indptr must have one more entry than rows, {rows} + 1, got {len(ends)}")
     if len(values) != len(columns):
         raise ValueError(f"{name}.data must have the length of {name}.indices, {len(columns)}, got {len(values)}")
     return [Bags(columns, ends, values)]
 
 
-def _flat(array: NDArray[Any], name: str) -> NDArray[Any]:
+def _flat(matrix: Any, part: str, name: str, read: Callable[[object, str], NDArray[Any]]) -> NDArray[Any]:
+    array = read(getattr(matrix, part, None), f"{name}.{part}")
     if array.ndim != 1:
-        raise ValueError(f"{name} must have 1 dimension, got {_errors.kind_of(array)}")
+        raise ValueError(f"{name}.{part} must have 1 dimension, got {_errors.kind_of(array)}")
     return array
 
 

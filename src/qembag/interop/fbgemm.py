@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _arguments, _errors
+from ..collection import EmbeddingBagCollection, EmbeddingCollection
 from ..float_table import FloatTable
 from ..layout import FloatLayout, aligned
 from ..table import QuantizedTable, table_of
@@ -31,6 +32,9 @@ PAIR_BYTES = 4
 KINDS: dict[object, int] = {"int8": 8, "int4": 4, "int2": 2, "fp16": 16, "fp32": 32}
 FLOATS: dict[object, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 FP8 = "fp8"
+# By FBGEMM's numbers of SparseType and PoolingMode; None: of float32, and no pooling.
+OUTPUTS = {0: None, 1: "float16", 5: "bfloat16"}
+MODES = {0: "sum", 1: "mean", 2: None}
 # FBGEMM counts elements in int32, and the bytes of a row must have a number on hosts of 32 bits too.
 MAX_DIM = 2**28 - 1
 
@@ -109,6 +113,55 @@ def from_module(module: Any) -> dict[str, QuantizedTable | FloatTable]:
         _mappings(module),
         Float8(module.fp8_exponent_bits, module.fp8_exponent_bias),
     )
+
+
+def collection_from_module(
+    module: Any, features: Sequence[str] | None = None
+) -> EmbeddingBagCollection | EmbeddingCollection:
+    """The collection that FBGEMM's table-batched operator for inference is: its features in their order, its pooling.
+
+    Parameters
+    ----------
+    module : fbgemm_gpu's IntNBitTableBatchedEmbeddingBagsCodegen
+        As for `from_module`.
+    features : sequence of str, optional
+        Names for its features, which have none in FBGEMM, in the order of its `feature_table_map`. If not given: the
+        tables' names, or ``"0"``, ``"1"``, ... where features share a table.
+
+    Returns
+    -------
+    EmbeddingBagCollection or EmbeddingCollection
+        The latter for an operator of ``PoolingMode.NONE``. Called with the operator's own arguments, indices and
+        offsets. Rows are the operator's own memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `from_module`; ValueError also if its output is of codes, or `features` are not as many as it has.
+
+    Notes
+    -----
+    Outputs have the bits of the operator's, with the exceptions that `from_module` names; bfloat16 output rounds to
+    even, and FBGEMM's half up.
+    """
+    tables = from_module(module)
+    names, places = list(tables), list(module.feature_table_map)
+    if features is None:
+        is_shared = len(set(places)) < len(places)
+        features = [str(number) if is_shared else names[place] for number, place in enumerate(places)]
+    if len(features) != len(places) or len(set(features)) != len(places):
+        raise ValueError(f"features must be {len(places)} different names, got {_errors.shown(features)}")
+    by_feature = {name: names[place] for name, place in zip(features, places, strict=True)}
+    output = int(module.output_dtype)
+    if output not in OUTPUTS:
+        raise ValueError(
+            "module must have an output_dtype of SparseType.FP32, FP16 or BF16, got FBGEMM's number "
+            f"{_errors.shown(output)}"
+        )
+    mode = MODES[int(module.pooling_mode)]
+    if mode is None:
+        return EmbeddingCollection(tables, by_feature, dtype=OUTPUTS[output])
+    return EmbeddingBagCollection(tables, by_feature, mode=mode, dtype=OUTPUTS[output])
 
 
 def _mappings(module: Any) -> list[NDArray[np.int32] | None]:

@@ -91,7 +91,12 @@ def load_tables(
     whole = Path(os.path.abspath(as_path(path)))
     mapped = _arguments.flag(mmap, "mmap")
     found = open_foreign(whole, _format(format), wanted_of(bits, dims, names))
-    with errors_name(whole):
+    return loaded(found, whole, mapped=mapped)
+
+
+def loaded(found: Found, path: Path, *, mapped: bool) -> dict[str, QuantizedTable | FloatTable]:
+    """The tables that were found, made."""
+    with errors_name(path):
         if found.file is not None:
             check_copies(found.tables.values(), found.file.num_bytes, mapped=mapped)
         return {name: found.table(name, mapped=mapped) for name in found.tables}
@@ -106,6 +111,7 @@ class Found(NamedTuple):
     file: MappedTables | None
     metadata: Mapping[str, str] = MappingProxyType({})  # of our own files
     refused: Refused | None = None  # why there are not more
+    collection: str | None = None  # the description in a file of ours, not checked yet
 
     def table(self, name: str, *, mapped: bool) -> QuantizedTable | FloatTable:
         if name in self.ready and mapped:
@@ -230,9 +236,11 @@ def _array(memory: Memory, path: Path) -> Foreign:
 def open_ours(path: Path) -> Found:
     """The tables of a safetensors file or an index."""
     opened = open_tables(path)
-    ready = {_short(name, opened): table for name, table in opened.items()} if _is_foreign(path) else dict(opened)
+    is_foreign = _is_foreign(path)
+    ready = {_short(name, opened): table for name, table in opened.items()} if is_foreign else dict(opened)
     tables = {name: Foreign.of_table(name, table) for name, table in ready.items()}
-    return Found("qembag", tables, ready, None, opened.metadata)
+    collection = None if is_foreign else opened._collection
+    return Found("qembag", tables, ready, None, opened.metadata, collection=collection)
 
 
 def _is_foreign(path: Path) -> bool:

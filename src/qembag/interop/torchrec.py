@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..collection import EmbeddingBagCollection, EmbeddingCollection
 from ..float_table import FloatTable
 from ..layout import aligned
 from . import exporting, fbgemm
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 COLLECTIONS = {"EmbeddingBagCollection": "embedding_bags", "EmbeddingCollection": "embeddings"}
 QUANTIZED = "torchrec.quant.embedding_modules"
 TARGET = "TorchRec"
+OUTPUTS = ("float32", "float16", "bfloat16")
 # What row bytes are rounded up to, by default.
 ROW_ALIGNMENT = 16
 
@@ -70,6 +73,69 @@ def from_module(module: Any) -> dict[str, QuantizedTable | FloatTable]:
         if has_class(module, "torchrec.modules", name):
             return {f"{folder}.{name}": from_embedding(inner) for name, inner in getattr(module, folder).items()}
     raise TypeError(f"module must be torchrec's {' or '.join(COLLECTIONS)}, got {full_name(module)}")
+
+
+def collection_from_module(module: Any) -> EmbeddingBagCollection | EmbeddingCollection:
+    """The collection of ours that a TorchRec collection is: features, pooling, and their order in the output.
+
+    Parameters
+    ----------
+    module : torchrec's EmbeddingBagCollection or EmbeddingCollection
+        As for `from_module`; not a subclass, which may change what it looks up.
+
+    Returns
+    -------
+    EmbeddingBagCollection or EmbeddingCollection
+        Tables have TorchRec's names, ``t1``, and features those of its output, in its order: ``f``, or ``f@t1`` and
+        ``f@t2`` for one that looks up in two tables. Called with a KeyedJaggedTensor, whose ``f`` serves both. Rows are
+        the module's own memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `from_module`; TypeError also for a subclass; ValueError also if a table has a feature twice, or if outputs
+        are of another type than float32, float16 and bfloat16.
+
+    Notes
+    -----
+    Outputs have the bits of the module's, with the exceptions that `from_module` names; a module of floats rounds
+    those of float16 rows to float16 first. Weights that the input has are used, also where the module ignores them.
+    TorchRec's EmbeddingCollection loses an output if a feature's two tables are of different types; ours has both.
+
+    Examples
+    --------
+    >>> from qembag.interop.torchrec import collection_from_module
+    >>> collection = collection_from_module(model.ebc)  # doctest: +SKIP
+    >>> collection.split(collection(features))["user"]  # doctest: +SKIP
+    """
+    tables = from_module(module)
+    if type(module).__name__ not in COLLECTIONS:
+        raise TypeError(f"module must not be of a subclass, which may look up in another way, got {full_name(module)}")
+    folder = COLLECTIONS[type(module).__name__]
+    is_pooled = folder == "embedding_bags"
+    if is_quantized(module):
+        configs = [config for some in module._key_to_tables.values() for config in some]
+        output = str(module.output_dtype()).removeprefix("torch.")
+    else:
+        configs = module.embedding_bag_configs() if is_pooled else module.embedding_configs()
+        output = "float32"
+    if output not in OUTPUTS:
+        raise ValueError(f"module must have outputs of {', '.join(OUTPUTS)}, got {output}")
+    uses = Counter(feature for config in configs for feature in config.feature_names)
+    features, modes = {}, {}
+    for config in configs:
+        for feature in config.feature_names:
+            name = feature if uses[feature] == 1 else f"{feature}@{config.name}"
+            if name in features:
+                raise ValueError(f"module must have each feature of a table once, got {name!r} twice")
+            features[name] = config.name
+            if is_pooled:
+                modes[name] = config.pooling.value.lower()
+    named = {config.name: tables[f"{folder}.{config.name}"] for config in configs}
+    dtype = None if output == "float32" else output
+    if is_pooled:
+        return EmbeddingBagCollection(named, features, mode=modes, dtype=dtype)
+    return EmbeddingCollection(named, features, dtype=dtype)
 
 
 def to_split_tensors(table: QuantizedTable | FloatTable, *, exact: bool = True) -> dict[str, Any]:

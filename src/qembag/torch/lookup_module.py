@@ -20,7 +20,7 @@ class LookupModule(torch.nn.Module):
     """A table's parts as buffers: the base of both modules."""
 
     # For torch.jit.script.
-    __constants__: ClassVar[list[str]] = ["num_embeddings", "embedding_dim", "padding_idx", "num_threads", "dtype"]
+    __constants__: ClassVar[list[str]] = ["num_embeddings", "embedding_dim", "num_threads", "dtype"]
     __jit_unused_properties__: ClassVar[list[str]] = ["table"]
 
     rows: Tensor
@@ -79,7 +79,7 @@ class LookupModule(torch.nn.Module):
         return torch.tensor(list(self.layout.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.layout = _text_of(state)
+        self.layout = text_of(state)
 
     def _load_from_state_dict(
         self,
@@ -107,7 +107,7 @@ class LookupModule(torch.nn.Module):
         """Give the buffers the shapes and types of those in `state_dict`, which are checked first."""
         parts = {name: state_dict.get(f"{prefix}{name}") for name in PARTS}
         state = f"{prefix}_extra_state"
-        layout = _text_of(state_dict[state]) if state in state_dict else self.layout
+        layout = text_of(state_dict[state]) if state in state_dict else self.layout
         # Each is checked. All but the rows may be absent.
         here = [_is_here(part) for name, part in parts.items() if part is not None or name == "rows"]
         if all(here):
@@ -137,7 +137,7 @@ def _table_of_parts(parts: dict[str, Any], layout: str) -> QuantizedTable | Floa
     return new_table(rows, mapping, layout, weights)
 
 
-def _text_of(state: Any) -> str:
+def text_of(state: Any) -> str:
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1:
         raise ValueError("_extra_state must be a uint8 tensor of 1 dimension, as qembag.torch writes it")
     return bytes(state.tolist()).decode(errors="replace")

@@ -134,7 +134,13 @@ class EmbeddingBag(LookupModule):
     torch.Size([2, 64])
     """
 
-    __constants__: ClassVar[list[str]] = [*LookupModule.__constants__, "mode", "include_last_offset", "layout"]
+    __constants__: ClassVar[list[str]] = [
+        *LookupModule.__constants__,
+        "padding_idx",
+        "mode",
+        "include_last_offset",
+        "layout",
+    ]
 
     def __init__(
         self,
@@ -388,7 +394,7 @@ class Embedding(LookupModule):
     torch.Size([2, 2, 64])
     """
 
-    __constants__: ClassVar[list[str]] = [*LookupModule.__constants__, "layout"]
+    __constants__: ClassVar[list[str]] = [*LookupModule.__constants__, "padding_idx", "layout"]
 
     def __init__(
         self,

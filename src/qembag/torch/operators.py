@@ -48,14 +48,14 @@ def weights_of(per_sample_weights: torch.Tensor | None) -> NDArray[Any] | None:
     return array
 
 
-def _out_dtype(dtype: torch.dtype | None) -> Any:
+def out_dtype(dtype: torch.dtype | None) -> Any:
     try:
         return _DTYPES[dtype]
     except KeyError:
         raise TypeError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}") from None
 
 
-def _result(array: NDArray[Any]) -> torch.Tensor:
+def result(array: NDArray[Any]) -> torch.Tensor:
     if array.dtype != np.uint16:
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -82,10 +82,10 @@ def _bags(
         per_sample_weights=weights_of(per_sample_weights),
         include_last_offset=include_last_offset,
         padding_idx=padding_idx,
-        dtype=_out_dtype(dtype),
+        dtype=out_dtype(dtype),
         num_threads=threads(num_threads),
     )
-    return _result(found)
+    return result(found)
 
 
 def _rows(
@@ -97,7 +97,7 @@ def _rows(
     num_threads: int | None = None,
 ) -> torch.Tensor:
     table = table_of(rows, compressed_indices_mapping, layout)
-    return _result(embedding(table, indices.numpy(), dtype=_out_dtype(dtype), num_threads=threads(num_threads)))
+    return result(embedding(table, indices.numpy(), dtype=out_dtype(dtype), num_threads=threads(num_threads)))
 
 
 def bag_count(indices: torch.Tensor, offsets: torch.Tensor | None, include_last_offset: bool) -> Any:
