@@ -257,8 +257,15 @@ def test_parts_that_do_not_fit_are_refused(bags):
     rows, mappings, layouts = module._parts()
     call = torch.ops.qembag.embedding_bag_collection
     for some in ((rows[1:], mappings, layouts), (rows, mappings[1:], layouts), (rows, mappings, layouts + "\n")):
-        with pytest.raises(ValueError, match=r"zip\(\)|as many"):
+        with pytest.raises(ValueError, match="must be as many, got"):
             call(*some[:2], [indices], [offsets], [None], some[2], module.plan)
+    for keys in (0, -3, 3):
+        with pytest.raises(ValueError, match=f"offsets must be one and as many for each of {keys} keys, got 13"):
+            call(rows, mappings, [indices], [offsets], [], layouts, module.plan, places=[0, 1, 2, 3], num_keys=keys)
+    with pytest.raises(ValueError, match="zip"):
+        call(rows, mappings, [indices], [offsets], [], layouts, module.plan, places=[0, 1], num_keys=4)
+    with pytest.raises(ValueError, match="for each of 4 keys, got none"):
+        call(rows, mappings, [indices], [None], [], layouts, module.plan, places=[0, 1, 2, 3], num_keys=4)
     with pytest.raises(ValueError, match="indices must be one tensor, or one for each of 4 features, got 2"):
         call(rows, mappings, [indices] * 2, [offsets] * 2, [None] * 2, layouts, module.plan)
     for count in (0, 3):
@@ -344,7 +351,7 @@ def test_operators_pass_torch_s_own_checks(bags, rows):
     )
 
 
-# ---- Moved, converted and saved ----------------------------------------------------------------------------------------
+# ---- Moved, converted and saved --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

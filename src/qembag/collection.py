@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import _arguments, _errors, _handle, _slow_collection
+from . import _arguments, _batches, _errors, _handle, _slow_collection
 from ._batches import Feature, named
 from .base import Table
 from .float_table import FloatTable
@@ -403,6 +403,11 @@ class EmbeddingBagCollection(_Collection):
         result = _handle.look_up_collection(
             self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
         )
+        if result is None and _batches.is_jagged(indices):
+            indices, per_sample_weights = _batches.arrays_of_jagged(self._features, indices, per_sample_weights)
+            result = _handle.look_up_collection(
+                self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+            )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
                 self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
