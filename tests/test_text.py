@@ -505,6 +505,26 @@ def test_quantized_rows_take_the_place_of_a_models(tmp_path):
     np.testing.assert_allclose(loaded(MANY), exact, atol=0.02)
 
 
+def test_another_table_in_a_models_folder_is_not_the_models(tmp_path):
+    write_model2vec(tmp_path, embeddings=ROWS)
+    write_tokenizer(tmp_path, normalize=False)
+    qembag.quantize(ROWS, 2).save(tmp_path / "table.safetensors")
+    assert same(TextEmbedder.load(tmp_path)(MANY), oracle(ROWS, words(), MANY, unknown=0))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+@pytest.mark.parametrize("place", ["", "0_StaticEmbedding"])
+def test_a_snapshot_in_the_cache_of_hugging_face(tmp_path, place):
+    snapshot, blobs = tmp_path / "snapshots" / "0a1b", tmp_path / "blobs"
+    blobs.mkdir()
+    write_sentence_transformers(snapshot, ROWS, place)
+    write_tokenizer(snapshot / place)
+    for number, path in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert same(TextEmbedder.load(snapshot)(MANY), oracle(ROWS, words(), MANY, normalize=True))
+
+
 # ---- Damage ----------------------------------------------------------------------------------------------------------
 
 
@@ -581,11 +601,10 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
         TextEmbedder.load(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("options", [None, "", "[]", '{"mode": "mean", "more": 1}', "{"])
+@pytest.mark.parametrize("options", ["", "[]", '{"mode": "mean", "more": 1}', "{"])
 def test_a_saved_table_without_our_options_is_refused(tmp_path, options):
     write_tokenizer(tmp_path)
-    metadata = None if options is None else {"text_embedder": options}
-    qembag.FloatTable(ROWS).save(tmp_path / "table.safetensors", metadata=metadata)
+    qembag.FloatTable(ROWS).save(tmp_path / "table.safetensors", metadata={"text_embedder": options})
     with pytest.raises(ValueError, match=r"table\.safetensors: must hold a table and options that TextEmbedder\.save"):
         TextEmbedder.load(tmp_path)
 
