@@ -192,6 +192,8 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         or (argument == "progress" and name in CALLABLE)
         or (argument, name) in TAKEN
         or (function, argument, name) == ("load_tables", "bits", "empty dict")
+        or ("Collection" in function and argument in ("mode", "padding_idx", "invalid") and name == "empty dict")
+        or ("Collection" in function and (argument, name) == ("padding_idx", "dict"))
         or ("by feature" in function and (argument, name) == ("per_sample_weights", "empty dict"))
         or (argument, name) == ("item", "ellipsis")
         or (name == "buffer of floats" and argument == "per_sample_weights" and takes_any_floats(function))

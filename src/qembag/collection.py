@@ -221,8 +221,8 @@ class EmbeddingBagCollection(_Collection):
 
     Notes
     -----
-    A call gives the bits of one `embedding_bag` a feature, at any number of threads. The bags of all features are shared
-    out among threads by work; small calls stay on one.
+    A call gives the bits of one `embedding_bag` a feature, at any number of threads. Threads share the bags of all
+    features by work; small calls stay on one.
 
     Examples
     --------

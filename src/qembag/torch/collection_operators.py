@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Of each table `rows`, a mapping and a layout, as the operators for one table take them: no mapping at all if no
 # table is pruned, and layouts one a line. `plan` is the module's.
-# Indices, offsets and weights are one tensor each, of all features, or one a feature. Or one each of `num_keys` keys, of
-# which `places` has each feature's. There may be no weights at all.
+# Indices, offsets and weights are one tensor each, of all features, or one a feature. Or one each of `num_keys` keys,
+# of which `places` has each feature's. There may be no weights at all.
 TABLES = "Tensor[] rows, Tensor?[] mappings"
 OPTIONS = "str layouts, str plan, ScalarType? dtype=None, int? num_threads=None"
 BAGS = (
