@@ -27,7 +27,7 @@ lengths = np.full(count, 20) if form == "FixedSizeList" else rng.integers(10, 31
 offsets = np.zeros(count + 1, np.int64 if form in ("LargeList", "polars") else np.int32)
 np.cumsum(lengths, out=offsets[1:])
 indices = rng.integers(0, len(table), offsets[-1])
-place = indices.ctypes.data
+memory = indices, offsets
 if form == "FixedSizeList":
     column = pa.FixedSizeListArray.from_arrays(pa.array(indices), 20)
     given = dict(indices=indices.reshape(-1, 20))
@@ -41,12 +41,15 @@ if form == "100 chunks":
 if form == "polars":
     import polars as pl
     column = pl.Series(column)
-    place = column.to_arrow().values.buffers()[1].address
+    whole = column.to_arrow()
+    memory = [np.frombuffer(buffer, np.int64) for buffer in (whole.values.buffers()[1], whole.buffers()[1])]
 found = arrow.bags_of(column, "indices")
-if form == "FixedSizeList":
-    in_place = found[0].indices.ctypes.data == place
-else:
-    in_place = all(bags.indices.ctypes.data == place and not bags.offsets.flags.owndata for bags in found)
+in_place = all(
+    np.may_share_memory(view, owner)  # whether the addresses of one are among those of the other
+    for bags in found
+    for view, owner in zip(bags[:2], memory)
+    if view is not None
+)
 out = np.empty((count, 16), np.float32)
 other = np.empty_like(out)
 theirs = lambda: qembag.embedding_bag(table, **given, out=out)

@@ -22,7 +22,14 @@ TABLES, DIM, PER_BAG = 26, 64, 20
 BATCHES = [1, 16, 128, 1024]
 CALLS = [(1, 1), (1, 10), (10, 10), (50, 10), (50, 20), (200, 20), (1000, 20), (5000, 20)]
 OPERATORS = ["torch", "override"]
-MODELS = ["float modules", "torch's 4-bit operators", "those, override=True", "replace_embedding_bags", "compiled"]
+MODELS = [
+    "float modules",
+    "torch's 4-bit operators",
+    "those, override=True",
+    "replace_embedding_bags",
+    "compiled",
+    "EmbeddingBagCollection",
+]
 
 
 def microseconds(call: Callable[[], Any], seconds: float = 0.3) -> float:
@@ -89,9 +96,15 @@ def model_of(contender: str, num_rows: int) -> Any:
                     self.bags.append(bag)
                     if contender != MODELS[0]:
                         qembag.torch.replace_embedding_bags(self, 4, "minmax")
+            self.collection: Any = None
+            if contender == MODELS[-1]:
+                collection = qembag.EmbeddingBagCollection([bag.table for bag in self.bags])
+                self.collection, self.bags = qembag.torch.EmbeddingBagCollection(collection), None
             self.top = torch.nn.Sequential(torch.nn.Linear(TABLES * DIM, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
 
-        def forward(self, indices: list[torch.Tensor], offsets: torch.Tensor) -> torch.Tensor:
+        def forward(self, indices: Any, offsets: torch.Tensor) -> torch.Tensor:
+            if self.collection is not None:
+                return self.top(self.collection(indices, offsets))
             operator = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets
             if self.rows:
                 found = [operator(rows, some, offsets) for rows, some in zip(self.rows, indices, strict=True)]
@@ -111,21 +124,27 @@ def model_times(contender: str, num_rows: int) -> list[float]:
 
     import qembag.torch  # noqa: F401 (so that all have imported the same)
 
+    def batch_of(indices: list[torch.Tensor], batch: int) -> tuple[Any, torch.Tensor]:
+        """As the model takes it: by table, or of one table after the other with the end of the last bag."""
+        if contender == MODELS[-1]:
+            return torch.cat(indices), torch.arange(TABLES * batch + 1) * PER_BAG
+        return indices, torch.arange(0, batch * PER_BAG, PER_BAG)
+
     used = [torch.zeros(2 * PER_BAG, dtype=torch.int64)] * TABLES
     with torch.inference_mode():
-        model_of(contender, 10)(used, torch.tensor([0, PER_BAG]))  # code that is loaded at its first use
+        model_of(contender, 10)(*batch_of(used, 2))  # code that is loaded at its first use
     before = resident()
     model = model_of(contender, num_rows)
     found = [(resident() - before) / 1e6]
     rng = np.random.default_rng(1)
     with torch.inference_mode():
         for batch in BATCHES:
-            offsets = torch.arange(0, batch * PER_BAG, PER_BAG)
             some = [
-                [torch.from_numpy(rng.integers(0, num_rows, batch * PER_BAG)) for _ in range(TABLES)] for _ in range(5)
+                batch_of([torch.from_numpy(rng.integers(0, num_rows, batch * PER_BAG)) for _ in range(TABLES)], batch)
+                for _ in range(5)
             ]
             turn = iter(some * 10**5)
-            found.append(microseconds(lambda: model(next(turn), offsets), 1))  # noqa: B023
+            found.append(microseconds(lambda: model(*next(turn)), 1))  # noqa: B023
     return found
 
 

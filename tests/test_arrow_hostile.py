@@ -205,8 +205,17 @@ class Frame(Column):
     shape = (2, 1)
     def __array__(self, dtype=None, copy=None):
         return np.array([[1], [0]])
+class Numbers(Column):
+    dtype = np.dtype(np.int64)
+    def __array__(self, dtype=None, copy=None):
+        return np.array([1, 0])
 table = np.ones((2, 3), np.float32)
 assert qembag.embedding_bag(table, Frame()).shape == (2, 3)
+assert qembag.embedding_bag(table, Numbers(), [0]).shape == (1, 3)
+try:
+    qembag.embedding_bag(table, Numbers())
+except ValueError as error:
+    assert str(error).startswith("offsets or lengths must be given")
 try:
     qembag.embedding_bag(table, Column())
 except ImportError as error:

@@ -355,3 +355,19 @@ def test_inspect_shows_the_collection(collection, path, command):
     assert "collection of 30 features: f0 of t, f1 of t" in text
     assert "f19 of t, ..." in text
     assert "f20" not in text
+
+
+def test_commands_that_write_a_file_anew_keep_the_collection(collection, path, tmp_path, command):
+    collection.save(path)
+    for name, *arguments in (
+        ("convert", path, tmp_path / "converted.index.json"),
+        ("prune", path, tmp_path / "pruned.safetensors", "--table", "unused", "--keep", tmp_path / "keep.npy"),
+    ):
+        np.save(tmp_path / "keep.npy", np.array([0, 3]))
+        command(name, *arguments)
+        opened = EmbeddingBagCollection.from_file(arguments[1])
+        assert options_of(opened) == options_of(collection)
+        same_bits(opened(INDICES), collection(INDICES))
+    # Tables that features need are missing.
+    command("convert", path, tmp_path / "one.safetensors", "--table", "wide")
+    assert EmbeddingBagCollection.from_file(tmp_path / "one.safetensors").features == {"wide": "wide"}

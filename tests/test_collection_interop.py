@@ -1,4 +1,4 @@
-"""Collections of TorchRec's and FBGEMM's modules give their bits, in their order, and take a KeyedJaggedTensor as it is.
+"""Collections of TorchRec's and FBGEMM's modules give their bits and order, and take a KeyedJaggedTensor as it is.
 
 Needs fbgemm-gpu-cpu 1.8.0 and torchrec 1.9.2, which pip gets only with --no-deps, beside torch 2.13.0.
 """
@@ -202,7 +202,7 @@ def test_a_collection_of_torchrec_s_goes_into_a_file(rng, tmp_path):
     same_bits(opened(given), module(given).values().numpy())
 
 
-# ---- A KeyedJaggedTensor -----------------------------------------------------------------------------------------------
+# ---- A KeyedJaggedTensor ---------------------------------------------------------------------------------------------
 
 
 def test_bags_are_the_tensors_own_memory(rng):

@@ -281,13 +281,15 @@ OUTER = {"table", "quantize", "ops", "lookup", "formats", "interop", "torch", "v
 LAZY = {("_slow", "table")}
 # Rooms at the street: what they may not import, and which of them may import which.
 ROOMS = {
-    "formats": {"interop", "torch", "verdict", "pruning", "cli"},
-    "interop": {"torch", "verdict", "pruning", "cli"},
-    "torch": {"verdict", "pruning", "cli"},
-    "verdict": {"interop", "torch", "cli", "pruning"},
-    "cli": {"torch"},
+    "formats": {"interop", "torch", "sklearn", "text", "verdict", "pruning", "cli"},
+    "interop": {"torch", "sklearn", "text", "verdict", "pruning", "cli"},
+    "torch": {"sklearn", "text", "verdict", "pruning", "cli"},
+    "sklearn": {"interop", "torch", "text", "verdict", "pruning", "cli"},
+    "text": {"torch", "sklearn", "verdict", "pruning", "cli"},
+    "verdict": {"interop", "torch", "sklearn", "text", "cli", "pruning"},
+    "cli": {"torch", "sklearn", "text"},
 }
-COMPILED_NAMES = {"_handle", "_kernels", "_cpu", "_slow"}
+COMPILED_NAMES = {"_handle", "_kernels", "_cpu", "_slow", "_slow_collection"}
 
 
 def imported(text: str, *, lazily: bool = False, room: str | None = None) -> set[str]:
@@ -348,7 +350,7 @@ def test_each_room_is_there():
 
 def test_the_handle_imports_no_module_of_the_package():
     inside = {path.stem for path in sources("**/*.py")} | {"_kernels"}
-    for path in sources("_handle.pyx", "recognize.pxi", "run.pxi", "lookups.pxi", "operators.pxi"):
+    for path in sources("_handle.pyx", "recognize.pxi", "run.pxi", "lookups.pxi", "operators.pxi", "collection.pxi"):
         assert imported_by_cython(path.read_text()) & inside == set(), path.name
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from . import _arguments, _errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -164,7 +164,7 @@ def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Ma
         from .interop import arrow
 
         given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
-    elif not isinstance(indices, np.ndarray) and all(hasattr(indices, name) for name in ("keys", "values", "offsets")):
+    elif is_jagged(indices):
         given = _of_jagged(names, indices)
     else:
         return None
@@ -181,6 +181,21 @@ def _known(names: Sequence[str | None], given: Mapping[Any, Any], name: str) -> 
         if key not in names:
             raise ValueError(f"{name} must hold features of the collection only, got {_errors.shown(key)}")
     return values
+
+
+def is_jagged(value: object) -> bool:
+    """Whether it is TorchRec's KeyedJaggedTensor: told by what it has."""
+    return not isinstance(value, (np.ndarray, Mapping)) and all(
+        hasattr(value, name) for name in ("keys", "values", "offsets")
+    )
+
+
+def arrays_of_jagged(names: Iterable[str], jagged: Any, weights: object) -> tuple[dict[str, Any], Any]:
+    """A KeyedJaggedTensor as a dict of indices and offsets by feature, and one of weights: what the loops know."""
+    _refuse(weights, "per_sample_weights", "with a KeyedJaggedTensor, which has its own")
+    found = {name: bags for name, [bags] in _of_jagged(list(names), jagged).items()}
+    own = {name: bags.weights for name, bags in found.items() if bags.weights is not None}
+    return {name: (bags.indices, bags.offsets) for name, bags in found.items()}, own or None
 
 
 def _of_jagged(names: Sequence[str | None], jagged: Any) -> dict[Any, list[Bags]]:

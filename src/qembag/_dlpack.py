@@ -22,7 +22,7 @@ def is_needed_for(value: object) -> bool:
     """Whether DLPack is the only way to the memory of an array."""
     if not hasattr(value, "__dlpack__"):
         return False
-    # No generator: it makes `value` a cell, and CPython 3.11 forgets an argument where there is no memory for its cell.
+    # No closure over an argument: CPython 3.11 forgets one where there is no memory for its cell.
     for name in NUMPY_PROTOCOLS:  # noqa: SIM110
         if hasattr(value, name):
             return False

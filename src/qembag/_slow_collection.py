@@ -131,8 +131,10 @@ def targets_of(
     """The caller's arrays, one a feature, as views of our own; all of one type."""
     given = dict(out)
     for name in shapes:
-        if given.get(name) is None:
+        if name not in given:
             raise ValueError(f"out must hold an array for each feature, got none for {_errors.shown(name)}")
+        if given[name] is None:
+            raise TypeError(f"out[{name!r}] must be an array, got None")
     for name in given:
         if name not in shapes:
             raise ValueError(f"out must hold features of the collection only, got {_errors.shown(name)}")

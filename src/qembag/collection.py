@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import _arguments, _errors, _handle, _slow_collection
-from ._batches import Feature, named
-from .base import Table
-from .float_table import FloatTable
+from . import _arguments, _batches, _errors, _handle, _slow_collection
+from ._batches import Feature
+from ._features import ByFeature, by_feature, checked, features_of, tables_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from .float_table import FloatTable
     from .table import QuantizedTable
 
 
@@ -30,8 +30,8 @@ class _Collection:
         dtype: DTypeLike | None,
         invalid: str | Mapping[str, str],
     ) -> None:
-        self._tables = _tables(tables)
-        self._features = _features(features, self._tables)
+        self._tables = tables_of(tables)
+        self._features = features_of(features, self._tables)
         number, kind = _arguments.out_type(dtype, None)
         self._dtype = dtype
         # As the compiled code knows it; another package's type it does not.
@@ -40,23 +40,17 @@ class _Collection:
         )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
-    def _compile(self, modes: Mapping[str, str], paddings: Mapping[str, int | None]) -> None:
+    def _compile(self, modes: ByFeature, paddings: ByFeature) -> None:
         """What the loops take of it all, worked out once."""
         self._described = [
             Feature(
                 feature,
                 self._tables[name]._handle,
-                named(f"mode{spot}", _arguments.mode, modes.get(feature, "sum")),
-                named(
-                    f"padding_idx{spot}",
-                    _arguments.padding_number,
-                    paddings.get(feature),
-                    self._tables[name].num_embeddings,
-                ),
-                named(f"invalid{spot}", _arguments.skips_invalid, self._invalid[feature]),
+                checked(_arguments.mode, "mode", modes, feature),
+                checked(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
+                checked(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
-            for spot in [f"[{feature!r}]"]
         ]
         _, handles, numbers, padding_idx, skips_invalid = zip(*self._described, strict=True)
         self._handle = _handle.CollectionHandle(tuple(self._features), handles, numbers, padding_idx, skips_invalid)
@@ -99,14 +93,6 @@ class _Collection:
     def nbytes(self) -> int:
         return sum({id(table): table.nbytes for table in self._tables.values()}.values())
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Mapped tables pickle as their file's path; what the loops take is worked out anew.
-        return {name: value for name, value in vars(self).items() if name not in ("_described", "_handle", "_columns")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compile(state.get("_modes", {}), state.get("_padding_idx", {}))
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the tables, features and options to a file, which `from_file` and `open_tables` open; see `save_tables`.
 
@@ -127,56 +113,6 @@ class _Collection:
 
 def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
     return kind(tables, features, **options)
-
-
-def _tables(value: Any) -> dict[str, QuantizedTable | FloatTable]:
-    if isinstance(value, Mapping):
-        given = dict(value)
-    elif isinstance(value, (list, tuple)):
-        given = {str(number): table for number, table in enumerate(value)}
-    else:
-        raise TypeError(f"tables must be a dict or a list of tables, got {_errors.kind_of(value)}")
-    tables: dict[str, Any] = {}
-    for name, table in given.items():
-        if not isinstance(name, str):
-            raise TypeError(f"tables must have strings as names, got {_errors.kind_of(name)}")
-        if isinstance(table, Table):
-            tables[name] = table
-        elif isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
-            tables[name] = named(f"tables[{name!r}]", FloatTable, table)
-        else:
-            raise TypeError(f"tables[{name!r}] must be a table or an array of floats, got {_errors.kind_of(table)}")
-    if not tables:
-        raise ValueError("tables must hold a table, got none")
-    return tables
-
-
-def _features(value: Any, tables: Mapping[str, Any]) -> dict[str, str]:
-    if value is None:
-        return {name: name for name in tables}
-    if not isinstance(value, Mapping):
-        raise TypeError(f"features must be a dict of feature to table, got {_errors.kind_of(value)}")
-    features: dict[str, str] = {}
-    for feature, name in dict(value).items():
-        if not isinstance(feature, str):
-            raise TypeError(f"features must have strings as names, got {_errors.kind_of(feature)}")
-        if not isinstance(name, str) or name not in tables:
-            raise ValueError(f"features[{feature!r}] must be the name of a table, got {_errors.shown(name)}")
-        features[feature] = name
-    if not features:
-        raise ValueError("features must hold a feature, got none")
-    return features
-
-
-def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> dict[str, Any]:
-    """An option for each feature: one value for all, or a dict; where it has none, the default."""
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(features, value)
-    given = dict(value)
-    for feature in given:
-        if feature not in features:
-            raise ValueError(f"{name} must name features of the collection, got {_errors.shown(feature)}")
-    return {feature: given.get(feature, default) for feature in features}
 
 
 class EmbeddingBagCollection(_Collection):
@@ -220,8 +156,8 @@ class EmbeddingBagCollection(_Collection):
 
     Notes
     -----
-    A call gives the bits of one `embedding_bag` a feature, at any number of threads. The bags of all features are shared
-    out among threads by work; small calls stay on one.
+    A call gives the bits of one `embedding_bag` a feature, at any number of threads. Threads share the bags of all
+    features by work; small calls stay on one.
 
     Examples
     --------
@@ -402,6 +338,11 @@ class EmbeddingBagCollection(_Collection):
         result = _handle.look_up_collection(
             self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
         )
+        if result is None and _batches.is_jagged(indices):
+            indices, per_sample_weights = _batches.arrays_of_jagged(self._features, indices, per_sample_weights)
+            result = _handle.look_up_collection(
+                self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+            )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
                 self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
@@ -445,7 +386,9 @@ class EmbeddingCollection(_Collection):
         invalid: str | Mapping[str, str] = "raise",
     ) -> None:
         super().__init__(tables, features, dtype, invalid)
-        self._compile({}, {})
+        self._compile(
+            by_feature("sum", "mode", self._features, None), by_feature(None, "padding_idx", self._features, None)
+        )
 
     @classmethod
     def from_file(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from ..formats.tables import save_tables
+from ..formats.collections import kept
+from ..formats.saving import contents_of, save_contents
 from ..pruning import choose_rows
 from .arguments import TABLES, count, positive, refuse_existing
 from .arrays import load_array
@@ -71,5 +72,6 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             pruned = table.prune(arrays["keep"])
             summary = f"Keeps {plural(pruned.num_rows, 'row')} of {table.num_rows:,}."
     with about(options.target):
-        save_tables(options.target, {**tables, name: pruned}, metadata=tables.metadata)
+        contents = contents_of({**tables, name: pruned})
+        save_contents(options.target, contents, tables.metadata | kept(tables._collection, contents))
     show(summary)

@@ -12,7 +12,7 @@ from .table_file import COLLECTION_KEY
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from ..collection import EmbeddingBagCollection, EmbeddingCollection
     from ..float_table import FloatTable
@@ -70,6 +70,12 @@ def text_of(collection: EmbeddingBagCollection | EmbeddingCollection) -> str:
         "features": features,
     }
     return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
+
+
+def kept(text: str | None, names: Container[str]) -> dict[str, str]:
+    """The metadata for a file of these tables that is made of one with this description: none if it needs others."""
+    tables = set() if text is None else {feature.table for feature in saved_in(text).features.values()}
+    return {COLLECTION_KEY: text} if text is not None and all(table in names for table in tables) else {}
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------

@@ -206,8 +206,6 @@ def _read(value: Any, name: str) -> _Chunks:
         else:
             arrays = [package.c_array(value)]
             schema = arrays[0].schema
-        if not schema.is_valid():
-            raise ValueError("its schema is released")
         _ = schema.format, [array.length for array in arrays]  # raises for what is released or negative
     except (MemoryError, RecursionError, ImportError):
         raise  # of the process, not of this value

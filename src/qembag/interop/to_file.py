@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from .. import _arguments
+from ..formats.collections import kept
 from ..formats.safetensors_file import brief
 from ..formats.saving import Content, checked_name, save_contents
 
@@ -41,7 +42,7 @@ def save_found(found: Found, target: Path, written: Callable[[int, int], object]
         If the source cannot be read, or the target cannot be written.
     """
     contents = {checked_name(name): _content_of(found, table, written) for name, table in found.tables.items()}
-    save_contents(target, contents, dict(found.metadata))
+    save_contents(target, contents, dict(found.metadata) | kept(found.collection, contents))
     return sum(content.nbytes for content in contents.values())
 
 

@@ -262,7 +262,8 @@ class TextEmbedder:
         starts = range(0, len(texts), size)
         with contextlib.closing(self._encodings(texts, starts, ahead=threads > 1)) as batches:
             for start, encodings in zip(starts, batches, strict=True):
-                self._pool(encodings, vectors[start : start + size], start, threads)
+                ids = [encoding.ids for encoding in encodings]
+                self._pool(ids, vectors[start : start + size], start, threads)
         return vectors if out is None else out
 
     def _one(self, text: str, out: NDArray[np.float32] | None, threads: int) -> NDArray[np.float32]:
@@ -296,10 +297,10 @@ class TextEmbedder:
             raise
         return encodings
 
-    def _pool(self, encodings: list[Any], out: NDArray[np.float32], start: int, threads: int) -> None:
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
-        indices = np.fromiter(ids, np.int64, int(lengths.sum()))
+    def _pool(self, ids: list[list[int]], out: NDArray[np.float32], start: int, threads: int) -> None:
+        """Write the vectors of texts from their tokens; `start` is the number of the first text."""
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        indices = np.fromiter(itertools.chain.from_iterable(ids), np.int64, int(lengths.sum()))
         if self._unknown is not None:
             is_known = indices != self._unknown
             if not is_known.all():
@@ -311,7 +312,6 @@ class TextEmbedder:
     def _found(
         self, indices: NDArray[np.int64], offsets: NDArray[np.int64], counts: Any, out: Any, threads: int, start: int
     ) -> NDArray[np.float32]:
-        """The vectors of texts from their tokens; `start` is the number of the first text, for errors."""
         if self._options["invalid"] == "clip":
             indices = np.minimum(indices, len(self._table) - 1)
         try:

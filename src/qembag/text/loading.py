@@ -17,6 +17,7 @@ from . import tokenizer as tokenizers
 
 if TYPE_CHECKING:
     from ..base import Table
+    from ..formats.tables import Tables
 
 # The files that `save` writes, and the key of its options in the table's file.
 TABLE, TOKENIZER, OPTIONS = "table.safetensors", "tokenizer.json", "text_embedder"
@@ -36,8 +37,10 @@ def load(path: Any, table: Any, tokenizer: Any, normalize: Any, mmap: Any) -> tu
     """The table, the tokenizer and the options of a model; see `TextEmbedder.load`."""
     whole = Path(os.path.abspath(as_path(path)))
     with errors_name(whole):
-        if whole.is_dir() and (whole / TABLE).is_file():
-            found, text, options = _of_ours(whole, table, tokenizer, mmap)
+        # Without our options it is a table that a user has put into a folder of another library.
+        ours = open_tables(inside(whole, TABLE), mmap=mmap) if (whole / TABLE).is_file() else None
+        if ours is not None and OPTIONS in ours.metadata:
+            found, text, options = _of_ours(whole, ours, table, tokenizer)
         else:
             found, text, options = _of_others(whole, table, tokenizer, mmap)
     if normalize is not None:
@@ -53,13 +56,12 @@ def save(path: Any, table: Table, tokenizer: Any, options: dict[str, Any]) -> No
     table.save(folder / TABLE, metadata={OPTIONS: json.dumps(options)})
 
 
-def _of_ours(folder: Path, table: Any, tokenizer: Any, mmap: Any) -> tuple[Any, Any, dict[str, Any]]:
-    tables = open_tables(inside(folder, TABLE), mmap=mmap)
+def _of_ours(folder: Path, tables: Tables, table: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, Any]]:
     try:
         options = read_json(tables.metadata[OPTIONS])
         if len(tables) != 1 or type(options) is not dict or not options.keys() <= RULES.keys():
             raise ValueError
-    except (KeyError, ValueError):
+    except ValueError:
         raise ValueError(f"{TABLE}: must hold a table and options that TextEmbedder.save wrote") from None
     if table is None:
         (table,) = tables.values()
@@ -119,7 +121,7 @@ def _sentence_transformers(folder: Path, tokenizer: Any) -> tuple[Any, dict[str,
         for key in ("default_prompt_name", "truncate_dim"):
             if type(config) is not dict or config.get(key) is not None:
                 raise ValueError(f"{name}: must be an object without {key}, which TextEmbedder does not know")
-    text = _tokenizer(folder / place if place else folder, tokenizer)
+    text = _tokenizer(folder, tokenizer, f"{place}/{TOKENIZER}" if place else TOKENIZER)
     return text, RULES | {"normalize": normalize}
 
 
@@ -131,6 +133,6 @@ def _wordllama(path: Path, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     return text, RULES | {"invalid": "clip"}
 
 
-def _tokenizer(folder: Path, given: Any) -> Any:
+def _tokenizer(folder: Path, given: Any, name: str = TOKENIZER) -> Any:
     """The tokenizer that is given, or the one in the folder."""
-    return tokenizers.read(inside(folder, TOKENIZER) if given is None else as_path(given))
+    return tokenizers.read(inside(folder, name) if given is None else as_path(given))

@@ -38,7 +38,7 @@ def copied(tokenizer: Any) -> Any:
     found = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of transformers' fast tokenizers
     if not isinstance(found, kind):
         raise TypeError(f"tokenizer must be a tokenizers.Tokenizer, got {kind_of(tokenizer)}")
-    if found.encode_special_tokens:
+    if getattr(found, "encode_special_tokens", False):
         raise ValueError("tokenizer must not have encode_special_tokens set: its JSON does not keep that setting")
     try:
         text = found.to_str()
@@ -64,8 +64,11 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path.name}: is longer than {MAX_BYTES} bytes")
     try:
         return kind.from_buffer(content)
-    except Exception as error:
-        raise ValueError(f"{path.name}: is no tokenizer: {str(error)[:200]}") from error
+    except BaseException as error:
+        # Some damage makes tokenizers panic, which is no Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{path.name}: is no tokenizer: {str(error)[:200]}") from error
+        raise
 
 
 def unknown_of(tokenizer: Any) -> int | None:

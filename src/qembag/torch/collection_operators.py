@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Of each table `rows`, a mapping and a layout, as the operators for one table take them: no mapping at all if no table is
-# pruned, and layouts one a line. `plan` is the module's.
-# Indices, offsets and weights are one tensor each, of all features, or one a feature.
+
+# Of each table `rows`, a mapping and a layout, as the operators for one table take them: no mapping at all if no
+# table is pruned, and layouts one a line. `plan` is the module's.
+# Indices, offsets and weights are one tensor each, of all features, or one a feature. Or one each of `num_keys` keys,
+# of which `places` has each feature's. There may be no weights at all.
 TABLES = "Tensor[] rows, Tensor?[] mappings"
 OPTIONS = "str layouts, str plan, ScalarType? dtype=None, int? num_threads=None"
 BAGS = (
-    f"embedding_bag_collection({TABLES}, Tensor[] indices, Tensor?[] offsets, Tensor?[] per_sample_weights, {OPTIONS})"
-    " -> Tensor"
+    f"embedding_bag_collection({TABLES}, Tensor[] indices, Tensor?[] offsets, Tensor?[] per_sample_weights, {OPTIONS}, "
+    "int[]? places=None, int num_keys=0) -> Tensor"
 )
 ROWS = f"embedding_collection({TABLES}, Tensor[] indices, {OPTIONS}) -> Tensor[]"
 
@@ -48,7 +50,11 @@ def _plan_of(text: str) -> tuple[Feature, ...]:
         is_plan = all(type(feature.name) is str and type(feature.table) is int for feature in plan)
     except (ValueError, TypeError, RecursionError):
         is_plan = False
-    if not is_plan or not plan or min(feature.table for feature in plan) < 0:
+    if (
+        not is_plan
+        or len({feature.name for feature in plan}) < max(len(plan), 1)
+        or min(feature.table for feature in plan) < 0
+    ):
         raise ValueError(f"plan must be one that qembag.torch wrote, got {text[:80]!r}")
     return plan
 
@@ -115,8 +121,13 @@ def _collection_of(
     made = _made.get(place)
     if made is not None and made.key == key and made.source() is rows[0]:
         return made.collection
-    parts = list(zip(rows, mappings or [None] * len(rows), layouts.split("\n"), strict=True))
-    collection = make({str(number): table_of(*part) for number, part in enumerate(parts)}, plan, dtype)
+    lines, everywhere = layouts.split("\n"), mappings or [None] * len(rows)
+    if not len(rows) == len(everywhere) == len(lines):
+        raise ValueError(
+            f"rows, mappings and layouts must be as many, got {len(rows)}, {len(everywhere)} and {len(lines)}"
+        )
+    parts = enumerate(zip(rows, everywhere, lines, strict=True))
+    collection = make({str(number): table_of(*part) for number, part in parts}, plan, dtype)
     # What a mapping of one entry says depends on what it holds.
     if all(len(mapping) != 1 for mapping in mapped):
         _made[place] = _Made(collection, weakref.ref(rows[0], lambda source: _forget(place, source)), key)
@@ -132,10 +143,6 @@ def _forget(place: tuple[int, str, torch.dtype | None], source: weakref.ref[Tens
 # ---- The operators ---------------------------------------------------------------------------------------------------
 
 
-def _array(tensor: Tensor | None) -> NDArray[Any] | None:
-    return None if tensor is None else tensor.numpy()
-
-
 def _bags(
     rows: list[Tensor],
     mappings: list[Tensor | None],
@@ -146,22 +153,41 @@ def _bags(
     plan: str,
     dtype: torch.dtype | None = None,
     num_threads: int | None = None,
+    places: list[int] | None = None,
+    num_keys: int = 0,
 ) -> Tensor:
     collection = _collection_of(bags_collection, rows, mappings, layouts, plan, dtype)
     asked = threads(num_threads)
-    if len(indices) == 1 and offsets[0] is not None:
-        weights = weights_of(per_sample_weights[0])
-        found = collection(indices[0].numpy(), offsets[0].numpy(), per_sample_weights=weights, num_threads=asked)
-        return result(found)
-    given, weighted = {}, {}
-    features = _plan_of(plan)
-    if not len(features) == len(indices) == len(offsets) == len(per_sample_weights):
-        raise ValueError(f"indices must be one tensor, or one for each of {len(features)} features, got {len(indices)}")
-    for feature, some, ends, weights in zip(features, indices, offsets, per_sample_weights, strict=True):
-        given[feature.name] = some.numpy() if ends is None else (some.numpy(), ends.numpy())
-        if weights is not None:
-            weighted[feature.name] = weights_of(weights)
-    return result(collection(given, per_sample_weights=weighted or None, num_threads=asked))
+    names = [feature.name for feature in _plan_of(plan)]
+    given: Any
+    weights: Any = None
+    if len(indices) == len(offsets) == 1 < max(len(names), num_keys):
+        given, ends = indices[0].numpy(), None if offsets[0] is None else offsets[0].numpy()
+        weights = weights_of(per_sample_weights[0]) if per_sample_weights else None
+        if places is not None:
+            windows = _windows(ends, places, num_keys)
+            given, ends = {name: (given, window) for name, window in zip(names, windows, strict=True)}, None
+            weights = None if weights is None else dict.fromkeys(names, weights)
+        return result(collection(given, ends, per_sample_weights=weights, num_threads=asked))
+    if not len(names) == len(indices) == len(offsets) or len(per_sample_weights) not in (0, len(names)):
+        raise ValueError(f"indices must be one tensor, or one for each of {len(names)} features, got {len(indices)}")
+    given = {
+        name: some.numpy() if own is None else (some.numpy(), own.numpy())
+        for name, some, own in zip(names, indices, offsets, strict=True)
+    }
+    if per_sample_weights:
+        of_features = zip(names, per_sample_weights, strict=True)
+        weights = {name: weights_of(own) for name, own in of_features if own is not None}
+    return result(collection(given, per_sample_weights=weights, num_threads=asked))
+
+
+def _windows(ends: NDArray[Any] | None, places: list[int], num_keys: int) -> list[NDArray[Any]]:
+    """The offsets of each feature, of those of all keys; with the last bag's end."""
+    batch, rest = (0, 1) if ends is None or len(ends) == 0 or num_keys < 1 else divmod(len(ends) - 1, num_keys)
+    if ends is None or rest or not all(0 <= place < num_keys for place in places):
+        count = "none" if ends is None else len(ends)
+        raise ValueError(f"offsets must be one and as many for each of {num_keys} keys, got {count}")
+    return [ends[place * batch : (place + 1) * batch + 1] for place in places]
 
 
 def _rows(
@@ -191,6 +217,8 @@ def _fake_bags(
     plan: str,
     dtype: torch.dtype | None = None,
     num_threads: int | None = None,
+    places: list[int] | None = None,
+    num_keys: int = 0,
 ) -> Tensor:
     features, each = _plan_of(plan), layouts.split("\n")
     width = sum(dim_of(rows[feature.table], each[feature.table]) for feature in features)
@@ -198,7 +226,8 @@ def _fake_bags(
     if ends is None:
         batch = indices[0].shape[0]
     else:
-        batch = (ends.shape[0] - 1) // (len(features) if len(indices) == 1 else 1)
+        count = len(features) if len(indices) == 1 else 1
+        batch = (ends.shape[0] - 1) // (count if places is None else num_keys)
     return rows[0].new_empty((batch, width), dtype=dtype or torch.float32)
 
 
