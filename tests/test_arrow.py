@@ -514,3 +514,21 @@ def test_other_vectors_are_refused():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     with pytest.raises(TypeError, match=r"^vectors must be float32 or float16, got bfloat16"):
         arrow.to_arrow(TABLE.astype(ml_dtypes.bfloat16))
+
+
+def test_lists_without_any_elements_are_empty_bags_whatever_type_they_were_given(table):
+    """Producers that infer types give them the type null: pandas, pyarrow and polars of Python's lists."""
+    expected = np.zeros((2, table.dim), np.float32)
+    for column in (pa.array([[], None]), pa.array([None, None]), pa.nulls(2), pa.array([[], []], pa.list_(pa.null(), 0))):
+        same_bits(qembag.embedding_bag(table, column), expected)
+    batch = pa.table({"a": [[1], [2]], "b": [[], None], "c": [None, None]})
+    collection = qembag.EmbeddingBagCollection([table] * 3, {"a": "0", "b": "1", "c": "2"})
+    same_bits(collection(batch)[:, table.dim :], np.zeros((2, 2 * table.dim), np.float32))
+    with pytest.raises(ValueError, match=r"^indices\[1\]\[0\] is null: must be an integer"):
+        qembag.embedding_bag(table, pa.array([[], [None]]))
+
+
+def test_a_column_with_offsets_is_refused(table):
+    for name, value in ("offsets", [0, 1]), ("lengths", [1]):
+        with pytest.raises(ValueError, match=f"^{name} must be None for a column or a matrix, got list"):
+            qembag.embedding_bag(table, pa.array([[1], [2]]), **{name: value})

@@ -211,7 +211,7 @@ def test_ragged_lists_are_refused_by_name(ask: Ask) -> None:
 @pytest.mark.parametrize("shape", [(), (1, 2, 3), (2, 1, 1, 3)])
 def test_indices_and_offsets_of_another_number_of_dimensions_are_refused(ask: Ask, shape: tuple[int, ...]) -> None:
     array = np.zeros(shape, dtype=np.int64)
-    came = f"got a int64 array of shape {shape}"
+    came = f"got an int64 array of shape {shape}"
     message = f"indices must have 1 dimension (with offsets) or 2 (a row a bag), {came}"
     refused(ask(array), ValueError, message)
     refused(ask(offsets=array), ValueError, f"offsets must have 1 dimension, {came}")

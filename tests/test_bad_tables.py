@@ -63,7 +63,7 @@ def test_mappings_of_another_type_or_shape_are_refused(ask: Ask) -> None:
         message = f"{MAPPING} must be an array of int32, got a {mapping.dtype} array of shape (10,)"
         refused(ask(mapping=mapping), TypeError, message)
     for shape in [(), (2, 5), (1, 1)]:
-        message = f"{MAPPING} must have 1 dimension, got a int32 array of shape {shape}"
+        message = f"{MAPPING} must have 1 dimension, got an int32 array of shape {shape}"
         refused(ask(mapping=np.zeros(shape, dtype=np.int32)), ValueError, message)
 
 
@@ -79,7 +79,7 @@ def test_rows_of_another_type_shape_or_layout_are_refused(level: str, bits: int,
     matrix = "must have 2 dimensions (rows, bytes of a row), got a uint8 array of shape"
     too_short = f"must have rows of at least {9 if bits == 8 else 5} bytes at {bits} bits"
     for wrong, error, text in [
-        (rows.astype(np.int8), TypeError, "must be an array of uint8, got a int8 array of shape"),
+        (rows.astype(np.int8), TypeError, "must be an array of uint8, got an int8 array of shape"),
         (rows[0], ValueError, matrix),
         (rows[None], ValueError, matrix),
         (rows[:, ::2], ValueError, side_by_side),

@@ -129,7 +129,7 @@ WRONG = {
     "short indptr": ({"indptr": ENDS[:-1]}, ValueError, r"^indices\.indptr must have one more entry than rows, 4 \+ 1, got 4$"),
     "long indptr": ({"indptr": np.append(ENDS, 6)}, ValueError, r"^indices\.indptr must have one more entry"),
     "no indptr": ({"indptr": ENDS[:0]}, ValueError, r"^indices\.indptr must have one more entry"),
-    "2-D indptr": ({"indptr": ENDS[:, None]}, ValueError, r"^indices\.indptr must have 1 dimension, got a int32 array"),
+    "2-D indptr": ({"indptr": ENDS[:, None]}, ValueError, r"^indices\.indptr must have 1 dimension, got an int32 array"),
     "short data": ({"data": VALUES[:5]}, ValueError, r"^indices\.data must have the length of indices\.indices, 6, got 5"),
     "long data": ({"data": np.ones(7)}, ValueError, r"^indices\.data must have the length of indices\.indices, 6, got 7"),
     "2-D data": ({"data": VALUES[:, None]}, ValueError, r"^indices\.data must have 1 dimension"),

@@ -75,7 +75,7 @@ def test_it_is_no_list_whose_type_may_be_chosen(table):
     with pytest.raises(TypeError, match=r"^indices must be an array of integers, got a float64 array of shape \(0,\)$"):
         qembag.embedding_bag(table, Exported(np.empty(0)), OFFSETS[:1])
     with pytest.raises(
-        TypeError, match=r"^per_sample_weights must be an array of float32, float16 or float64, got a int64"
+        TypeError, match=r"^per_sample_weights must be an array of float32, float16 or float64, got an int64"
     ):
         qembag.embedding_bag(table, INDICES, OFFSETS, per_sample_weights=Exported(INDICES.astype(np.int64)))
 

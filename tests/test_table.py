@@ -194,7 +194,7 @@ def test_dim_is_any_that_a_row_has_room_for(bits, row_bytes, most):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (np.zeros((2, 20), np.int8), TypeError, "^data must be an array of uint8, got a int8 array of shape"),
+        (np.zeros((2, 20), np.int8), TypeError, "^data must be an array of uint8, got an int8 array of shape"),
         (np.zeros((2, 20)), TypeError, "^data must be an array of uint8"),
         (np.zeros((2, 20), bool), TypeError, "^data must be an array of uint8"),
         ([[1, 2]], TypeError, "^data must be an array of uint8"),
@@ -275,7 +275,7 @@ def test_a_plain_mapping_is_not_copied_and_others_are_converted(rows, bits, same
         (
             np.array([0, 1], np.int64),
             TypeError,
-            "^compressed_indices_mapping must be an array of int32, got a int64 array",
+            "^compressed_indices_mapping must be an array of int32, got an int64 array",
         ),
         (np.array([0, 1], np.uint32), TypeError, "^compressed_indices_mapping must be an array of int32"),
         (np.array([0.0, 1]), TypeError, "^compressed_indices_mapping must be an array of int32"),

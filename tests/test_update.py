@@ -101,7 +101,7 @@ def test_other_floats_are_taken(bits, dtype):
         ([40], floats(2, 1), IndexError, r"^rows\[0\] is 40: out of range for a table of 40 rows$"),
         ([0, -1], floats(2, 2), IndexError, r"^rows\[1\] is -1: out of range for a table of 40 rows$"),
         ([2**63], floats(2, 1), IndexError, r"^rows\[0\] is 9223372036854775808: out of range"),
-        ([[0]], floats(2, 1), ValueError, r"^rows must have 1 dimension, got a int\d+ array"),
+        ([[0]], floats(2, 1), ValueError, r"^rows must have 1 dimension, got an int\d+ array"),
         ([0.0], floats(2, 1), TypeError, "^rows must be an array of integers, got"),
         ([True], floats(2, 1), TypeError, "^rows must be an array of integers, got"),
         ([0, 1], floats(2, 1), ValueError, r"^weights must have shape \(2, 48\), a row for each of rows, got"),

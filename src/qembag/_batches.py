@@ -126,8 +126,8 @@ def batch_of(features: Sequence[Feature], indices: object, offsets: object, leng
     given = _columns(names, indices, offsets is not None or lengths is not None)
     if given is None:
         return _of_arrays(features, indices, offsets, lengths, weights)
-    _refuse(offsets, "offsets", "where indices are given by feature")
-    _refuse(lengths, "lengths", "where indices are given by feature")
+    refuse(offsets, "offsets", "where indices are given by feature")
+    refuse(lengths, "lengths", "where indices are given by feature")
     if weights is None:
         own: dict[Any, Any] = {}
     elif isinstance(weights, Mapping):
@@ -147,9 +147,9 @@ def batch_of(features: Sequence[Feature], indices: object, offsets: object, leng
     return Batch(parts, size)
 
 
-def _refuse(value: object, name: str, where: str) -> None:
+def refuse(value: object, name: str, where: str) -> None:
     if value is not None:
-        raise ValueError(f"{name} must be None {where}, got {name}")
+        raise ValueError(f"{name} must be None {where}, got {_errors.kind_of(value)}")
 
 
 def _of(feature: Feature) -> str:
@@ -192,7 +192,7 @@ def is_jagged(value: object) -> bool:
 
 def arrays_of_jagged(names: Iterable[str], jagged: Any, weights: object) -> tuple[dict[str, Any], Any]:
     """A KeyedJaggedTensor as a dict of indices and offsets by feature, and one of weights: what the loops know."""
-    _refuse(weights, "per_sample_weights", "with a KeyedJaggedTensor, which has its own")
+    refuse(weights, "per_sample_weights", "with a KeyedJaggedTensor, which has its own")
     found = {name: bags for name, [bags] in _of_jagged(list(names), jagged).items()}
     own = {name: bags.weights for name, bags in found.items() if bags.weights is not None}
     return {name: (bags.indices, bags.offsets) for name, bags in found.items()}, own or None
@@ -260,7 +260,7 @@ def _ends(
         ends = _arguments.offsets(offsets, indices, True)
         assert ends is not None  # indices have one dimension
         return None, ends
-    _refuse(offsets, "offsets", "with lengths")
+    refuse(offsets, "offsets", "with lengths")
     counts = _arguments.integers(lengths, "lengths")
     if counts.ndim == 2 and len(counts) != num_features:
         kind = _errors.kind_of(counts)
@@ -274,12 +274,15 @@ def _of_feature(feature: Feature, value: object, weights: object) -> list[Part]:
     spot = _of(feature)
     batch = _batch_in(value, spot)
     if batch is not None:
-        _refuse(weights, f"per_sample_weights[{feature.name!r}]", "for a column or a matrix")
+        refuse(weights, f"per_sample_weights[{feature.name!r}]", "for a column or a matrix")
         return parts_of_batch(feature, batch, spot)
     offsets = None
     if isinstance(value, tuple) and len(value) == 2:
         value, offsets = value
     given = named(spot, _arguments.bag_indices, value)
+    if given.ndim == 1 and offsets is None:
+        kind = _errors.kind_of(given)
+        raise ValueError(f"{spot} must be a tuple (indices, offsets) or an array of 2 dimensions, got {kind}")
     ends = named(spot, _arguments.offsets, offsets, given, True)
     own = named(f"per_sample_weights[{feature.name!r}]", _weights, weights, given, feature.mode)
     return [Part(feature, Bags(given, ends, own), spot)]
@@ -307,7 +310,10 @@ def check_mode(batch: Sequence[Bags], mode: int) -> None:
 
 def parts_of_batch(feature: Feature, batch: Sequence[Bags], name: str) -> list[Part]:
     """Of a column or a matrix, piece by piece."""
-    check_mode(batch, feature.mode)
+    if feature.name is None:
+        check_mode(batch, feature.mode)
+    else:
+        named(name, check_mode, batch, feature.mode)
     first, parts = 0, []
     for bags in batch:
         if bags.weights is not None:
@@ -345,8 +351,8 @@ def rows_of(features: Sequence[Feature], indices: object, offsets: object, lengt
         parts = [_unpooled(part, 0) for part in batch.parts]
         shapes: dict[Any, tuple[int, ...]] = {part.feature.name: (part.num_bags,) for part in parts}
         return Rows(parts, shapes, batch.lengths)
-    _refuse(offsets, "offsets", "where indices are given by feature")
-    _refuse(lengths, "lengths", "where indices are given by feature")
+    refuse(offsets, "offsets", "where indices are given by feature")
+    refuse(lengths, "lengths", "where indices are given by feature")
     parts, shapes = [], {}
     for feature in features:
         value, spot = given[feature.name], _of(feature)

@@ -23,7 +23,8 @@ UNKNOWN = "an argument that was checked is not recognized by the compiled code; 
 def kind_of(value: object) -> str:
     """What came, for an error: an array's type and shape, or any other value's type."""
     if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
+        article = "an" if value.dtype.name[0] in "io" else "a"
+        return f"{article} {value.dtype} array of shape {value.shape}"
     return f"{type(value).__name__} {shown(value)}" if isinstance(value, (int, float, str)) else type(value).__name__
 
 

@@ -49,10 +49,11 @@ def embedding_bag(
     if lengths is not None and (offsets is not None or last):
         other = "include_last_offset=True" if offsets is None else "offsets"
         raise ValueError(f"lengths must be None with {other}, got lengths")
-    if offsets is None and lengths is None:
-        batch = _batches.bags_of(indices, "indices")
-        if batch is not None:
-            return _given(out, _look_up_batch(handle, batch, per_sample_weights, target, options))
+    batch = _batches.bags_of(indices, "indices")
+    if batch is not None:
+        _batches.refuse(offsets, "offsets", "for a column or a matrix")
+        _batches.refuse(lengths, "lengths", "for a column or a matrix")
+        return _given(out, _look_up_batch(handle, batch, per_sample_weights, target, options))
     return _given(out, _look_up_bags(handle, indices, offsets, lengths, last, per_sample_weights, target, options))
 
 
@@ -249,8 +250,7 @@ def _look_up_batch(
     options: _Options,
 ) -> NDArray[Any]:
     """Bags that another library holds, perhaps in several pieces."""
-    if per_sample_weights is not None:
-        raise ValueError("per_sample_weights must be None for a column or a matrix, got per_sample_weights")
+    _batches.refuse(per_sample_weights, "per_sample_weights", "for a column or a matrix")
     feature = _batches.Feature(None, handle, options.mode, options.padding_idx, options.skips_invalid)
     parts = _batches.parts_of_batch(feature, batch, "indices")
     shape = (sum(part.bags.num_bags for part in parts), handle.layout.dim)

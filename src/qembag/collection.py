@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from ._features import ByFeature, by_feature, checked, features_of, tables_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -288,6 +289,9 @@ class EmbeddingBagCollection(_Collection):
             raise TypeError(f"output must be an array, got {_errors.kind_of(output)}")
         if output.ndim != 2 or output.shape[1] != self.dim:
             raise ValueError(f"output must have shape (batch, {self.dim}), got {_errors.kind_of(output)}")
+        return self._columns_of(output)
+
+    def _columns_of(self, output: Any) -> dict[str, Any]:
         return {feature: output[:, columns] for feature, columns in self._columns.items()}
 
     def __call__(
@@ -341,13 +345,15 @@ class EmbeddingBagCollection(_Collection):
         if result is None and _batches.is_jagged(indices):
             indices, per_sample_weights = _batches.arrays_of_jagged(self._features, indices, per_sample_weights)
             result = _handle.look_up_collection(
-                self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+                self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
                 self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
-        return self.split(result) if as_dict and isinstance(result, np.ndarray) else result
+        if as_dict and not isinstance(out, Mapping):
+            return self._columns_of(result)
+        return result
 
 
 class EmbeddingCollection(_Collection):

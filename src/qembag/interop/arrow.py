@@ -198,7 +198,7 @@ def _read(value: Any, name: str) -> _Chunks:
     """Its type and its chunks. What a producer raises is told with the argument's name."""
     package = nanoarrow()
     if hasattr(getattr(value, "dtype", None), "pyarrow_dtype") and not hasattr(value, "__arrow_c_stream__"):
-        value = value.array.__arrow_array__()  # pandas before 3.0
+        value = getattr(value, "array", value).__arrow_array__()  # pandas' array, or its Series before 3.0
     try:
         if hasattr(value, "__arrow_c_stream__"):
             stream = package.c_array_stream(value)

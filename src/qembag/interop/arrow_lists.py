@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Arrow's format strings.
 OFFSETS: dict[str, np.dtype[Any]] = {"+l": np.dtype(np.int32), "+L": np.dtype(np.int64)}
 FIXED = "+w:"
+NULLS = "n"  # the type of a column of nulls alone, which is what producers make of lists without elements
 LIST_VIEWS = ("+vl", "+vL")
 INTEGERS: dict[str, np.dtype[Any]] = {
     "c": np.dtype(np.int8),
@@ -63,16 +64,20 @@ def is_list(schema: Any, name: str) -> bool:
     form = _undictionaried(schema).format or ""
     if form in LIST_VIEWS:
         raise TypeError(f"{name} must be a column of List, LargeList or FixedSizeList, got list views")
-    return form in OFFSETS or form.startswith(FIXED)
+    return form in OFFSETS or form.startswith(FIXED) or form == NULLS
 
 
 def check_elements(schema: Any, name: str) -> None:
     lists = _undictionaried(schema)
+    if lists.format == NULLS:
+        return
     if lists.n_children != 1:
         raise ValueError(unreadable(name, "a schema of lists", f"it has {lists.n_children} types of elements"))
     elements = lists.child(0)
     values = _undictionaried(elements)
     # Of what is dictionary-encoded, the schema's own format is that of the codes.
+    if elements.format == NULLS:
+        return
     if elements.format not in INTEGERS or values.format not in INTEGERS or values.dictionary is not None:
         raise TypeError(f"{name} must be a column of lists of integers, got lists of {type_of(values)}")
 
@@ -90,6 +95,8 @@ def type_of(schema: Any) -> str:
 def bags_of_lists(array: Any, start: int, stop: int, valid: Mask | None, name: str, first: int) -> Bags:
     """The lists `start` to `stop` of an array. `first` is the number of the first of them in its column, and `valid`
     says which of them the struct around them has."""
+    if _undictionaried(array).schema.format == NULLS:
+        return Bags(np.empty(0, np.int64), np.zeros(stop - start + 1, np.int64))
     valid = _both(valid, valid_of(array, start, stop))
     if array.dictionary is not None:
         elements, starts, lengths = _entries(array, start, stop, valid, name)
@@ -100,10 +107,15 @@ def bags_of_lists(array: Any, start: int, stop: int, valid: Mask | None, name: s
         begin, end = (array.offset + start) * size, (array.offset + stop) * size
         if not 0 <= begin <= end <= elements.length:
             raise ValueError(unreadable(name, f"lists of {size}", f"it has {elements.length} elements"))
-        if valid is None and elements.dictionary is None and valid_of(elements, begin, end) is None:
+        is_plain = elements.dictionary is None and elements.schema.format != NULLS
+        if valid is None and is_plain and valid_of(elements, begin, end) is None:
             return Bags(_values(elements)[begin:end].reshape(stop - start, size), None)
     offsets = _offsets(array, start, stop, name)
-    if elements.dictionary is not None or (valid is not None and np.diff(offsets)[~valid].any()):
+    if (
+        elements.dictionary is not None
+        or elements.schema.format == NULLS
+        or (valid is not None and np.diff(offsets)[~valid].any())
+    ):
         starts, lengths = _spans(offsets, valid, elements.length, name)
         return _gathered(elements, starts, lengths, name, first)
     begin, end = int(offsets[0]), int(offsets[-1])
@@ -199,6 +211,9 @@ def _gathered(elements: Any, starts: Places, lengths: Places, name: str, first: 
     """The lists one after the other, with nothing between them."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
+    if elements.schema.format == NULLS:
+        _refuse_nulls(np.zeros(offsets[-1], np.bool_), offsets, 0, name, first)
+        return Bags(np.empty(0, np.int64), offsets)
     places = np.repeat(starts - offsets[:-1], lengths.astype(np.intp)) + np.arange(offsets[-1])
     valid = valid_of(elements, 0, elements.length)
     _refuse_nulls(None if valid is None else valid[places], offsets, 0, name, first)
