@@ -211,18 +211,27 @@ def test_a_text_of_its_own_gives_one_vector():
         (5, TypeError, r"^texts must be a string or strings, got int 5"),
         (b"a", TypeError, r"^texts must be a string or strings, got bytes"),
         ({"a": 1}, TypeError, r"^texts must be a string or strings, got dict"),
-        (
-            ["a"] * 50 + ["b \ud800"],
-            ValueError,
-            r"^texts\[50\] must be valid Unicode, got a lone surrogate at char.* 2",
-        ),
-        ("\udfff", ValueError, r"^texts\[0\] must be valid Unicode, got a lone surrogate at character 0"),
     ],
 )
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_what_is_no_text_is_named(texts, error, message, num_threads):
     with pytest.raises(error, match=message):
         TextEmbedder(ROWS, words())(texts, batch_size=7, num_threads=num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_text_that_is_not_valid_unicode_is_named(num_threads):
+    try:
+        words().encode("\ud800")
+    except TypeError:
+        pass
+    else:
+        pytest.skip("this version of tokenizers replaces lone surrogates")
+    embedder = TextEmbedder(ROWS, words())
+    with pytest.raises(ValueError, match=r"^texts\[50\] must be valid Unicode, got a lone surrogate at character 2$"):
+        embedder(["a"] * 50 + ["b \ud800"], batch_size=7, num_threads=num_threads)
+    with pytest.raises(ValueError, match=r"^texts\[0\] must be valid Unicode, got a lone surrogate at character 0$"):
+        embedder("\udfff", num_threads=num_threads)
 
 
 # ---- Tokens beyond the table -----------------------------------------------------------------------------------------
@@ -381,12 +390,12 @@ def test_many_threads_use_one_embedder():
 
 
 def test_no_thread_outlives_a_call_and_the_environment_stays():
-    embedder, before = TextEmbedder(ROWS, words()), dict(os.environ)
-    for texts in (MANY, [*MANY, "\ud800"]):
+    embedder, before = TextEmbedder(ROWS[:20], words()), dict(os.environ)
+    for texts in (["a cat"] * 100, ["a cat", *["word"] * 99]):
         try:
             embedder(texts, batch_size=10, num_threads=2)
-        except ValueError:
-            assert texts is not MANY
+        except IndexError:
+            assert "word" in texts
         assert [thread.name for thread in threading.enumerate() if thread.name.startswith("qembag")] == []
     assert dict(os.environ) == before
 

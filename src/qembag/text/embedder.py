@@ -249,7 +249,7 @@ class TextEmbedder:
         IndexError
             Names the text with a token beyond the table, unless `invalid` is "clip".
         ValueError
-            If a text is not valid Unicode; if `out` is not as described.
+            If tokenizers refuses a text that is not valid Unicode; if `out` is not as described.
         """
         size = BATCH_SIZE if batch_size is None else _at_least_1(batch_size, "batch_size")
         threads = get_num_threads() if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
