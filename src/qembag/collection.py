@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from . import _arguments, _batches, _errors, _handle, _slow_collection
-from ._batches import Feature, named
-from .base import Table
-from .float_table import FloatTable
+from ._batches import Feature
+from ._features import ByFeature, by_feature, checked, features_of, tables_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from .float_table import FloatTable
     from .table import QuantizedTable
 
 
@@ -31,8 +30,8 @@ class _Collection:
         dtype: DTypeLike | None,
         invalid: str | Mapping[str, str],
     ) -> None:
-        self._tables = _tables(tables)
-        self._features = _features(features, self._tables)
+        self._tables = tables_of(tables)
+        self._features = features_of(features, self._tables)
         number, kind = _arguments.out_type(dtype, None)
         self._dtype = dtype
         # As the compiled code knows it; another package's type it does not.
@@ -41,15 +40,15 @@ class _Collection:
         )
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
-    def _compile(self, modes: _ByFeature, paddings: _ByFeature) -> None:
+    def _compile(self, modes: ByFeature, paddings: ByFeature) -> None:
         """What the loops take of it all, worked out once."""
         self._described = [
             Feature(
                 feature,
                 self._tables[name]._handle,
-                _option(_arguments.mode, "mode", modes, feature),
-                _option(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
-                _option(_arguments.skips_invalid, "invalid", self._invalid, feature),
+                checked(_arguments.mode, "mode", modes, feature),
+                checked(_arguments.padding_number, "padding_idx", paddings, feature, self._tables[name].num_embeddings),
+                checked(_arguments.skips_invalid, "invalid", self._invalid, feature),
             )
             for feature, name in self._features.items()
         ]
@@ -114,70 +113,6 @@ class _Collection:
 
 def _of_parts(kind: type[_Collection], tables: Any, features: Any, options: dict[str, Any]) -> _Collection:
     return kind(tables, features, **options)
-
-
-def _tables(value: Any) -> dict[str, QuantizedTable | FloatTable]:
-    if isinstance(value, Mapping):
-        given = dict(value)
-    elif isinstance(value, (list, tuple)):
-        given = {str(number): table for number, table in enumerate(value)}
-    else:
-        raise TypeError(f"tables must be a dict or a list of tables, got {_errors.kind_of(value)}")
-    tables: dict[str, Any] = {}
-    for name, table in given.items():
-        if not isinstance(name, str):
-            raise TypeError(f"tables must have strings as names, got {_errors.kind_of(name)}")
-        if isinstance(table, Table):
-            tables[name] = table
-        elif isinstance(table, np.ndarray) or hasattr(table, "__dlpack__"):
-            tables[name] = named(f"tables[{name!r}]", FloatTable, table)
-        else:
-            raise TypeError(f"tables[{name!r}] must be a table or an array of floats, got {_errors.kind_of(table)}")
-    if not tables:
-        raise ValueError("tables must hold a table, got none")
-    return tables
-
-
-def _features(value: Any, tables: Mapping[str, Any]) -> dict[str, str]:
-    if value is None:
-        return {name: name for name in tables}
-    if not isinstance(value, Mapping):
-        raise TypeError(f"features must be a dict of feature to table, got {_errors.kind_of(value)}")
-    features: dict[str, str] = {}
-    for feature, name in dict(value).items():
-        if not isinstance(feature, str):
-            raise TypeError(f"features must have strings as names, got {_errors.kind_of(feature)}")
-        if not isinstance(name, str) or name not in tables:
-            raise ValueError(f"features[{feature!r}] must be the name of a table, got {_errors.shown(name)}")
-        features[feature] = name
-    if not features:
-        raise ValueError("features must hold a feature, got none")
-    return features
-
-
-class _ByFeature(dict[str, Any]):
-    """An option for each feature, and whether the caller gave them one by one."""
-
-    is_each = False
-
-
-def by_feature(value: Any, name: str, features: Mapping[str, str], default: Any) -> _ByFeature:
-    """One value for all, or a dict; where it has none, the default."""
-    if not isinstance(value, Mapping):
-        return _ByFeature(dict.fromkeys(features, value))
-    given = dict(value)
-    for feature in given:
-        if feature not in features:
-            raise ValueError(f"{name} must name features of the collection, got {_errors.shown(feature)}")
-    options = _ByFeature({feature: given.get(feature, default) for feature in features})
-    options.is_each = True
-    return options
-
-
-def _option(check: Callable[..., Any], name: str, options: _ByFeature, feature: str, *arguments: Any) -> Any:
-    if not options.is_each:
-        return check(options[feature], *arguments)
-    return named(f"{name}[{feature!r}]", check, options[feature], *arguments)
 
 
 class EmbeddingBagCollection(_Collection):

@@ -84,15 +84,11 @@ cdef void look_up_chunks(const Lookup *lookups, const Place *bounds, Py_ssize_t 
     num_failed[0] = failures
 
 
-cdef bint look_up_shared(const Lookup *lookups, Place first, Place end, int num_threads) noexcept nogil:
-    """Bags of one lookup or of several, shared out among threads where that pays."""
+cdef bint look_up_in_parallel(const Lookup *lookups, Place first, Place end, Py_ssize_t num_bags, double work,
+                              int num_threads, bint is_forked) noexcept nogil:
     cdef Place bounds[MAX_CHUNKS + 1]
-    cdef Py_ssize_t num_chunks, num_bags = count_bags(lookups, first, end)
+    cdef Py_ssize_t num_chunks
     cdef int failures = 0
-    cdef double work = work_between(lookups, first, end)
-    cdef bint is_forked = parallel_is_forked()
-    if num_bags < 2 or work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
-        return look_up_between(lookups, first, end, num_bags == 1)
     if num_threads == 0:
         num_threads = parallel_max_threads()
     num_threads = parallel_enter(min(num_threads, MAX_CHUNKS // CHUNKS_A_THREAD))
@@ -111,3 +107,13 @@ cdef bint look_up_shared(const Lookup *lookups, Place first, Place end, int num_
             look_up_chunks(lookups, bounds, num_chunks, work, num_threads, &failures)
     parallel_leave()
     return failures == 0
+
+
+cdef bint look_up_shared(const Lookup *lookups, Place first, Place end, int num_threads) noexcept nogil:
+    """Bags of one lookup or of several, shared out among threads where that pays."""
+    cdef Py_ssize_t num_bags = count_bags(lookups, first, end)
+    cdef double work = work_between(lookups, first, end)
+    cdef bint is_forked = parallel_is_forked()
+    if num_bags < 2 or work < (MIN_FORKED_WORK if is_forked else MIN_PARALLEL_WORK):
+        return look_up_between(lookups, first, end, num_bags == 1)
+    return look_up_in_parallel(lookups, first, end, num_bags, work, num_threads, is_forked)
