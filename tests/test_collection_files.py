@@ -46,7 +46,7 @@ def collection(tables: dict[str, Any]) -> EmbeddingBagCollection:
         FEATURES,
         mode={"a": "mean", "b": "max", "ä": "sum"},
         dtype="float16",
-        padding_idx={"a": -1},
+        padding_idx={"a": np.int8(-1)},
         invalid={"b": "skip"},
     )
 

@@ -130,7 +130,9 @@ def test_a_module_is_a_collection_in_its_buffers_memory(bags, collection, rows):
 
 
 def test_options_by_feature_are_kept(rng):
-    collection = collection_of(rng, mode={"x": "max", "y": "sqrtn"}, invalid={"w": "skip"}, padding_idx={"z": 3})
+    collection = collection_of(
+        rng, mode={"x": "max", "y": "sqrtn"}, invalid={"w": "skip"}, padding_idx={"z": np.int64(3)}
+    )
     module = front.EmbeddingBagCollection(collection)
     indices, offsets = batch_of(rng)
     indices[offsets[3 * BATCH] :] += 29
