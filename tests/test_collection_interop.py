@@ -220,6 +220,20 @@ def test_bags_are_the_tensors_own_memory(rng):
             assert some.num_bags == 5
 
 
+def test_a_batch_takes_no_arguments_beside_it_but_out(rng):
+    collection = qembag.EmbeddingBagCollection({name: np.ones((NUM_ROWS, 4), np.float32) for name in ("f1", "f3")})
+    given = jagged_of(rng, weighted=True)
+    out = {name: np.empty((5, 4), np.float32) for name in ("f1", "f3")}
+    assert collection(given, out=out) is out
+    same_bits(np.concatenate(list(out.values()), axis=1), collection(given))
+    for options in ({"per_sample_weights": np.ones(3)}, {"offsets": [0, 1]}, {"lengths": [1]}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be None"):
+            collection(given, **options)
+    bad = KeyedJaggedTensor(["f3", "f1"], torch.tensor([1, 2, NUM_ROWS]), lengths=torch.tensor([1, 2]))
+    with pytest.raises(IndexError, match=rf"indices\['f1'\]\[2\] is {NUM_ROWS} "):
+        collection(bad)
+
+
 @pytest.mark.parametrize("kind", [qembag.EmbeddingBagCollection, qembag.EmbeddingCollection])
 def test_an_empty_batch_has_no_bags(kind):
     given = KeyedJaggedTensor(

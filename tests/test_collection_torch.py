@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import sys
+import threading
 import warnings
 import weakref
 from types import ModuleType
@@ -129,7 +130,9 @@ def test_a_module_is_a_collection_in_its_buffers_memory(bags, collection, rows):
 
 
 def test_options_by_feature_are_kept(rng):
-    collection = collection_of(rng, mode={"x": "max", "y": "sqrtn"}, invalid={"w": "skip"}, padding_idx={"z": 3})
+    collection = collection_of(
+        rng, mode={"x": "max", "y": "sqrtn"}, invalid={"w": "skip"}, padding_idx={"z": np.int64(3)}
+    )
     module = front.EmbeddingBagCollection(collection)
     indices, offsets = batch_of(rng)
     indices[offsets[3 * BATCH] :] += 29
@@ -512,6 +515,24 @@ def test_modules_of_shared_tables_do_not_take_each_other_s_collection(rng):
         assert [module(*arguments)[0, 4].item() for module in modules] == [2, 3]
 
 
+def test_threads_look_up_at_once(bags):
+    module, arguments = bags
+    expected, wrong = module(*arguments), []
+
+    def look_up():
+        for _ in range(100):
+            own = copy.deepcopy(module)  # collections are made and freed at once too
+            if not torch.equal(own(*arguments), expected) or not torch.equal(module(*arguments), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=look_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_a_module_is_in_shared_memory(bags):
     module, arguments = bags
     expected = module(*arguments)
@@ -544,6 +565,8 @@ def test_a_keyed_jagged_tensor_gives_a_keyed_tensor(bags, torchrec, rng, keys, w
     assert found.keys() == list(FEATURES)
     assert found.length_per_key() == list(DIMS.values())
     assert np.array_equal(found.values().numpy(), module.collection(given))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(given).values(), found.values())
     empty = torchrec.KeyedJaggedTensor(keys, indices[:0], lengths=torch.zeros(0).long(), stride=0)
     assert module(empty).values().shape == (0, 72)
     with pytest.raises(ValueError, match="per_sample_weights must be those of the KeyedJaggedTensor"):

@@ -229,7 +229,8 @@ class EmbeddingBagCollection(_Collection):
         Parameters
         ----------
         path : str or path
-            The file; see `load_tables`.
+            The file; see `load_tables`. If its tables need `bits` or `dims`, load them with that, and give them to the
+            class.
         features : dict of str to str, optional
             The table of each feature. If not given, the file's; one a table where it has none.
         mode, dtype, padding_idx, invalid

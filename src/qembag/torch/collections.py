@@ -36,7 +36,9 @@ class CollectionModule(torch.nn.Module):
         self.features, self.dims = given.features, given.dims
         self.names = list(given.tables)
         self.tables = torch.nn.ModuleList(LookupModule(table, None, None) for table in given.tables.values())
-        modes, padding = getattr(given, "modes", {}), getattr(given, "padding_idx", {})
+        modes: dict[str, str] = getattr(given, "modes", {})
+        # Integers of NumPy's are none for JSON.
+        padding = {name: int(row) for name, row in getattr(given, "padding_idx", {}).items() if row is not None}
         # What the operators take of each feature: its name, table, mode, padding index, and what it does with bad ones.
         self.plan = json.dumps(
             [
