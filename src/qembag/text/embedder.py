@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from ..table import QuantizedTable
 
-# Texts that are tokenized at a time. What tokenizers makes of a text takes some 30 times the text's memory. On an AMD
-# Zen 4, batches of 256 to 4096 texts of 80 tokens took the same time.
+# Texts that are tokenized at a time. On an AMD Zen 4, batches of 256 to 4096 texts of 80 tokens took the same time.
 BATCH_SIZE = 1024
 ONE_BAG = np.zeros(1, np.int64)
 ONE_BAG.flags.writeable = False
@@ -68,6 +67,8 @@ class TextEmbedder:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from qembag.text import TextEmbedder
     >>> from tokenizers import Tokenizer, models, pre_tokenizers  # doctest: +SKIP
     >>> tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "table": 2}, "[UNK]"))  # doctest: +SKIP
     >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # doctest: +SKIP
