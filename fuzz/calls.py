@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import scenes_of_collections
 import scenes_of_lookups
 import scenes_of_packing
 import scenes_of_tables
@@ -37,6 +38,7 @@ SCENES = (
     scenes_of_packing.shapes,
     scenes_of_tables.no_tables,
     *[scenes_of_tables.layouts] * 2,
+    *[scenes_of_collections.collections] * 2,
 )
 
 

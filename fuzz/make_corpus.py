@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-KINDS = 28  # as many as `calls.SCENES` has
+KINDS = 30  # as many as `calls.SCENES` has
 EACH = 6
 LONGEST = 400
 
