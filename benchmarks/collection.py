@@ -1,6 +1,6 @@
 """Many tables in one call: EmbeddingBagCollection beside FBGEMM's table-batched call and a loop over torch's operators.
 
-    python -m benchmarks.collection --write    # an hour and a half, 12 GB of memory; writes docs/
+    python -m benchmarks.collection --write    # an hour, 12 GB of memory; writes docs/
 
 Each library works in a process of its own; they take turns, on the same indices, and each call has other rows than the one
 before it. A start is fresh processes; a ratio has an interval over starts. All tables have the same values, and all answers
@@ -283,7 +283,8 @@ def main(arguments: list[str] | None = None) -> None:
         (options.save or RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     if options.write:
         draw(results["times"], PLOT)
-        quality.write(PAGE, BEGIN, lines)
+        heading = ["## What a call costs", "", f"![times as fast, by the number of tables]({PLOT.name})", ""]
+        quality.write(PAGE, BEGIN, heading + lines)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,6 @@ def main() -> None:
             gc.collect()
             made = name
             calls = {way: call for way, call in LIBRARIES[library](shape).items() if not only or way in only}
-            gc.freeze()
         gc.disable()
         set_threads(library, threads)
         answer = turn(calls, shape, batch, seed, seconds)
