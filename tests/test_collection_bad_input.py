@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qembag
+from support.arrays import an_array
 from support.layouts import ALL_MODES, LAYOUTS
 from support.many_tables import Batch, Many, batch_of, check, plain, table_of
 from support.rules import MAPPING
