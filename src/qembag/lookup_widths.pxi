@@ -24,9 +24,9 @@ cdef inline int max_width(const int form, const bint is_max, const int kind) noe
     bytes, and a second pass costs 5 to 8 % (weights, 256 elements, Zen 4)."""
     if has_few_widths(form, is_max, kind):
         return 4 if LANES_MAX_BLOCK < 8 else 8
-    if form & ELEMENT == 2 and is_torchs(form):
+    if form & ELEMENT == 2 and (is_torchs(form) or is_one_pair(form)):
         return 8
-    if is_max or is_grouped(form) or is_one_pair(form) or not is_plain(kind):
+    if is_max or is_grouped(form) or not is_plain(kind):
         return min(LANES_MAX_BLOCK, 8)
     return LANES_MAX_BLOCK
 
@@ -35,11 +35,9 @@ cdef inline bint is_width(int width, const int form, const bint is_max, const in
     """Whether there is a block so wide."""
     if has_few_widths(form, is_max, kind):
         return width == 1 or width == 2 or width == 4 or width == 8
-    if is_torchs(form):
+    if is_torchs(form) or is_one_pair(form) or form == FLOAT32_ROWS:
+        # Without one of 3 or 5, FBGEMM's rows of 48 and 80 elements took 1.2 times as long as in its own operator.
         return width <= 8 or width == 12 or width == 16
-    if (width == 3 or width == 5) and (form == FLOAT32_ROWS or form & ~QUADS == ONE_PAIR | 8):
-        # FBGEMM's rows, and floats: of 48 and 80 elements in two passes, its operator took 0.8 times our time.
-        return True
     return width == 1 or width == 2 or width == 4 or width == 6 or width == 8 or width == 12 or width == 16
 
 
