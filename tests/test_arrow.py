@@ -519,7 +519,12 @@ def test_other_vectors_are_refused():
 def test_lists_without_any_elements_are_empty_bags_whatever_type_they_were_given(table):
     """Producers that infer types give them the type null: pandas, pyarrow and polars of Python's lists."""
     expected = np.zeros((2, table.dim), np.float32)
-    for column in (pa.array([[], None]), pa.array([None, None]), pa.nulls(2), pa.array([[], []], pa.list_(pa.null(), 0))):
+    for column in (
+        pa.array([[], None]),
+        pa.array([None, None]),
+        pa.nulls(2),
+        pa.array([[], []], pa.list_(pa.null(), 0)),
+    ):
         same_bits(qembag.embedding_bag(table, column), expected)
     batch = pa.table({"a": [[1], [2]], "b": [[], None], "c": [None, None]})
     collection = qembag.EmbeddingBagCollection([table] * 3, {"a": "0", "b": "1", "c": "2"})
