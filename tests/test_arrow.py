@@ -369,7 +369,6 @@ def test_null_elements_that_no_list_has_are_not_looked_at():
         (pa.list_(pa.string()), "string"),
         (pa.list_(pa.float64()), "double"),
         (pa.list_(pa.bool_()), "bool"),
-        (pa.list_(pa.null()), "null"),
         (pa.list_(pa.list_(pa.int64())), "list"),
         (pa.large_list(pa.timestamp("us")), "timestamp"),
         (pa.list_(pa.struct({"a": pa.int64()})), "struct"),
@@ -516,24 +515,32 @@ def test_other_vectors_are_refused():
         arrow.to_arrow(TABLE.astype(ml_dtypes.bfloat16))
 
 
-def test_lists_without_any_elements_are_empty_bags_whatever_type_they_were_given(table):
+def test_lists_without_any_elements_are_empty_bags_whatever_type_they_were_given():
     """Producers that infer types give them the type null: pandas, pyarrow and polars of Python's lists."""
+<<<<<<< HEAD
     expected = np.zeros((2, table.dim), np.float32)
+=======
+    expected = np.zeros((2, DIM), np.float32)
+>>>>>>> 5e3b00564127c6a6821fd786ff7c50df7922f8c4
     for column in (
         pa.array([[], None]),
         pa.array([None, None]),
         pa.nulls(2),
         pa.array([[], []], pa.list_(pa.null(), 0)),
     ):
+<<<<<<< HEAD
         same_bits(qembag.embedding_bag(table, column), expected)
+=======
+        same_bits(qembag.embedding_bag(TABLE, column), expected)
+>>>>>>> 5e3b00564127c6a6821fd786ff7c50df7922f8c4
     batch = pa.table({"a": [[1], [2]], "b": [[], None], "c": [None, None]})
-    collection = qembag.EmbeddingBagCollection([table] * 3, {"a": "0", "b": "1", "c": "2"})
-    same_bits(collection(batch)[:, table.dim :], np.zeros((2, 2 * table.dim), np.float32))
+    collection = qembag.EmbeddingBagCollection([TABLE] * 3, {"a": "0", "b": "1", "c": "2"})
+    same_bits(collection(batch)[:, DIM:], np.zeros((2, 2 * DIM), np.float32))
     with pytest.raises(ValueError, match=r"^indices\[1\]\[0\] is null: must be an integer"):
-        qembag.embedding_bag(table, pa.array([[], [None]]))
+        qembag.embedding_bag(TABLE, pa.array([[], [None]]))
 
 
-def test_a_column_with_offsets_is_refused(table):
+def test_a_column_with_offsets_is_refused():
     for name, value in ("offsets", [0, 1]), ("lengths", [1]):
         with pytest.raises(ValueError, match=f"^{name} must be None for a column or a matrix, got list"):
-            qembag.embedding_bag(table, pa.array([[1], [2]]), **{name: value})
+            qembag.embedding_bag(TABLE, pa.array([[1], [2]]), **{name: value})

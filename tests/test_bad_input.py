@@ -18,7 +18,7 @@ import pytest
 import qembag
 from conftest import child_environment
 from qembag import ops
-from support.arrays import PLACES, Answers, place, same_bits
+from support.arrays import PLACES, Answers, an_array, place, same_bits
 from support.asking import (
     BAD_ROW,
     INDICES,
@@ -184,7 +184,7 @@ KINDS = ["?", "f4", "f8", "c8", "O", "U3", "S3", "M8[s]", "m8[s]", [("index", "i
 
 @pytest.mark.parametrize("wrong", [*[np.zeros(6, kind) for kind in KINDS], np.zeros(0)], ids=str)
 def test_arrays_that_are_not_integers_are_refused(ask: Ask, table: Table, wrong: np.ndarray) -> None:
-    text = f"must be an array of integers, got a {wrong.dtype} array of shape {wrong.shape}"
+    text = f"must be an array of integers, got {an_array(wrong)} of shape {wrong.shape}"
     refused(ask(wrong), TypeError, f"indices {text}")
     refused(ask(offsets=wrong), TypeError, f"offsets {text}")
     refused(SingleRows("embedding", table, wrong), TypeError, f"indices {text}")

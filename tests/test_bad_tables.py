@@ -11,7 +11,7 @@ import pytest
 import qembag
 import reference
 from qembag import ops
-from support.arrays import place, same_bits
+from support.arrays import an_array, place, same_bits
 from support.asking import BAD_ROW, DIM, INDICES, NUM_ROWS, OFFSETS, Ask, answered, raises, refused
 from support.lookups import Bags, SingleRows, Table
 from support.packing import Packing
@@ -60,7 +60,7 @@ def test_an_index_beyond_the_mapping_is_refused(ask: Ask) -> None:
 def test_mappings_of_another_type_or_shape_are_refused(ask: Ask) -> None:
     for kind in (np.int64, np.float64, np.uint32, np.int16):
         mapping = np.arange(10, dtype=kind)
-        message = f"{MAPPING} must be an array of int32, got a {mapping.dtype} array of shape (10,)"
+        message = f"{MAPPING} must be an array of int32, got {an_array(mapping)} of shape (10,)"
         refused(ask(mapping=mapping), TypeError, message)
     for shape in [(), (2, 5), (1, 1)]:
         message = f"{MAPPING} must have 1 dimension, got an int32 array of shape {shape}"

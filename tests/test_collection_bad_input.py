@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qembag
+from support.arrays import an_array
 from support.layouts import ALL_MODES, LAYOUTS
 from support.many_tables import Batch, Many, batch_of, check, plain, table_of
 from support.rules import MAPPING
@@ -350,7 +351,7 @@ def test_what_is_wrong_with_one_features_value_is_named_after_it(
 def test_arrays_of_no_integers_are_refused(many: Many, collection: Any, batch: Batch) -> None:
     indices, offsets = batch.flat()
     for wrong in (indices.astype(np.float64), indices.astype(bool), indices.astype(object), indices.astype("M8[s]")):
-        text = f"must be an array of integers, got a {wrong.dtype} array of shape"
+        text = f"must be an array of integers, got {an_array(wrong)} of shape"
         refused(
             TypeError,
             f"indices {re.escape(text)}",

@@ -167,7 +167,7 @@ def test_an_object_without_values_is_no_matrix(table):
 
 def test_a_matrix_has_no_offsets_and_is_no_array(table):
     for more in ({"offsets": [0]}, {"lengths": [6]}):
-        with pytest.raises(TypeError, match=r"^indices must be an array of integers, got Matrix$"):
+        with pytest.raises(ValueError, match=r"^(offsets|lengths) must be None for a column or a matrix, got list$"):
             qembag.embedding_bag(table, matrix(), **more)
     with pytest.raises(TypeError, match=r"^indices must be an array of integers, got Matrix$"):
         qembag.embedding(table, matrix())

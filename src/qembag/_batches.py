@@ -103,12 +103,17 @@ class Part(NamedTuple):
             name=self.name,
             has_bags=bags.offsets is not None or bags.indices.ndim == 2,
             feature=self.feature.name if self.name == "indices" else None,
-            offsets_name="offsets" if self.name == "indices" else f"offsets[{self.feature.name!r}]",
+            offsets_name=self._offsets_name(),
             is_column=self.is_column,
             first_bag=self.first_bag,
             first_offset=self.first_offset,
             first_index=self.first_index,
         )
+
+    def _offsets_name(self) -> str:
+        if self.is_column:
+            return f"{self.name}.{'offsets' if self.bags.weights is None else 'indptr'}"
+        return "offsets" if self.name == "indices" else f"offsets[{self.feature.name!r}]"
 
 
 class Batch(NamedTuple):

@@ -173,6 +173,11 @@ def addresses(array: np.ndarray) -> np.ndarray:
 # ---- How two are compared --------------------------------------------------------------------------------------------
 
 
+def an_array(array: np.ndarray) -> str:
+    """As an error begins to tell of it: "an int64 array"."""
+    return f"{'an' if array.dtype.name[0] in 'io' else 'a'} {array.dtype} array"
+
+
 def same_bits(ours: Any, theirs: Any) -> None:
     """Equal in every bit, but for the sign and payload of a NaN."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
