@@ -140,6 +140,7 @@ def look_up_parts(
     num_threads: int,
     check_first: bool,
 ) -> Literal[True] | Fault | None: ...
+def lie_apart_at_a_glance(outputs: list[NDArray[Any]], inputs: list[NDArray[Any]]) -> bool: ...
 def look_up_collection(
     handle: CollectionHandle,
     indices: object,
