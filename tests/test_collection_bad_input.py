@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qembag
+from conftest import UNDER_SANITIZER
 from support.arrays import an_array
 from support.layouts import ALL_MODES, LAYOUTS
 from support.many_tables import Batch, Many, batch_of, check, plain, table_of
@@ -705,6 +706,7 @@ def test_outputs_beyond_all_memory_are_errors() -> None:
             assert rows(dict.fromkeys(features, np.empty((number, 0), np.int8)))["f63"].shape == (number, 0, 1024)
 
 
+@pytest.mark.skipif(UNDER_SANITIZER, reason="a sanitizer marks all memory that is asked for")
 @pytest.mark.skipif(np.intp(0).itemsize < 8, reason="for addresses of 64 bits")
 def test_positions_beyond_int32_are_read_as_they_are(level: str, rng: np.random.Generator) -> None:
     """More than 2**31 indices, almost all in memory that is never touched."""
