@@ -146,9 +146,9 @@ WRONG = {
     "no array": ({"data": None}, TypeError, r"^indices\.data must be an array, got None$"),
     "column": ({"indices": [7, 2, 7, 20, 0, 0]}, IndexError, r"^indices\[2\]\[0\] is 20: out of range"),
     "negative": ({"indices": [7, -1, 7, 20, 0, 0]}, IndexError, r"^indices\[0\]\[1\] is -1: out of range"),
-    "falling ends": ({"indptr": [0, 3, 2, 5, 6]}, ValueError, r"^offsets\[2\] is 2: must not be below the offset before"),
-    "ends beyond": ({"indptr": [0, 3, 3, 5, 7]}, ValueError, r"^offsets\[4\] is 7: must be from 0 to 6"),
-    "negative ends": ({"indptr": [-1, 3, 3, 5, 6]}, ValueError, r"^offsets\[0\] is -1: must be from 0 to 6"),
+    "falling ends": ({"indptr": [0, 3, 2, 5, 6]}, ValueError, r"^indices\.indptr\[2\] is 2: must not be below the offset before"),
+    "ends beyond": ({"indptr": [0, 3, 3, 5, 7]}, ValueError, r"^indices\.indptr\[4\] is 7: must be from 0 to 6"),
+    "negative ends": ({"indptr": [-1, 3, 3, 5, 6]}, ValueError, r"^indices\.indptr\[0\] is -1: must be from 0 to 6"),
 }  # fmt: skip
 
 

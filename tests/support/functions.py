@@ -37,6 +37,7 @@ CODES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
 FOLDER = tempfile.TemporaryDirectory(prefix="qembag-functions-")
 atexit.register(FOLDER.cleanup)
 OPENED, SAVED = Path(FOLDER.name, "opened.safetensors"), Path(FOLDER.name, "saved.safetensors")
+COLLECTED = Path(FOLDER.name, "collected.safetensors")
 
 Call = tuple[Any, dict[str, Any]]
 
@@ -193,6 +194,8 @@ def of_collections() -> dict[str, Call]:
     kind = {"tables": collected(), "features": features, "dtype": np.float32, "invalid": {"b": "skip"}}
     options = {"mode": {"a": "mean"}, "padding_idx": {"c": -9}}
     bags, rows = qembag.EmbeddingBagCollection(**kind, **options), qembag.EmbeddingCollection(**kind)
+    bags.save(COLLECTED)
+    from_file = {name: value for name, value in kind.items() if name != "tables"} | {"names": None, "mmap": False}
     flat = {"indices": INDICES.copy(), "offsets": np.array([0, 1, 2, 2, 4, 5, 6]), "lengths": None, "num_threads": 1}
     pairs = {"indices": dict.fromkeys(features, (INDICES.copy(), np.array([0, 2, 6]))), "offsets": None}
     weights = dict.fromkeys(features, SAMPLE_WEIGHTS.copy())
@@ -211,6 +214,13 @@ def of_collections() -> dict[str, Call]:
             {**flat, **whole, **pairs, "per_sample_weights": weights, "out": outs},
         ),
         "EmbeddingBagCollection.split": (bags.split, {"output": np.zeros((2, 3 * DIM), np.float32)}),
+        "EmbeddingBagCollection.save": (bags.save, {"path": SAVED}),
+        "EmbeddingBagCollection.from_file": (
+            qembag.EmbeddingBagCollection.from_file,
+            {"path": COLLECTED, **from_file, **options},
+        ),
+        "EmbeddingCollection.save": (rows.save, {"path": SAVED}),
+        "EmbeddingCollection.from_file": (qembag.EmbeddingCollection.from_file, {"path": COLLECTED, **from_file}),
         "EmbeddingCollection.__call__": (rows.__call__, {**flat, "out": {name: out(2) for name in features}}),
     }
 

@@ -43,7 +43,8 @@ def open_collection(
             check_tables(saved, tables)
     if features is None and saved.features:
         features = {name: feature.table for name, feature in saved.features.items()}
-    return kind(tables, features, **_merged(options, saved, features or {name: name for name in tables}))
+    chosen = {name: name for name in tables} if features is None else features
+    return kind(tables, features, **_merged(options, saved, chosen))
 
 
 def _merged(options: Mapping[str, Any], saved: Saved, features: object) -> dict[str, Any]:
