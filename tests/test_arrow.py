@@ -532,6 +532,23 @@ def test_lists_without_any_elements_are_empty_bags_whatever_type_they_were_given
         qembag.embedding_bag(TABLE, pa.array([[], [None]]))
 
 
+def test_lists_without_any_elements_are_empty_bags_in_polars_too():
+    """Its arrays of the type null have a buffer, which Arrow's specification does not give them."""
+    pl = pytest.importorskip("polars")
+    for column in (pl.Series([[], []]), pl.Series([[], None]), pl.Series([None, None])):
+        same_bits(qembag.embedding_bag(TABLE, column), np.zeros((2, DIM), np.float32))
+    frame = pl.DataFrame({"a": [[1], [2]], "b": [[], None], "c": [None, None]})
+    collection = qembag.EmbeddingBagCollection([TABLE] * 3, {"a": "0", "b": "1", "c": "2"})
+    same_bits(collection(frame)[:, DIM:], np.zeros((2, 2 * DIM), np.float32))
+
+
+def test_a_table_without_chunks_is_a_batch_of_no_bags():
+    empty = pa.schema([("a", pa.list_(pa.int32()))]).empty_table()
+    for batch in (empty, pa.table({"a": pa.chunked_array([], pa.list_(pa.int64()))})):
+        assert qembag.EmbeddingBagCollection({"a": TABLE})(batch).shape == (0, DIM)
+        assert qembag.EmbeddingCollection({"a": TABLE})(batch)["a"].shape == (0, DIM)
+
+
 def test_a_column_with_offsets_is_refused():
     for name, value in ("offsets", [0, 1]), ("lengths", [1]):
         with pytest.raises(ValueError, match=f"^{name} must be None for a column or a matrix, got list"):

@@ -212,7 +212,7 @@ def test_wrong_arguments_are_refused(collection, path, arguments, error, words):
 
 
 def test_what_cannot_be_saved_is_refused(tables, path):
-    with pytest.raises(ValueError, match="features must have names that must be text without lone surrogates"):
+    with pytest.raises(ValueError, match="names of features must be text without lone surrogates"):
         EmbeddingCollection(tables, {"\ud800": "wide"}).save(path)
     with pytest.raises(ValueError, match="tables must have names other than"):
         EmbeddingCollection({"": tables["wide"]}).save(path)

@@ -233,6 +233,44 @@ def test_other_objects_are_refused(collection, rows):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda given, weights: given | {"y": (*given["y"], weights)}, ValueError, r"^indices\['y'\] .* a tuple of 3$"),
+        (lambda given, weights: given | {"y": given["y"][:1]}, ValueError, r"^indices\['y'\] .* got a tuple of 1$"),
+        (lambda given, weights: given | {"y": list(given["y"])}, TypeError, r"^indices\['y'\] must be .*, got list$"),
+        (lambda given, weights: given | {"y": None}, TypeError, r"^indices\['y'\] must be .*, got NoneType$"),
+        (lambda given, weights: given | {"y": (given["y"][0], None)}, TypeError, r"^indices\['y'\] .*, got NoneType$"),
+        (lambda given, weights: given["y"][0].numpy(), TypeError, r"^indices must be a tensor, .*, got an int64 array"),
+        (lambda given, weights: None, TypeError, r"^indices must be a tensor, .*, got NoneType$"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_by_name(bags, change, error, words):
+    """A tuple of three: weights that would be left out."""
+    module, (indices, offsets) = bags
+    given = by_feature(indices, offsets)
+    with pytest.raises(error, match=words):
+        module(change(given, torch.ones(len(indices))))
+    with pytest.raises(
+        TypeError, match=r"^per_sample_weights must be a dict by feature where indices are, got Tensor$"
+    ):
+        module(given, per_sample_weights=torch.ones(len(indices)))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "error", "words"),
+    [
+        (torch.tensor([0.0, 1.0]), TypeError, r"^offsets must be a tensor of integers, got one of torch.float32$"),
+        (torch.empty(0, dtype=torch.int64), ValueError, r"^offsets must have 1 dimension, a bag of each of 1 features"),
+    ],
+)
+def test_offsets_of_rows_that_are_none_are_refused(rng, offsets, error, words):
+    table = qembag.FloatTable(np.eye(4, dtype=np.float32))
+    module = front.EmbeddingCollection(qembag.EmbeddingCollection({"a": table}))
+    with pytest.raises(error, match=words):
+        module(torch.tensor([1, 2]), offsets)
+
+
 def test_gradients_of_weights_are_refused_and_not_lost(bags):
     module, arguments = bags
     weights = torch.rand(len(arguments[0]), requires_grad=True)

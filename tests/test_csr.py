@@ -125,6 +125,9 @@ WRONG = {
     "3-D": ({"shape": (1, 4, ROWS)}, ValueError, r"^indices must have 2 dimensions as a sparse matrix"),
     "no shape": ({"shape": 4}, ValueError, r"^indices must have 2 dimensions as a sparse matrix"),
     "shape of text": ({"shape": ("4", 4)}, TypeError, r"^indices\.shape\[0\] must be a whole number, got str '4'$"),
+    "negative shape": (
+        {"shape": (-1, ROWS), "indptr": np.empty(0, np.int32)}, ValueError, r"^indices\.shape\[0\] must not be negative, got -1$"
+    ),
     "huge shape": ({"shape": (2**70, 4)}, ValueError, r"^indices\.indptr must have one more entry than rows"),
     "short indptr": ({"indptr": ENDS[:-1]}, ValueError, r"^indices\.indptr must have one more entry than rows, 4 \+ 1, got 4$"),
     "long indptr": ({"indptr": np.append(ENDS, 6)}, ValueError, r"^indices\.indptr must have one more entry"),

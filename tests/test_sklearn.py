@@ -201,6 +201,12 @@ ROWS_OF_INDICES = {
 }
 
 
+def test_an_object_array_of_rows_that_happen_to_be_equally_long_is_bags(same_bits):
+    model = EmbeddingBagTransformer(TABLE, input="indices")
+    for bags in ([[3, 1], [0, 5]], [[3], [199]], [[3]]):
+        same_bits(model.transform(np.array(bags, dtype=object)), by_bags(bags))
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("kind", ROWS_OF_INDICES)
 def test_rows_of_indices_are_bags(kind, mode, same_bits):
@@ -219,13 +225,17 @@ def test_rows_of_a_2_d_array_are_bags_of_any_width(rng, same_bits):
 @pytest.mark.parametrize(
     ("X", "kind", "message"),
     [
-        ([[1.5, 2]], TypeError, r"^indices must be an array of integers, got a float64 array"),
-        (np.array([[1.0]]), TypeError, r"^indices must be an array of integers, got a float64 array"),
+        ([[1.5, 2]], TypeError, r"^X: indices must be an array of integers, got a float64 array"),
+        (np.array([[1.0]]), TypeError, r"^X: indices must be an array of integers, got a float64 array"),
         ([3, 4], TypeError, r"^X must have a sequence of indices for each sample, got int 3 at 0$"),
+        (None, TypeError, r"^X must be an array, a column or a sequence of bags of indices, got NoneType$"),
+        ({"a": [1]}, TypeError, r"^X must be an array, a column or a sequence of bags of indices, got dict$"),
+        ([{3: 1.0}], TypeError, r"^X must have a sequence of indices for each sample, got dict at 0$"),
+        ([[[1, 2]]], ValueError, r"^X must have a sequence of indices for each sample, got sequences of sequences$"),
         ([[1], None], TypeError, r"^X must have a sequence of indices for each sample, got NoneType at 1$"),
         (["12"], TypeError, r"^X must have a sequence of indices for each sample, got str '12' at 0$"),
-        ([["1", "2"]], TypeError, r"^indices must be an array of integers"),
-        ([[1], [ROWS]], IndexError, r"^indices\[1\] is 200 \(bag 1\): out of range"),
+        ([["1", "2"]], TypeError, r"^X: indices must be an array of integers"),
+        ([[1], [ROWS]], IndexError, r"^X: indices\[1\] is 200 \(bag 1\): out of range"),
         (scipy.sparse.eye(3, format="csr"), TypeError, r"^X must be indices with input='indices', got a sparse matrix"),
     ],
 )  # fmt: skip

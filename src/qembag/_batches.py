@@ -295,7 +295,7 @@ def _of_feature(feature: Feature, value: object, weights: object) -> list[Part]:
 
 def _batch_in(value: object, spot: str) -> list[Bags] | None:
     """Of a column or a matrix, or what has been found in one."""
-    if isinstance(value, list) and len(value) > 0 and isinstance(value[0], Bags):
+    if isinstance(value, list) and (len(value) == 0 or isinstance(value[0], Bags)):
         return value
     return bags_of(value, spot)
 

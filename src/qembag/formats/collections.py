@@ -58,7 +58,7 @@ def text_of(collection: EmbeddingBagCollection | EmbeddingCollection) -> str:
         number = _arguments.padding_number(padding.get(feature), tables[table].num_embeddings)
         features.append(
             {
-                "name": checked_text(feature, "features must have names that"),
+                "name": checked_text(feature, "names of features"),
                 "table": table,
                 "mode": modes.get(feature),
                 "padding_idx": None if number < 0 else number,

@@ -49,6 +49,8 @@ def unreadable(name: str, what: str, why: object) -> str:
 def check(array: Any, name: str) -> None:
     """Compare an array with its schema, and the lengths that it states with each other."""
     try:
+        if _holds_nothing(array):
+            return  # polars gives an array of Arrow's null type a buffer, which nanoarrow refuses
         array.view()
         _ = [child.length for child in _undictionaried(array).children]  # raises for what is released
     except RuntimeError as error:
@@ -58,6 +60,16 @@ def check(array: Any, name: str) -> None:
 def _undictionaried(either: Any) -> Any:
     """An array or a schema; of what is dictionary-encoded, that of the dictionary."""
     return either if either.dictionary is None else either.dictionary
+
+
+def _holds_nothing(array: Any) -> bool:
+    """A column of nulls alone, or of lists of them without an element: nothing is read but its length."""
+    if array.dictionary is not None or array.schema.format == NULLS:
+        return bool(array.dictionary is None)
+    if array.schema.format.startswith(FIXED) or array.n_children != 1:
+        return False
+    elements = array.child(0)
+    return bool(elements.dictionary is None and elements.schema.format == NULLS and elements.length == 0)
 
 
 def is_list(schema: Any, name: str) -> bool:
@@ -95,7 +107,7 @@ def type_of(schema: Any) -> str:
 def bags_of_lists(array: Any, start: int, stop: int, valid: Mask | None, name: str, first: int) -> Bags:
     """The lists `start` to `stop` of an array. `first` is the number of the first of them in its column, and `valid`
     says which of them the struct around them has."""
-    if _undictionaried(array).schema.format == NULLS:
+    if _holds_nothing(array) or _undictionaried(array).schema.format == NULLS:
         return Bags(np.empty(0, np.int64), np.zeros(stop - start + 1, np.int64))
     valid = _both(valid, valid_of(array, start, stop))
     if array.dictionary is not None:

@@ -56,6 +56,8 @@ def bags_of(matrix: Any, name: str) -> list[Bags]:
             f"reshape(1, -1).tocsr() makes it one bag"
         )
     rows = _arguments.whole_number(shape[0], f"{name}.shape[0]")
+    if rows < 0:
+        raise ValueError(f"{name}.shape[0] must not be negative, got {rows}")
     columns = _flat(matrix, "indices", name, _arguments.integers)
     ends = _flat(matrix, "indptr", name, _arguments.integers)
     values = _real(_flat(matrix, "data", name, _arguments.as_array), f"{name}.data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -124,18 +125,35 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """
         if self._takes_features():
             return self._look_up(self._matrix(X, reset=False))
+        try:
+            return self._look_up_rows(X)
+        except (TypeError, ValueError, IndexError) as error:
+            if not str(error).startswith(("indices", "lengths")):
+                raise  # of a parameter
+            # A lookup names its own argument, and counts the indices of all samples.
+            raise type(error)(f"X: {error}") from error
+
+    def _look_up_rows(self, X: Any) -> NDArray[Any]:
+        """The bags of indices, in whatever they come."""
         if scipy.sparse.issparse(X):
             raise TypeError("X must be indices with input='indices', got a sparse matrix: use input='features'")
-        if len(getattr(X, "shape", ())) == 2:
+        shape = getattr(X, "shape", ())
+        if isinstance(shape, tuple) and len(shape) == 2:
             X = np.asarray(X)
-            if X.dtype != object or X.shape[1] != 1:
+            if X.dtype != object:
                 return self._look_up(X)
-            X = X[:, 0]  # a data frame of one column of lists
+            if X.shape[1] == 1 and _is_bag(X[0, 0] if len(X) else None):
+                X = X[:, 0]  # a data frame of one column of lists
         elif _batches.is_arrow(X) and getattr(X, "dtype", None) != np.dtype(object):
             return self._look_up(X)
+        elif isinstance(X, (str, bytes, Mapping)) or not hasattr(X, "__iter__"):
+            raise TypeError(f"X must be an array, a column or a sequence of bags of indices, got {_errors.kind_of(X)}")
         rows = [_row(row, number) for number, row in enumerate(X)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        return self._look_up(list(itertools.chain.from_iterable(rows)), lengths=lengths)
+        indices = list(itertools.chain.from_iterable(rows))
+        if np.ndim(indices[0] if indices else 0):
+            raise ValueError("X must have a sequence of indices for each sample, got sequences of sequences")
+        return self._look_up(indices, lengths=lengths)
 
     def _takes_features(self) -> bool:
         if self.input not in ("features", "indices"):
@@ -194,6 +212,10 @@ class EmbeddingBagTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
 def _row(row: Any, number: int) -> Any:
     """A sample's indices. Raises TypeError if it is no sequence."""
-    if isinstance(row, (str, bytes)) or not hasattr(row, "__len__") or not hasattr(row, "__iter__"):
+    if not _is_bag(row):
         raise TypeError(f"X must have a sequence of indices for each sample, got {_errors.kind_of(row)} at {number}")
     return row
+
+
+def _is_bag(row: Any) -> bool:
+    return hasattr(row, "__len__") and hasattr(row, "__iter__") and not isinstance(row, (str, bytes, Mapping))

@@ -133,6 +133,25 @@ def _listed(weights: Tensor | None) -> list[Tensor | None]:
     return listed
 
 
+def _check_tensor(value: Any, name: str, what: str = "a tensor") -> None:
+    """Also what torch's tracers have in the place of a tensor. The dispatcher's own error does not say which it is."""
+    if not hasattr(value, "__torch_function__"):
+        raise TypeError(f"{name} must be {what}, got {kind_of(value)}")
+
+
+def _bags_in(value: Any, feature: str) -> tuple[Any, Any]:
+    """The indices and the offsets, if any, that a dict has for a feature."""
+    name = f"indices[{feature!r}]"
+    if not isinstance(value, tuple):
+        _check_tensor(value, name, "a tensor, or a tuple (indices, offsets)")
+        return value, None
+    if len(value) != 2:
+        raise ValueError(f"{name} must be a tensor, or a tuple (indices, offsets), got a tuple of {len(value)}")
+    for part in value:
+        _check_tensor(part, name, "a tensor, or a tuple (indices, offsets) of tensors")
+    return value
+
+
 class EmbeddingBagCollection(CollectionModule):
     """A `qembag.EmbeddingBagCollection` as a module: bags of many tables, in one call. For inference.
 
@@ -253,6 +272,7 @@ class EmbeddingBagCollection(CollectionModule):
         """Of indices by feature; of what torch's tracers have for tensors."""
         is_jagged = not isinstance(indices, Mapping) and has_class(indices, "torchrec", "KeyedJaggedTensor")
         if not is_jagged and not isinstance(indices, Mapping):
+            _check_tensor(indices, "indices", "a tensor, a dict by feature or a KeyedJaggedTensor")
             return self._called([indices], [offsets], _listed(per_sample_weights), None, 0)
         if offsets is not None:
             raise ValueError("offsets must be given with the indices of each feature, got them apart")
@@ -260,11 +280,16 @@ class EmbeddingBagCollection(CollectionModule):
             if per_sample_weights is not None:
                 raise ValueError("per_sample_weights must be those of the KeyedJaggedTensor, got others")
             return self._of_jagged(indices)
-        parts = [part if isinstance(part, tuple) else (part, None) for part in self._by_feature(indices, "indices")]
+        given = self._by_feature(indices, "indices")
+        parts = [_bags_in(value, feature) for feature, value in zip(self.features, given, strict=True)]
         weights: list[Tensor | None] = []
         if per_sample_weights is not None:
-            given = dict.fromkeys(indices) | dict(per_sample_weights)
-            weights = self._by_feature(given, "per_sample_weights")
+            if not isinstance(per_sample_weights, Mapping):
+                raise TypeError(
+                    f"per_sample_weights must be a dict by feature where indices are, got {kind_of(per_sample_weights)}"
+                )
+            by_feature = dict.fromkeys(indices) | dict(per_sample_weights)
+            weights = self._by_feature(by_feature, "per_sample_weights")
         return self._called([part[0] for part in parts], [part[1] for part in parts], weights, None, 0)
 
     def _of_jagged(self, jagged: Any) -> Any:
@@ -361,7 +386,7 @@ class EmbeddingCollection(CollectionModule):
             return self._called([indices[feature] for feature in self.features])
         else:
             if isinstance(indices, Mapping) and offsets is None:
-                return self._called(self._by_feature(indices, "indices"))
+                return self._called(self._tensors_in(indices))
             return self._of_others(indices, offsets)
 
     def _called(self, indices: list[Tensor]) -> dict[str, Tensor]:
@@ -388,11 +413,20 @@ class EmbeddingCollection(CollectionModule):
             )
         return self._called(self._taken_apart(indices, offsets))
 
+    def _tensors_in(self, given: Any) -> list[Tensor]:
+        """What a dict has for each feature. Not a part of `forward`, since scripts know no such texts."""
+        tensors = self._by_feature(given, "indices")
+        for feature, value in zip(self.features, tensors, strict=True):
+            _check_tensor(value, f"indices[{feature!r}]")
+        return tensors
+
     def _taken_apart(self, indices: Tensor, offsets: Tensor) -> list[Tensor]:
         """The indices of each feature: views."""
+        if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool:
+            raise TypeError(f"offsets must be a tensor of integers, got one of {offsets.dtype}")
         count = len(self.features)
         batch, rest = divmod(len(offsets) - 1, count) if offsets.dim() == 1 else (0, 1)
-        if rest or indices.dim() != 1:
+        if rest or batch < 0 or indices.dim() != 1:
             raise ValueError(
                 f"offsets must have 1 dimension, a bag of each of {count} features and an end, beside 1-D indices, got "
                 f"shapes {tuple(offsets.shape)} and {tuple(indices.shape)}"
