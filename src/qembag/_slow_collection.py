@@ -138,10 +138,11 @@ def targets_of(
     for name in given:
         if name not in shapes:
             raise ValueError(f"out must hold features of the collection only, got {_errors.shown(name)}")
-    arrays: dict[str, Any] = {}
+    arrays, dtypes = {}, {}
     for name in shapes:
-        arrays[name], own_dtype = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
-    out_type = _arguments.out_type(own_dtype, arrays[name])
+        arrays[name], dtypes[name] = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
+    first = next(iter(shapes))  # whose type all others must have
+    out_type = _arguments.out_type(dtypes[first], arrays[first])
     targets: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
         target = _batches.named(f"out[{name!r}]", _arguments.output, arrays[name], shape, out_type.dtype, inputs)

@@ -406,7 +406,7 @@ class EmbeddingBagCollection(_Collection):
         if result is None and _batches.is_jagged(indices):
             indices, per_sample_weights = _batches.arrays_of_jagged(self._features, indices, per_sample_weights)
             result = _handle.look_up_collection(
-                self._handle, indices, offsets, lengths, per_sample_weights, out, self._dtype, num_threads
+                self._handle, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
         if result is None or type(result) is tuple:
             result = _slow_collection.look_up_bags(
