@@ -790,3 +790,13 @@ def test_bad_input_of_rows_is_refused(rng: np.random.Generator) -> None:
         with pytest.raises((TypeError, ValueError), match=r"^out"):
             collection(indices, offsets, out=wrong)
     assert all((out == 7).all() for out in outs.values())
+
+
+def test_an_output_of_another_type_than_the_first_is_the_one_that_is_named() -> None:
+    many = plain(3)
+    batch = batch_of(np.random.default_rng(5), many, NUM_BAGS)
+    outs = {feature: np.full((NUM_BAGS, dim), 7, np.float32) for feature, dim in many.dims.items()}
+    outs["f2"] = outs["f2"].astype(np.float16)
+    with pytest.raises(ValueError, match=r"^out\['f2'\]: out must be a float32 array .* got a float16 array"):
+        many.make()(*batch.flat(), out=outs)
+    assert all((out == 7).all() for out in outs.values())

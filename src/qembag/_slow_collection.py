@@ -139,11 +139,11 @@ def targets_of(
         if name not in shapes:
             raise ValueError(f"out must hold features of the collection only, got {_errors.shown(name)}")
     arrays: dict[str, Any] = {}
-    dtypes: list[object] = []
+    dtypes: dict[str, object] = {}
     for name in shapes:
-        arrays[name], own_dtype = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
-        dtypes.append(own_dtype)
-    out_type = _arguments.out_type(dtypes[0], next(iter(arrays.values())))
+        arrays[name], dtypes[name] = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
+    first = next(iter(shapes))  # whose type all others must have
+    out_type = _arguments.out_type(dtypes[first], arrays[first])
     targets: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
         targets[name] = _batches.named(f"out[{name!r}]", _arguments.output, arrays[name], shape, out_type.dtype, ())

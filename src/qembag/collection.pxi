@@ -352,6 +352,94 @@ def look_up_collection(CollectionHandle handle not None, indices, offsets, lengt
     return run(lookups.each, lookups.count, out is not None, threads, result) if is_taken else None
 
 
+cdef bint take_rows_of_each(Lookups lookups, CollectionHandle handle, list values) except -1:
+    """Each index a row of its own, from an array for each feature."""
+    cdef Py_ssize_t number
+    cdef Lookup *lookup
+    for number in range(handle.num_features):
+        lookup = &lookups.each[number]
+        lookup[0] = handle.features[number]
+        if not take_indices(lookup, values[number]) or cnp.PyArray_NDIM(<cnp.ndarray> values[number]) > 31:
+            return False
+        take_single_rows(lookup)
+        lookups.held.append(values[number])
+    return True
+
+
+cdef bint take_all_rows(Lookups lookups, CollectionHandle handle, object indices, object offsets) except -1:
+    """The same from arrays of all features. All offsets are checked here: rows need those of features alone."""
+    cdef Lookup whole
+    cdef Lookup *lookup
+    cdef Py_ssize_t number, bag, batch
+    cdef int64_t start, stop
+    memset(&whole, 0, sizeof(whole))
+    if not take_indices(&whole, indices) or cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1 or offsets is None:
+        return False
+    if not take_bags(&whole, indices, offsets, True) or whole.num_bags % handle.num_features != 0:
+        return False
+    batch = whole.num_bags // handle.num_features
+    stop = read_offset(&whole, 0)
+    if not 0 <= stop <= whole.num_indices:
+        return False
+    for number in range(handle.num_features):
+        lookup = &lookups.each[number]
+        lookup[0] = handle.features[number]
+        start = stop
+        lookup.indices = whole.indices + start * whole.index_size
+        lookup.index_size = whole.index_size
+        for bag in range(number * batch + 1, (number + 1) * batch + 1):
+            lookup.num_indices = <Py_ssize_t> stop
+            stop = read_offset(&whole, bag)
+            if not lookup.num_indices <= stop <= whole.num_indices:
+                return False
+        lookup.num_indices = <Py_ssize_t> (stop - start)
+        take_single_rows(lookup)
+    lookups.held += (indices, offsets)
+    return True
+
+
+def look_up_collection_rows(CollectionHandle handle not None, indices, offsets, lengths, out, dtype, num_threads):
+    """Single rows of all features: a dict of arrays; or what is wrong, as `run` tells it; or None where an argument is
+    not recognized."""
+    cdef int threads = threads_of(num_threads), out_type
+    cdef Lookups lookups
+    cdef Py_ssize_t number
+    cdef list values = None, arrays = None
+    cdef dict result = {}
+    if type(indices) is dict:
+        values = values_of(handle, <dict> indices, True)
+        if values is None or offsets is not None or lengths is not None:
+            return None
+    if out is not None:
+        arrays = values_of(handle, <dict> out, True) if type(out) is dict else None
+        if arrays is None:
+            return None
+    out_type = out_type_of(dtype, None if arrays is None else arrays[0])
+    if threads < 0 or out_type < 0:
+        return None
+    lookups = Lookups.__new__(Lookups, handle.num_features)
+    if lengths is not None:
+        ends = None if offsets is not None else offsets_of_lengths(lengths, indices, handle.num_features)
+        lookups.held.append(lengths)
+    else:
+        ends = offsets
+    if not (take_all_rows(lookups, handle, indices, ends) if values is None
+            else take_rows_of_each(lookups, handle, values)):
+        return None
+    if arrays is not None:
+        if values is not None:
+            for value in values:
+                if cnp.PyArray_NDIM(<cnp.ndarray> value) != 1:
+                    return None
+        if not take_output_of_each(lookups, handle, arrays, <OutType> out_type):
+            return None
+        return run(lookups.each, lookups.count, True, threads, out)
+    for number in range(handle.num_features):
+        result[handle.names[number]] = new_output(
+            &lookups.each[number], None if values is None else values[number], <OutType> out_type)
+    return run(lookups.each, lookups.count, False, threads, result)
+
+
 def look_up_parts(list parts not None, int out_type, int num_threads, bint check_first):
     """Bags, or single rows where 1-D indices have no offsets, of any tables, in one call. Each part is (handle, mode,
     padding_idx, skips_invalid, indices, offsets with the last bag's end, weights, output); `_slow_collection` has
