@@ -78,7 +78,8 @@ cdef class Lookups:
     cdef list held
 
     def __cinit__(self, Py_ssize_t count):
-        self.each = <Lookup *> malloc(max(count, 1) * (sizeof(Lookup) + sizeof(OutputSpan)))
+        cdef size_t size = sizeof(Lookup) + sizeof(OutputSpan)
+        self.each = <Lookup *> malloc(max(count, 1) * size) if <size_t> count <= SIZE_MAX // size else NULL
         if self.each == NULL:
             raise MemoryError
         self.spans = <OutputSpan *> &self.each[count]

@@ -185,7 +185,8 @@ cdef int run_pieces(const Lookup *lookups, Py_ssize_t num_lookups, bint check_fi
         started = loops.clock()
     while True:
         end = last if signals == NULL else end_of_piece(lookups, first, last, work)
-        if not loops.look_up(lookups, first, end, num_threads):
+        # A handler may have raised where the loops do not stop for it.
+        if not loops.look_up(lookups, first, end, num_threads) or (signals != NULL and signals.has_raised):
             break
         if count_bags(lookups, end, last) == 0:
             return 1
