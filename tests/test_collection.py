@@ -237,6 +237,19 @@ def test_a_jagged_batch_is_looked_up_by_its_keys(weighted: bool, rng: np.random.
         collection(Jagged(batch, ["f0", "f1", "f2"], weighted))
 
 
+@pytest.mark.parametrize("kind", ["float16", np.dtype(np.float32), "bfloat16"])
+def test_a_jagged_batch_is_recognized_whatever_the_outputs_type_is_called(
+    kind: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = plain(4)
+    many.dtype = kind
+    batch = batch_of(rng, many, 5)
+    collection = many.make()
+    monkeypatch.delattr("qembag._slow_collection.look_up_bags")
+    ours = collection(Jagged(batch, list(many.features), weighted=False))
+    assert ours.tobytes() == collection(*batch.flat()).tobytes()
+
+
 # ---- Options by feature ----------------------------------------------------------------------------------------------
 
 

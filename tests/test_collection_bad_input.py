@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qembag
+from conftest import UNDER_SANITIZER
 from support.arrays import an_array
 from support.layouts import ALL_MODES, LAYOUTS
 from support.many_tables import Batch, Many, batch_of, check, plain, table_of
@@ -705,6 +706,7 @@ def test_outputs_beyond_all_memory_are_errors() -> None:
             assert rows(dict.fromkeys(features, np.empty((number, 0), np.int8)))["f63"].shape == (number, 0, 1024)
 
 
+@pytest.mark.skipif(UNDER_SANITIZER, reason="a sanitizer marks all memory that is asked for")
 @pytest.mark.skipif(np.intp(0).itemsize < 8, reason="for addresses of 64 bits")
 def test_positions_beyond_int32_are_read_as_they_are(level: str, rng: np.random.Generator) -> None:
     """More than 2**31 indices, almost all in memory that is never touched."""
@@ -787,4 +789,14 @@ def test_bad_input_of_rows_is_refused(rng: np.random.Generator) -> None:
     ):
         with pytest.raises((TypeError, ValueError), match=r"^out"):
             collection(indices, offsets, out=wrong)
+    assert all((out == 7).all() for out in outs.values())
+
+
+def test_an_output_of_another_type_than_the_first_is_the_one_that_is_named() -> None:
+    many = plain(3)
+    batch = batch_of(np.random.default_rng(5), many, NUM_BAGS)
+    outs = {feature: np.full((NUM_BAGS, dim), 7, np.float32) for feature, dim in many.dims.items()}
+    outs["f2"] = outs["f2"].astype(np.float16)
+    with pytest.raises(ValueError, match=r"^out\['f2'\]: out must be a float32 array .* got a float16 array"):
+        many.make()(*batch.flat(), out=outs)
     assert all((out == 7).all() for out in outs.values())

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from conftest import child_environment
+from qembag import _errors
 
 RACE = """
 import sys, threading, time
@@ -161,3 +163,12 @@ def test_a_thread_that_spoils_the_arrays_of_a_lookup_makes_errors_and_never_a_cr
     )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
+def test_a_fault_that_is_gone_again_is_told_where_there_are_no_indices(shape: tuple[int, ...]) -> None:
+    indices = np.zeros(shape, np.int64)
+    asked = _errors.Asked(10, 10, indices, None, num_indices=0, name="indices['a']", feature=None)
+    error = _errors.of_fault(("changed", 0, 0, 0, 0, 0), asked)
+    assert type(error) is RuntimeError
+    assert str(error).startswith("indices['a'], offsets or compressed_indices_mapping changed while")

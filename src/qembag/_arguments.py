@@ -10,6 +10,7 @@ import contextvars
 import math
 import operator
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ except ImportError:  # NumPy 1.24
     from numpy import TooHardError  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # Arrays that an output must share no memory with, as errors name them.
-Inputs: TypeAlias = "Iterable[tuple[str, Array | None]]"
+Inputs: TypeAlias = Iterable[tuple[str, Array | None]]
 
 BITS = (8, 4, 2)
 MODES = {"sum": 0, "mean": 1, "max": 2, "average": 3, "sqrtn": 4}

@@ -113,6 +113,10 @@ def of_fault(fault: Fault, asked: Asked) -> Exception:
     feature = "" if asked.feature is None else f"feature {asked.feature!r}"
     if where == "offsets":
         return _of_offset(position, value, asked, feature)
+    if where == "changed":
+        # The fault is gone again: no position is known, and there may be no index at all.
+        changed = f"{asked.name}, offsets or compressed_indices_mapping changed"
+        return RuntimeError(f"{changed} while they were being looked up")
     spot = _spot(index_position, bag, asked)
     in_bag = f"bag {asked.first_bag + bag}" if asked.has_bags and not asked.is_column else ""
     if where == "indices":
@@ -121,10 +125,8 @@ def of_fault(fault: Fault, asked: Asked) -> Exception:
         pruned = asked.num_embeddings != asked.num_rows
         holder = f"pruned table of {asked.num_embeddings} rows" if pruned else f"table of {asked.num_rows} rows"
         return IndexError(f"{spot} is {value}{_in_brackets(feature, in_bag)}: out of range for a {holder}")
-    if where == "compressed_indices_mapping":
-        source = _in_brackets("" if spot == asked.name else spot, feature, in_bag)
-        return IndexError(bad_mapping(position, value, asked.num_rows, source))
-    return RuntimeError(f"{asked.name}, offsets or compressed_indices_mapping changed while they were being looked up")
+    source = _in_brackets("" if spot == asked.name else spot, feature, in_bag)
+    return IndexError(bad_mapping(position, value, asked.num_rows, source))
 
 
 def _of_offset(position: int, value: int, asked: Asked, feature: str) -> ValueError:

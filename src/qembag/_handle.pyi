@@ -140,6 +140,16 @@ def look_up_parts(
     num_threads: int,
     check_first: bool,
 ) -> Literal[True] | Fault | None: ...
+def look_up_collection_rows(
+    handle: CollectionHandle,
+    indices: object,
+    offsets: object,
+    lengths: object,
+    out: object,
+    dtype: object,
+    num_threads: object,
+) -> Any: ...
+def lie_apart_at_a_glance(outputs: list[NDArray[Any]], inputs: list[NDArray[Any]]) -> bool: ...
 def look_up_collection(
     handle: CollectionHandle,
     indices: object,

@@ -126,7 +126,7 @@ def spread(result: NDArray[Any], part: Part) -> NDArray[Any]:
 
 
 def targets_of(
-    shapes: Mapping[str, tuple[int, ...]], out: Mapping[Any, Any], dtype: object, inputs: _arguments.Inputs
+    shapes: Mapping[str, tuple[int, ...]], out: Mapping[Any, Any], dtype: object, inputs: list[tuple[str, NDArray[Any]]]
 ) -> tuple[dict[str, NDArray[Any]], _arguments.OutType]:
     """The caller's arrays, one a feature, as views of our own; all of one type."""
     given = dict(out)
@@ -139,15 +139,19 @@ def targets_of(
         if name not in shapes:
             raise ValueError(f"out must hold features of the collection only, got {_errors.shown(name)}")
     arrays: dict[str, Any] = {}
+    dtypes: dict[str, object] = {}
     for name in shapes:
-        arrays[name], own_dtype = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
-    out_type = _arguments.out_type(own_dtype, arrays[name])
+        arrays[name], dtypes[name] = _batches.named(f"out[{name!r}]", _arguments.output_array, given[name], dtype)
+    first = next(iter(shapes))  # whose type all others must have
+    out_type = _arguments.out_type(dtypes[first], arrays[first])
     targets: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
-        target = _batches.named(f"out[{name!r}]", _arguments.output, arrays[name], shape, out_type.dtype, inputs)
-        others = [(f"out[{other!r}]", targets[other]) for other in targets]
-        _batches.named(f"out[{name!r}]", _arguments.check_apart, target, others)
-        targets[name] = target
+        targets[name] = _batches.named(f"out[{name!r}]", _arguments.output, arrays[name], shape, out_type.dtype, ())
+    if not _handle.lie_apart_at_a_glance(list(targets.values()), [array for _, array in inputs]):
+        earlier: list[tuple[str, NDArray[Any]]] = []
+        for name, target in targets.items():
+            _batches.named(f"out[{name!r}]", _arguments.check_apart, target, [*inputs, *earlier])
+            earlier.append((f"out[{name!r}]", target))
     return targets, out_type
 
 

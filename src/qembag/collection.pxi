@@ -59,6 +59,15 @@ cdef struct OutputSpan:
     size_t width        # bytes of a row
 
 
+# Arrays to write to.
+cdef struct Outputs:
+    OutputSpan *each
+    Py_ssize_t count
+    Py_ssize_t stride   # from row to row, if all have the same and more than one row; else 0
+    bint are_apart      # each behind the one before it, in the order of their addresses
+    Span hull
+
+
 cdef class Lookups:
     """The lookups of one call, and what they read and write, which is held until it ends: a caller's dict may lose an
     array meanwhile."""
@@ -128,38 +137,40 @@ cdef bint take_bags_of_one(Lookup *lookup, object indices, object offsets, objec
     return True
 
 
-cdef bint take_each_feature(Lookups lookups, CollectionHandle handle, dict given, object weights,
+cdef list values_of(CollectionHandle handle, dict given, bint is_whole):
+    """What a caller's dict has for each feature, None where it has nothing; None where it has other keys, or `is_whole`
+    and a feature is missing. Another thread may change the dict meanwhile, and a key's `__eq__` may do anything: all is
+    taken before an address is."""
+    cdef dict own = given.copy()
+    cdef list values = []
+    cdef Py_ssize_t found = 0
+    for name in handle.names:
+        if name in own:
+            found += 1
+            values.append(own[name])
+        else:
+            values.append(None)
+    return values if found == len(own) and (not is_whole or found == handle.num_features) else None
+
+
+cdef bint take_each_feature(Lookups lookups, CollectionHandle handle, list values, list weights,
                             Py_ssize_t *batch) except -1:
     """From a dict by feature."""
     cdef Py_ssize_t number
-    cdef object value, offsets, own = None
-    cdef dict all_weights = None
-    if weights is not None:
-        if type(weights) is not dict:
-            return False
-        all_weights = <dict> weights
-    if len(given) != handle.num_features:
-        return False
+    cdef object value, offsets
     for number in range(handle.num_features):
-        name = handle.names[number]
-        value = given.get(name)
-        offsets = None
+        value, offsets = values[number], None
         if type(value) is tuple and len(<tuple> value) == 2:
             value, offsets = (<tuple> value)[0], (<tuple> value)[1]
             if offsets is None:
                 return False
-        if all_weights is not None:
-            own = all_weights.get(name)
         lookups.each[number] = handle.features[number]
-        if not take_bags_of_one(&lookups.each[number], value, offsets, own, lookups.held):
+        if not take_bags_of_one(&lookups.each[number], value, offsets, None if weights is None else weights[number],
+                                lookups.held):
             return False
         if number > 0 and lookups.each[number].num_bags != batch[0]:
             return False
         batch[0] = lookups.each[number].num_bags
-    if all_weights is not None:
-        for name in all_weights:
-            if name not in given:
-                return False
     return True
 
 
@@ -204,47 +215,96 @@ cdef int compare_outputs(const void *a, const void *b) noexcept nogil:
     return (low > other) - (low < other)
 
 
-cdef bint lie_apart_from_each_other(OutputSpan *outputs, Py_ssize_t count, Py_ssize_t stride) noexcept nogil:
-    """Outputs that follow each other in memory; or columns of one array, whose rows are `stride` apart, if it is above
-    0."""
+cdef void take_span(Outputs *outputs, Py_ssize_t number, object array, size_t width, Py_ssize_t stride) noexcept:
+    cdef OutputSpan *output = &outputs.each[number]
+    output.span = span_of(array)
+    output.width = width
+    if number == 0:
+        outputs.hull = output.span
+        outputs.stride = stride
+    outputs.hull.low = min(outputs.hull.low, output.span.low)
+    outputs.hull.high = max(outputs.hull.high, output.span.high)
+    if stride != outputs.stride:
+        outputs.stride = 0
+
+
+cdef bint lie_apart_from_each_other(Outputs *outputs) noexcept nogil:
+    """At a glance: one behind the other in memory, or columns of one array."""
     cdef Py_ssize_t number
-    cdef bint are_apart = True, are_columns = stride > 0
-    qsort(outputs, count, sizeof(OutputSpan), compare_outputs)
-    for number in range(count):
+    cdef bint are_columns = outputs.stride > 0
+    cdef OutputSpan *output
+    qsort(outputs.each, outputs.count, sizeof(OutputSpan), compare_outputs)
+    outputs.are_apart = True
+    for number in range(outputs.count):
+        output = &outputs.each[number]
         if number > 0:
-            are_apart = are_apart and outputs[number].span.low >= outputs[number - 1].span.high
-            are_columns = are_columns and outputs[number].span.low >= (outputs[number - 1].span.low
-                                                                       + outputs[number - 1].width)
-        are_columns = are_columns and (outputs[number].span.low - outputs[0].span.low + outputs[number].width
-                                       <= <size_t> stride)
-    return are_apart or are_columns
+            outputs.are_apart = outputs.are_apart and output.span.low >= (output - 1).span.high
+            are_columns = are_columns and output.span.low >= (output - 1).span.low + (output - 1).width
+        are_columns = are_columns and output.span.low - outputs.hull.low + output.width <= <size_t> outputs.stride
+    return outputs.are_apart or are_columns
 
 
-cdef bint take_output_of_each(Lookups lookups, CollectionHandle handle, dict out, OutType out_type) except -1:
+cdef bint meets_an_output(const Outputs *outputs, Span input) noexcept nogil:
+    """Whether an input may share memory with one of them, at a glance."""
+    cdef Py_ssize_t low = 0, high = outputs.count, middle
+    if not outputs.are_apart:
+        return may_overlap(outputs.hull, input)
+    # The last that begins before the input ends. All before that one end before it begins.
+    while low < high:
+        middle = low + (high - low) // 2
+        if outputs.each[middle].span.low < input.high:
+            low = middle + 1
+        else:
+            high = middle
+    return low > 0 and outputs.each[low - 1].span.high > input.low
+
+
+cdef bint take_output_of_each(Lookups lookups, CollectionHandle handle, list arrays, OutType out_type) except -1:
     """An array for each feature, sharing no memory with each other or with an input, at a glance."""
-    cdef Py_ssize_t number, stride = 0
+    cdef Py_ssize_t number
     cdef Lookup *lookup
-    cdef OutputSpan *spans = lookups.spans
-    cdef Span hull
-    cdef list outputs = []
-    if len(out) != handle.num_features:
-        return False
-    hull.low, hull.high = SIZE_MAX, 0
+    cdef Outputs outputs
+    outputs.each, outputs.count = lookups.spans, handle.num_features
     for number in range(handle.num_features):
-        array = out.get(handle.names[number])
+        array = arrays[number]
         lookup = &lookups.each[number]
         if not cnp.PyArray_CheckExact(array) or not take_out(lookup, array, out_type):
             return False
-        outputs.append(array)
-        spans[number].span = span_of(array)
-        spans[number].width = <size_t> (lookup.layout.dim * lookup.out_size)
-        stride = lookup.out_stride if number == 0 or lookup.out_stride == stride else 0
-        hull.low = min(hull.low, spans[number].span.low)
-        hull.high = max(hull.high, spans[number].span.high)
-    if not (lie_apart_from_each_other(spans, handle.num_features, stride)
-            and is_apart_from_all(hull, lookups, handle)):
+        take_span(&outputs, number, array, <size_t> (lookup.layout.dim * lookup.out_size), lookup.out_stride)
+    if not lie_apart_from_each_other(&outputs):
         return False
-    lookups.held += outputs
+    for number in range(handle.num_features):
+        if (meets_an_output(&outputs, handle.spans[number].rows)
+                or meets_an_output(&outputs, handle.spans[number].mapping)):
+            return False
+    for array in lookups.held:
+        if array is not None and meets_an_output(&outputs, span_of(array)):
+            return False
+    lookups.held += arrays
+    return True
+
+
+def lie_apart_at_a_glance(list outputs not None, list inputs not None):
+    """Whether arrays to write to share no memory with each other or with others; False where that takes a closer
+    look."""
+    cdef Lookups lookups = Lookups.__new__(Lookups, len(outputs))
+    cdef Outputs spans
+    cdef Py_ssize_t number
+    cdef cnp.ndarray array
+    cdef int ndim
+    spans.each, spans.count = lookups.spans, len(outputs)
+    spans.stride = 0
+    for number in range(spans.count):
+        array = outputs[number]
+        ndim = cnp.PyArray_NDIM(array)
+        take_span(&spans, number, array,
+                  <size_t> (cnp.PyArray_ITEMSIZE(array) * (cnp.PyArray_DIM(array, ndim - 1) if ndim > 0 else 1)),
+                  cnp.PyArray_STRIDE(array, 0) if ndim == 2 and cnp.PyArray_DIM(array, 0) > 1 else 0)
+    if not lie_apart_from_each_other(&spans):
+        return False
+    for array in inputs:
+        if meets_an_output(&spans, span_of(array)):
+            return False
     return True
 
 
@@ -257,15 +317,25 @@ def look_up_collection(CollectionHandle handle not None, indices, offsets, lengt
     cdef int threads = threads_of(num_threads), out_type
     cdef Lookups lookups
     cdef bint is_taken
+    cdef list values = None, own_weights = None, arrays = None
     cdef object ends = offsets
-    cdef bint is_each = type(out) is dict
-    out_type = out_type_of(dtype, (<dict> out).get(handle.names[0]) if is_each else out)
+    if type(indices) is dict:
+        values = values_of(handle, <dict> indices, True)
+        if type(weights) is dict:
+            own_weights = values_of(handle, <dict> weights, False)
+        if (values is None or (own_weights is None and weights is not None) or offsets is not None
+                or lengths is not None):
+            return None
+    if type(out) is dict:
+        arrays = values_of(handle, <dict> out, True)
+        if arrays is None:
+            return None
+    out_type = out_type_of(dtype, out if arrays is None else arrays[0])
     if threads < 0 or out_type < 0:
         return None
     lookups = Lookups.__new__(Lookups, handle.num_features)
-    if type(indices) is dict:
-        is_taken = (offsets is None and lengths is None
-                    and take_each_feature(lookups, handle, <dict> indices, weights, &batch))
+    if values is not None:
+        is_taken = take_each_feature(lookups, handle, values, own_weights, &batch)
     else:
         if lengths is not None:
             ends = None if offsets is not None else offsets_of_lengths(lengths, indices, handle.num_features)
@@ -273,13 +343,101 @@ def look_up_collection(CollectionHandle handle not None, indices, offsets, lengt
         is_taken = take_all_features(lookups, handle, indices, ends, weights, &batch)
     if not is_taken:
         return None
-    if is_each:
-        is_taken = take_output_of_each(lookups, handle, <dict> out, <OutType> out_type)
+    if arrays is not None:
+        is_taken = take_output_of_each(lookups, handle, arrays, <OutType> out_type)
         result = out
     else:
         result = take_whole_output(lookups, handle, batch, out, <OutType> out_type)
         is_taken = result is not None
     return run(lookups.each, lookups.count, out is not None, threads, result) if is_taken else None
+
+
+cdef bint take_rows_of_each(Lookups lookups, CollectionHandle handle, list values) except -1:
+    """Each index a row of its own, from an array for each feature."""
+    cdef Py_ssize_t number
+    cdef Lookup *lookup
+    for number in range(handle.num_features):
+        lookup = &lookups.each[number]
+        lookup[0] = handle.features[number]
+        if not take_indices(lookup, values[number]) or cnp.PyArray_NDIM(<cnp.ndarray> values[number]) > 31:
+            return False
+        take_single_rows(lookup)
+        lookups.held.append(values[number])
+    return True
+
+
+cdef bint take_all_rows(Lookups lookups, CollectionHandle handle, object indices, object offsets) except -1:
+    """The same from arrays of all features. All offsets are checked here: rows need those of features alone."""
+    cdef Lookup whole
+    cdef Lookup *lookup
+    cdef Py_ssize_t number, bag, batch
+    cdef int64_t start, stop
+    memset(&whole, 0, sizeof(whole))
+    if not take_indices(&whole, indices) or cnp.PyArray_NDIM(<cnp.ndarray> indices) != 1 or offsets is None:
+        return False
+    if not take_bags(&whole, indices, offsets, True) or whole.num_bags % handle.num_features != 0:
+        return False
+    batch = whole.num_bags // handle.num_features
+    stop = read_offset(&whole, 0)
+    if not 0 <= stop <= whole.num_indices:
+        return False
+    for number in range(handle.num_features):
+        lookup = &lookups.each[number]
+        lookup[0] = handle.features[number]
+        start = stop
+        lookup.indices = whole.indices + start * whole.index_size
+        lookup.index_size = whole.index_size
+        for bag in range(number * batch + 1, (number + 1) * batch + 1):
+            lookup.num_indices = <Py_ssize_t> stop
+            stop = read_offset(&whole, bag)
+            if not lookup.num_indices <= stop <= whole.num_indices:
+                return False
+        lookup.num_indices = <Py_ssize_t> (stop - start)
+        take_single_rows(lookup)
+    lookups.held += (indices, offsets)
+    return True
+
+
+def look_up_collection_rows(CollectionHandle handle not None, indices, offsets, lengths, out, dtype, num_threads):
+    """Single rows of all features: a dict of arrays; or what is wrong, as `run` tells it; or None where an argument is
+    not recognized."""
+    cdef int threads = threads_of(num_threads), out_type
+    cdef Lookups lookups
+    cdef Py_ssize_t number
+    cdef list values = None, arrays = None
+    cdef dict result = {}
+    if type(indices) is dict:
+        values = values_of(handle, <dict> indices, True)
+        if values is None or offsets is not None or lengths is not None:
+            return None
+    if out is not None:
+        arrays = values_of(handle, <dict> out, True) if type(out) is dict else None
+        if arrays is None:
+            return None
+    out_type = out_type_of(dtype, None if arrays is None else arrays[0])
+    if threads < 0 or out_type < 0:
+        return None
+    lookups = Lookups.__new__(Lookups, handle.num_features)
+    if lengths is not None:
+        ends = None if offsets is not None else offsets_of_lengths(lengths, indices, handle.num_features)
+        lookups.held.append(lengths)
+    else:
+        ends = offsets
+    if not (take_all_rows(lookups, handle, indices, ends) if values is None
+            else take_rows_of_each(lookups, handle, values)):
+        return None
+    if arrays is not None:
+        if values is not None:
+            for value in values:
+                if cnp.PyArray_NDIM(<cnp.ndarray> value) != 1:
+                    return None
+        if not take_output_of_each(lookups, handle, arrays, <OutType> out_type):
+            return None
+        return run(lookups.each, lookups.count, True, threads, out)
+    for number in range(handle.num_features):
+        result[handle.names[number]] = new_output(
+            &lookups.each[number], None if values is None else values[number], <OutType> out_type)
+    return run(lookups.each, lookups.count, False, threads, result)
 
 
 def look_up_parts(list parts not None, int out_type, int num_threads, bint check_first):

@@ -35,10 +35,9 @@ class _Collection:
         self._features = features_of(features, self._tables)
         number, kind = _arguments.out_type(dtype, None)
         self._dtype = dtype
-        # As the compiled code knows it; another package's type it does not.
-        self._out_dtype = (
-            None if dtype is None else "bfloat16" if kind == np.uint16 else kind if number == 2 else kind.type
-        )
+        # As the compiled code knows it: bfloat16, which may be another package's type, as its bits.
+        self._out_dtype = None if dtype is None else "bfloat16" if number == 2 else kind.type
+        self._bits_of = kind if number == 2 and kind != np.uint16 else None
         self._invalid = by_feature(invalid, "invalid", self._features, "raise")
 
     def _compile(self, modes: ByFeature, paddings: ByFeature) -> None:
@@ -352,6 +351,8 @@ class EmbeddingBagCollection(_Collection):
             result = _slow_collection.look_up_bags(
                 self._described, indices, offsets, lengths, per_sample_weights, out, self._out_dtype, num_threads
             )
+        if self._bits_of is not None and out is None:
+            result = result.view(self._bits_of)
         if as_dict and not isinstance(out, Mapping):
             return self._columns_of(result)
         return result
@@ -444,6 +445,13 @@ class EmbeddingCollection(_Collection):
         TypeError, ValueError, IndexError
             As for `embedding`. The error names the feature.
         """
-        return _slow_collection.look_up_rows(
-            self._described, indices, offsets, lengths, out, self._out_dtype, num_threads
+        result = _handle.look_up_collection_rows(
+            self._handle, indices, offsets, lengths, out, self._out_dtype, num_threads
         )
+        if result is None or type(result) is tuple:
+            result = _slow_collection.look_up_rows(
+                self._described, indices, offsets, lengths, out, self._out_dtype, num_threads
+            )
+        if self._bits_of is not None and out is None:
+            result = {feature: rows.view(self._bits_of) for feature, rows in result.items()}
+        return result

@@ -13,17 +13,25 @@ cdef int64_t MIN_PARALLEL_WORK = 1 << 19
 cdef int64_t MIN_FORKED_WORK = 1 << 22
 
 
-cdef void share_out(const Lookup *lookups, Place first, Place end, double work, Place *bounds,
-                    Py_ssize_t num_chunks) noexcept nogil:
-    """Chunks of bags that cost about equally much. The bounds are right even where another thread changes the offsets:
-    they never decrease."""
-    cdef Py_ssize_t chunk
-    cdef double before = 0, done
+cdef Py_ssize_t share_out(const Lookup *lookups, Place first, Place end, double work, Place *bounds,
+                          Py_ssize_t num_chunks) noexcept nogil:
+    """Chunks of bags that cost about equally much, and which of them costs most: it may have a giant bag. The bounds
+    are right even where another thread changes the offsets: they never decrease."""
+    cdef Py_ssize_t chunk, heaviest = 0
+    cdef double before = 0, most = 0, done
     bounds[0] = first
-    for chunk in range(1, num_chunks):
-        bounds[chunk] = place_after(lookups, bounds[chunk - 1], end, work * chunk / num_chunks - before, &done)
+    for chunk in range(num_chunks):
+        if chunk + 1 < num_chunks:
+            bounds[chunk + 1] = place_after(lookups, bounds[chunk], end, work * (chunk + 1) / num_chunks - before,
+                                            &done)
+        else:
+            bounds[num_chunks] = end
+            done = work - before
         before += done
-    bounds[num_chunks] = end
+        if done > most:
+            most = done
+            heaviest = chunk
+    return heaviest
 
 
 # Rows that are read from a lookup while the one before it is summed: bytes of them, and how many at most.
@@ -67,13 +75,15 @@ cdef bint look_up_between(const Lookup *lookups, Place first, Place end, bint is
     return True
 
 
-cdef void look_up_chunks(const Lookup *lookups, const Place *bounds, Py_ssize_t num_chunks, double work,
-                         int num_threads, int *num_failed) noexcept nogil:
-    cdef Py_ssize_t chunk
+cdef void look_up_chunks(const Lookup *lookups, const Place *bounds, Py_ssize_t num_chunks, Py_ssize_t heaviest,
+                         double work, int num_threads, int *num_failed) noexcept nogil:
+    """The heaviest first: the others fill the time that it takes one thread."""
+    cdef Py_ssize_t turn, chunk
     cdef int failures = 0, callers = parallel_processor(), team = 1
     cdef Py_ssize_t chunks_elsewhere = 0
     cdef double work_elsewhere = 0
-    for chunk in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+    for turn in prange(num_chunks, schedule="dynamic", chunksize=1, num_threads=num_threads):
+        chunk = heaviest if turn == 0 else turn - (turn <= heaviest)
         failures += not look_up_between(lookups, bounds[chunk], bounds[chunk + 1], False)
         team = parallel_team()
         if parallel_is_elsewhere(callers):
@@ -87,7 +97,7 @@ cdef void look_up_chunks(const Lookup *lookups, const Place *bounds, Py_ssize_t 
 cdef bint look_up_in_parallel(const Lookup *lookups, Place first, Place end, Py_ssize_t num_bags, double work,
                               int num_threads, bint is_forked) noexcept nogil:
     cdef Place bounds[MAX_CHUNKS + 1]
-    cdef Py_ssize_t num_chunks
+    cdef Py_ssize_t num_chunks, heaviest
     cdef int failures = 0
     if num_threads == 0:
         num_threads = parallel_max_threads()
@@ -97,14 +107,14 @@ cdef bint look_up_in_parallel(const Lookup *lookups, Place first, Place end, Py_
     if num_threads == 1:
         failures = not look_up_between(lookups, first, end, False)
     else:
-        share_out(lookups, first, end, work, bounds, num_chunks)
+        heaviest = share_out(lookups, first, end, work, bounds, num_chunks)
         if is_forked:
             # Of the pool that this thread had before the fork, no thread lives. A region within a region does not use
             # it.
             with parallel(num_threads=1):
-                look_up_chunks(lookups, bounds, num_chunks, work, num_threads, &failures)
+                look_up_chunks(lookups, bounds, num_chunks, heaviest, work, num_threads, &failures)
         else:
-            look_up_chunks(lookups, bounds, num_chunks, work, num_threads, &failures)
+            look_up_chunks(lookups, bounds, num_chunks, heaviest, work, num_threads, &failures)
     parallel_leave()
     return failures == 0
 

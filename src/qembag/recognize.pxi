@@ -148,7 +148,7 @@ cdef Span span_of(object array) noexcept:
     return span
 
 
-cdef bint may_overlap(Span a, Span b) noexcept:
+cdef bint may_overlap(Span a, Span b) noexcept nogil:
     return a.low < b.high and b.low < a.high
 
 

@@ -15,8 +15,8 @@ from .tensors import imported
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Mask: TypeAlias = NDArray[np.bool_]
-    Places: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Places: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 # Arrow's format strings.
 OFFSETS: dict[str, np.dtype[Any]] = {"+l": np.dtype(np.int32), "+L": np.dtype(np.int64)}

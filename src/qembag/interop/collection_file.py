@@ -15,7 +15,7 @@ from .load import errors_name, loaded, open_foreign, wanted_of
 if TYPE_CHECKING:
     from ..collection import EmbeddingBagCollection, EmbeddingCollection
 
-    Collection = TypeVar("Collection", bound=EmbeddingBagCollection | EmbeddingCollection)
+Collection = TypeVar("Collection", bound="EmbeddingBagCollection | EmbeddingCollection")
 
 NOTHING = Saved(None, {})
 

@@ -43,8 +43,7 @@ class Feature(NamedTuple):
     invalid: str
 
 
-@functools.lru_cache(maxsize=256)
-def _plan_of(text: str) -> tuple[Feature, ...]:
+def _read_plan(text: str) -> tuple[Feature, ...]:
     try:
         plan = tuple(Feature(*entry) for entry in json.loads(text))
         is_plan = all(type(feature.name) is str and type(feature.table) is int for feature in plan)
@@ -57,6 +56,9 @@ def _plan_of(text: str) -> tuple[Feature, ...]:
     ):
         raise ValueError(f"plan must be one that qembag.torch wrote, got {text[:80]!r}")
     return plan
+
+
+_plan_of = functools.lru_cache(maxsize=256)(_read_plan)
 
 
 def bags_collection(tables: Mapping[str, Any], plan: str, dtype: torch.dtype | None) -> ours.EmbeddingBagCollection:
