@@ -212,6 +212,11 @@ class Numbers(Column):
 table = np.ones((2, 3), np.float32)
 assert qembag.embedding_bag(table, Frame()).shape == (2, 3)
 assert qembag.embedding_bag(table, Numbers(), [0]).shape == (1, 3)
+class Integers(Column):  # of integers, as pyarrow's and polars' are: no type of NumPy's
+    def __array__(self, dtype=None, copy=None):
+        return np.array([1, 0])
+assert qembag.embedding_bag(table, Integers(), [0]).shape == (1, 3)
+assert qembag.embedding_bag(table, Integers(), lengths=[2]).shape == (1, 3)
 try:
     qembag.embedding_bag(table, Numbers())
 except ValueError as error:

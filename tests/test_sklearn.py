@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -370,3 +372,9 @@ def test_it_works_in_processes(rng, same_bits):
     )
     expected = np.hstack([EmbeddingBagTransformer(TABLES[name]).transform(X) for name in ("8 bits", "4 bits")])
     same_bits(union.fit_transform(X), expected)
+
+
+def test_without_scikit_learn_the_error_says_what_to_install():
+    code = "import sys; sys.modules['sklearn'] = None\ntry: import qembag.sklearn\nexcept ImportError as e: print(e)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "qembag.sklearn needs scikit-learn: pip install 'qembag[sklearn]'\n"

@@ -49,7 +49,12 @@ def embedding_bag(
     if lengths is not None and (offsets is not None or last):
         other = "include_last_offset=True" if offsets is None else "offsets"
         raise ValueError(f"lengths must be None with {other}, got lengths")
-    batch = _batches.bags_of(indices, "indices")
+    try:
+        batch = _batches.bags_of(indices, "indices")
+    except ImportError:
+        if offsets is None and lengths is None:
+            raise
+        batch = None  # a column of numbers, which NumPy reads by itself
     if batch is not None:
         _batches.refuse(offsets, "offsets", "for a column or a matrix")
         _batches.refuse(lengths, "lengths", "for a column or a matrix")
