@@ -7,13 +7,13 @@ from . import _cython as _cython  # first: the other compiled modules look for i
 from . import ops
 from ._runtime import get_num_threads, set_num_threads, show_config
 from ._version import __version__
-from .collection import EmbeddingBagCollection, EmbeddingCollection
 from .float_table import FloatTable
 from .lookup import embedding, embedding_bag
 from .quantize import quantize
 from .table import QuantizedTable
 
 if TYPE_CHECKING:
+    from .collection import EmbeddingBagCollection, EmbeddingCollection
     from .formats.tables import open_table, open_tables, save_tables
     from .formats.to_file import quantize_to_file
     from .interop.load import load_tables
@@ -44,6 +44,8 @@ __all__ = [
 
 # Imported at first use: lookups do not need these modules, and they would triple the time of `import qembag`.
 _AT_FIRST_USE = {
+    "EmbeddingBagCollection": ".collection",
+    "EmbeddingCollection": ".collection",
     "choose_rows": ".pruning",
     "compare": ".verdict.compare",
     "load_tables": ".interop.load",

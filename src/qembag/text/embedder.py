@@ -112,7 +112,7 @@ class TextEmbedder:
             if not isinstance(table, np.ndarray):
                 raise TypeError(f"table must be a table or an array of floats, got {_errors.kind_of(table)}")
             table = FloatTable(table)
-        options = _checked(**options)
+        options = checked_options(**options)
         tokenizer.no_padding()
         if options["max_length"] is not None:
             tokenizer.enable_truncation(options["max_length"])
@@ -157,7 +157,7 @@ class TextEmbedder:
         path: str | os.PathLike[str],
         *,
         table: QuantizedTable | FloatTable | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
+        tokenizer: Any = None,
         normalize: bool | None = None,
         mmap: bool = True,
     ) -> TextEmbedder:
@@ -170,8 +170,8 @@ class TextEmbedder:
             WordLlama, a file.
         table : QuantizedTable or FloatTable, optional
             Rows to use in place of the model's, such as quantized ones; as many as those, at least.
-        tokenizer : str or path, optional
-            The tokenizer's file, if it is not where the library puts it.
+        tokenizer : str, path or tokenizers.Tokenizer, optional
+            The tokenizer or its file, if it is not where the library puts it.
         normalize : bool, optional
             Whether to normalize; as the model says if not given (WordLlama: no).
         mmap : bool
@@ -257,7 +257,8 @@ class TextEmbedder:
             return self._one(texts, out, threads)
         texts = as_texts(texts)
         shape = (len(texts), self.dim)
-        vectors = _arguments.output(out, shape, _arguments.FLOAT32, {})
+        target, _ = _arguments.output_array(out, np.float32)
+        vectors = _arguments.output(target, shape, _arguments.FLOAT32, ())
         if vectors is None:
             vectors = np.empty(shape, np.float32)
         starts = range(0, len(texts), size)
@@ -268,7 +269,8 @@ class TextEmbedder:
         return vectors if out is None else out
 
     def _one(self, text: str, out: NDArray[np.float32] | None, threads: int) -> NDArray[np.float32]:
-        given = _arguments.output(out, (self.dim,), _arguments.FLOAT32, {})
+        target, _ = _arguments.output_array(out, np.float32)
+        given = _arguments.output(target, (self.dim,), _arguments.FLOAT32, ())
         (encoding,) = self._encode([text], 0)
         ids = encoding.ids
         if self._unknown in ids:
@@ -293,9 +295,9 @@ class TextEmbedder:
         try:
             # `encode_batch_fast` counts no offsets, which nothing needs here.
             encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception:
+        except Exception as error:
             check_unicode(texts, start)
-            raise
+            raise ValueError(f"texts must be texts that the tokenizer can encode: {error}") from error
         return encodings
 
     def _pool(self, ids: list[list[int]], out: NDArray[np.float32], start: int, threads: int) -> None:
@@ -361,7 +363,7 @@ def _at_least_1(value: object, name: str) -> int:
     return min(number, 2**31 - 1)  # a longer text does not fit tokenizers' numbers
 
 
-def _checked(
+def checked_options(
     mode: object, normalize: object, max_length: object, max_characters: object, drop_unknown: object, invalid: object
 ) -> dict[str, Any]:
     _arguments.mode(mode)

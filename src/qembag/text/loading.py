@@ -57,15 +57,18 @@ def save(path: Any, table: Table, tokenizer: Any, options: dict[str, Any]) -> No
 
 
 def _of_ours(folder: Path, tables: Tables, table: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+    from .embedder import checked_options  # which imports this module when it is asked to load
+
     try:
         options = read_json(tables.metadata[OPTIONS])
         if len(tables) != 1 or type(options) is not dict or not options.keys() <= RULES.keys():
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{TABLE}: must hold a table and options that TextEmbedder.save wrote") from None
+            raise ValueError("it has others")
+        options = checked_options(**(RULES | options))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{TABLE}: must hold a table and options that TextEmbedder.save wrote: {error}") from None
     if table is None:
         (table,) = tables.values()
-    return table, _tokenizer(folder, tokenizer), RULES | options
+    return table, _tokenizer(folder, tokenizer), options
 
 
 def _of_others(path: Path, table: Any, tokenizer: Any, mmap: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -134,5 +137,7 @@ def _wordllama(path: Path, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _tokenizer(folder: Path, given: Any, name: str = TOKENIZER) -> Any:
-    """The tokenizer that is given, or the one in the folder."""
+    """The tokenizer that is given, also as a file, or the one in the folder."""
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return tokenizers.copied(given)
     return tokenizers.read(inside(folder, name) if given is None else as_path(given))
