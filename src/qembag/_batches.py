@@ -168,7 +168,8 @@ def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Ma
     elif is_arrow(indices) and not has_ends:  # with them, a column of integers is an array like others
         from .interop import arrow
 
-        given = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
+        found = arrow.columns_of(indices, "indices", [name for name in names if name is not None])
+        given = {name: _Found(bags) for name, bags in found.items()}
     elif is_jagged(indices):
         given = _of_jagged(names, indices)
     else:
@@ -295,9 +296,13 @@ def _of_feature(feature: Feature, value: object, weights: object) -> list[Part]:
 
 def _batch_in(value: object, spot: str) -> list[Bags] | None:
     """Of a column or a matrix, or what has been found in one."""
-    if isinstance(value, list) and (len(value) == 0 or isinstance(value[0], Bags)):
+    if isinstance(value, _Found) or (isinstance(value, list) and len(value) > 0 and isinstance(value[0], Bags)):
         return value
     return bags_of(value, spot)
+
+
+class _Found(list[Bags]):
+    """What a table's column holds, perhaps nothing: an empty list of a caller's is no column."""
 
 
 def _weights(value: object, indices: NDArray[Any], mode: int) -> NDArray[Any] | None:
