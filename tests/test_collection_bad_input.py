@@ -239,7 +239,7 @@ def test_a_number_of_offsets_that_is_no_batch_of_the_features_is_refused(
 
 def test_lengths_that_are_no_batch_of_the_features_are_refused(many: Many, collection: Any, batch: Batch) -> None:
     indices, lengths = batch.flat()[0], batch.lengths()
-    flat = lengths.ravel()
+    flat = lengths.ravel().astype(np.int64)
     below, above, beyond = flat.copy(), flat.copy(), flat.copy()
     below[57], above[57], beyond[[3, 4]] = -1, WIDTH + 1, 2**62
     for wrong in (
