@@ -11,7 +11,7 @@ import pytest
 
 import qembag
 from support import fenced
-from support.arrays import Answers, empty, place, same_bits
+from support.arrays import Answers, an_array, empty, place, same_bits
 from support.asking import (
     DIM,
     INDICES,
@@ -37,8 +37,9 @@ def test_outputs_of_another_shape_or_type_are_refused(ask: Ask) -> None:
         message = f"out must be a float32 array of shape (3, 12), got a float32 array of shape {shape}"
         refuses_out(ask(), np.ones(shape, dtype=np.float32), message)
     for kind in (np.float64, np.int32, np.uint32, np.complex64, np.dtype(np.float32).newbyteorder()):
-        message = "out must be a float32 array of shape (3, 12), got a "
-        refuses_out(ask(), np.ones((3, DIM), dtype=kind), message, whole=False)
+        wrong = np.ones((3, DIM), dtype=kind)
+        message = f"out must be a float32 array of shape (3, 12), got {an_array(wrong)} of shape"
+        refuses_out(ask(), wrong, message, whole=False)
 
 
 def test_outputs_that_rows_cannot_be_written_to_are_refused(ask: Ask) -> None:
