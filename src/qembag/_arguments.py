@@ -258,6 +258,10 @@ class OutType(NamedTuple):
     number: int
     dtype: np.dtype[Any]
 
+    def written(self, target: Array) -> Array:
+        """An output as the loops take it: bfloat16 as its bits."""
+        return target.view(np.uint16) if self.number == 2 else target
+
 
 def out_type(dtype: object, out: object) -> OutType:
     """As asked for, else as `out` is, else float32. The bits of bfloat16 may be uint16."""

@@ -233,7 +233,7 @@ def _look_up_bags(
         options.padding_idx,
         options.skips_invalid,
         options.mode,
-        None if target is None else written(target, options.out_type),
+        None if target is None else options.out_type.written(target),
         options.out_type.number,
         options.num_threads,
     )
@@ -274,11 +274,6 @@ def _target(
     return np.empty(shape, out_type.dtype) if target is None and out_type.number == 2 else target
 
 
-def written(target: NDArray[Any], out_type: _arguments.OutType) -> NDArray[Any]:
-    """An output as the loops take it: bfloat16 as its bits."""
-    return target.view(np.uint16) if out_type.number == 2 else target
-
-
 def _num_embeddings(handle: _handle.TableHandle, is_pruned: bool) -> int:
     return handle.num_embeddings if is_pruned else len(handle.rows)
 
@@ -309,7 +304,7 @@ def look_up_rows(
     dim = handle.layout.dim
     target = _target(out, (*shape, dim), out_type, inputs.items())
     flat = None if given is None else _arguments.plain_integers(given).reshape(-1)
-    flat_target = None if target is None else written(target, out_type).reshape(-1, dim)
+    flat_target = None if target is None else out_type.written(target).reshape(-1, dim)
     answer = _handle.look_up_rows(
         handle, is_pruned, flat, skips_invalid, dequantize, flat_target, out_type.number, num_threads
     )
@@ -319,7 +314,7 @@ def look_up_rows(
         if not isinstance(out, np.ndarray):
             return target
         if not np.may_share_memory(target, answer):  # `reshape` has copied
-            np.copyto(written(target, out_type), answer.reshape(target.shape))
+            np.copyto(out_type.written(target), answer.reshape(target.shape))
         return out
     if answer is None:
         raise RuntimeError(_errors.UNKNOWN)

@@ -33,9 +33,7 @@ def look_up_bags(
     """The bags of all features, side by side; or in the arrays of a dict, which is returned then."""
     threads = _runtime.resolve_threads(num_threads)
     batch = _batches.batch_of(features, indices, offsets, lengths, per_sample_weights)
-    inputs = inputs_of(batch.parts)
-    if batch.lengths is not None:
-        inputs.append(("lengths", batch.lengths))
+    inputs = inputs_of(batch.parts, batch.lengths)
     dims = {_name(feature): feature.handle.layout.dim for feature in features}
     whole = None
     if isinstance(out, Mapping):
@@ -75,10 +73,7 @@ def look_up_rows(
         out_type = _arguments.out_type(dtype, None)
         targets = {name: np.empty(shape, out_type.dtype) for name, shape in shapes.items()}
     elif isinstance(out, Mapping):
-        inputs = inputs_of(wanted.parts)
-        if wanted.lengths is not None:
-            inputs.append(("lengths", wanted.lengths))
-        targets, out_type = targets_of(shapes, out, dtype, inputs)
+        targets, out_type = targets_of(shapes, out, dtype, inputs_of(wanted.parts, wanted.lengths))
     else:
         raise TypeError(f"out must be a dict of an array for each feature, got {_errors.kind_of(out)}")
     flat = {name: target.reshape(-1, target.shape[-1]) for name, target in targets.items()}
@@ -86,7 +81,7 @@ def look_up_rows(
     look_up(wanted.parts, rows, out_type, threads, check_first=out is not None)
     for name, target in targets.items():
         if not np.may_share_memory(flat[name], target):  # `reshape` has copied
-            np.copyto(_bits(target, out_type), _bits(flat[name], out_type).reshape(target.shape))
+            np.copyto(out_type.written(target), out_type.written(flat[name]).reshape(target.shape))
     return targets if out is None else out
 
 
@@ -95,15 +90,10 @@ def _name(feature: Feature) -> str:
     return feature.name
 
 
-def _bits(target: NDArray[Any], out_type: _arguments.OutType) -> NDArray[Any]:
-    """An output as the loops take it: bfloat16 as its bits."""
-    return target.view(np.uint16) if out_type.number == 2 else target
-
-
 # ---- Outputs -----------------------------------------------------------------------------------------------------
 
 
-def inputs_of(parts: Sequence[Part]) -> list[tuple[str, NDArray[Any]]]:
+def inputs_of(parts: Sequence[Part], lengths: NDArray[Any] | None = None) -> list[tuple[str, NDArray[Any]]]:
     """What an output must share no memory with. Parts have most of it in common."""
     found: dict[int, tuple[str, NDArray[Any]]] = {}
     for part in parts:
@@ -117,7 +107,7 @@ def inputs_of(parts: Sequence[Part]) -> list[tuple[str, NDArray[Any]]]:
         ):
             if array is not None:
                 found.setdefault(id(array), (name, array))
-    return list(found.values())
+    return [*found.values()] if lengths is None else [*found.values(), ("lengths", lengths)]
 
 
 def spread(result: NDArray[Any], part: Part) -> NDArray[Any]:
@@ -184,7 +174,7 @@ def look_up(
                 once(_arguments.plain_integers, part.bags.indices),
                 once(_arguments.plain_integers, part.bags.offsets),
                 once(_arguments.plain_weights, part.bags.weights),
-                _bits(target, out_type),
+                out_type.written(target),
             )
             for part, target in zip(parts, targets, strict=True)
         ],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import collection as ours
-from .operators import OTHER_DEVICES, out_dtype, result, threads, weights_of
+from .operators import out_dtype, registered, result, threads, weights_of
 from .tensors import dim_of, table_of
 
 if TYPE_CHECKING:
@@ -258,14 +258,7 @@ def _register() -> torch.library.Library | None:
     if hasattr(torch.ops.qembag, "embedding_bag_collection"):
         return None  # by another copy of this package: see `operators`
     library = torch.library.Library("qembag", "FRAGMENT")
-    for schema, kernel, fake in ((BAGS, _bags, _fake_bags), (ROWS, _rows, _fake_rows)):
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        name = schema.partition("(")[0]
-        library.impl(name, kernel, "CPU")
-        for device in OTHER_DEVICES:
-            library.impl(name, _elsewhere, device)
-        torch.library.register_fake(f"qembag::{name}", fake, lib=library)
-    return library
+    return registered(library, ((BAGS, _bags, _fake_bags), (ROWS, _rows, _fake_rows)), _elsewhere)
 
 
 _LIBRARY = _register()

@@ -12,6 +12,8 @@ from ..lookup import embedding, embedding_bag
 from .tensors import dim_of, table_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from numpy.typing import NDArray
 
 # `rows` and `layout` are those of `tensors.rows_of` and `tensors.layout_text`.
@@ -146,19 +148,31 @@ def _elsewhere(rows: torch.Tensor, indices: torch.Tensor, *_: Any, **__: Any) ->
     )
 
 
+def registered(
+    library: torch.library.Library,
+    operators: Iterable[tuple[str, Callable[..., Any], Callable[..., Any]]],
+    elsewhere: Any,
+) -> torch.library.Library:
+    """The library with these operators: each a schema, what computes it on the CPU, and its shapes for compilers.
+
+    On other devices `elsewhere` is called.
+    """
+    for schema, kernel, fake in operators:
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = schema.partition("(")[0]
+        library.impl(name, kernel, "CPU")
+        for device in OTHER_DEVICES:
+            library.impl(name, elsewhere, device)
+        torch.library.register_fake(f"qembag::{name}", fake, lib=library)
+    return library
+
+
 def _register() -> torch.library.Library | None:
     if hasattr(torch.ops.qembag, "embedding_bag"):
         return None  # by another copy of this package, vendored: operators take tensors, and so serve both
     # Not `torch.library.custom_op`: a call of that takes 9 us more.
     library = torch.library.Library("qembag", "DEF")
-    for schema, kernel, fake in ((BAGS, _bags, _fake_bags), (ROWS, _rows, _fake_rows)):
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        name = schema.partition("(")[0]
-        library.impl(name, kernel, "CPU")
-        for device in OTHER_DEVICES:
-            library.impl(name, _elsewhere, device)
-        torch.library.register_fake(f"qembag::{name}", fake, lib=library)
-    return library
+    return registered(library, ((BAGS, _bags, _fake_bags), (ROWS, _rows, _fake_rows)), _elsewhere)
 
 
 _LIBRARY = _register()
