@@ -1,0 +1,81 @@
+"""Collections that are opened once a process, however many copies of a scorer or replicas it holds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..collection import EmbeddingBagCollection
+from ..formats.saving import as_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Stamp(NamedTuple):
+    """What tells a version of a file from another that took its name."""
+
+    changed_ns: int
+    nbytes: int
+
+
+class Opening(NamedTuple):
+    """What to open, and how: what `EmbeddingBagCollection.from_file` takes."""
+
+    path: str
+    """Absolute."""
+    features: Mapping[str, str] | None
+    options: Mapping[str, Any]
+
+    def key(self) -> tuple[Any, ...]:
+        return (self.path, _frozen(self.features), _frozen(self.options))
+
+
+def opening(path: str | os.PathLike[str], features: Mapping[str, str] | None, options: Mapping[str, Any]) -> Opening:
+    return Opening(os.path.abspath(as_path(path)), features, options)
+
+
+def stamp_of(path: str) -> Stamp:
+    found = Path(path).stat()
+    return Stamp(found.st_mtime_ns, found.st_size)
+
+
+def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
+    """The collection, mapped, and the version of the file that it is of.
+
+    Opened anew where the file has changed. Whoever holds the collection of an earlier version keeps that.
+    """
+    key = wanted.key()
+    with _lock:
+        stamp = stamp_of(wanted.path)
+        if key not in _opened or _opened[key][1] != stamp:
+            collection = EmbeddingBagCollection.from_file(wanted.path, wanted.features, **wanted.options)
+            if stamp_of(wanted.path) != stamp:
+                raise OSError(f"{wanted.path}: was changed while it was opened")
+            _opened[key] = collection, stamp
+        return _opened[key]
+
+
+_opened: dict[tuple[Any, ...], tuple[EmbeddingBagCollection, Stamp]] = {}
+_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    """A child's: another thread of its parent may hold the lock for ever."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def _frozen(value: Any) -> Any:
+    """As a key: the order of features is that of columns."""
+    if hasattr(value, "items"):
+        return tuple((key, _frozen(own)) for key, own in value.items())
+    if isinstance(value, list):
+        return tuple(value)
+    return value
