@@ -276,17 +276,18 @@ def test_errors_of_loops_are_found():
 # ---- Who imports whom --------------------------------------------------------------------------------------------------
 
 INNER = ["_arguments", "_errors", "_handle", "_runtime", "_slow", "layout"]
-OUTER = {"table", "quantize", "ops", "lookup", "formats", "interop", "torch", "verdict", "pruning", "cli"}
+OUTER = {"table", "quantize", "ops", "lookup", "formats", "interop", "torch", "verdict", "pruning", "engines", "cli"}
 # From within a function: `table` imports `_slow`.
 LAZY = {("_slow", "table")}
 # Rooms at the street: what they may not import, and which of them may import which.
 ROOMS = {
-    "formats": {"interop", "torch", "sklearn", "text", "verdict", "pruning", "cli"},
-    "interop": {"torch", "sklearn", "text", "verdict", "pruning", "cli"},
-    "torch": {"sklearn", "text", "verdict", "pruning", "cli"},
-    "sklearn": {"interop", "torch", "text", "verdict", "pruning", "cli"},
-    "text": {"torch", "sklearn", "verdict", "pruning", "cli"},
-    "verdict": {"interop", "torch", "sklearn", "text", "cli", "pruning"},
+    "formats": {"engines", "interop", "torch", "sklearn", "text", "verdict", "pruning", "cli"},
+    "interop": {"engines", "torch", "sklearn", "text", "verdict", "pruning", "cli"},
+    "torch": {"engines", "sklearn", "text", "verdict", "pruning", "cli"},
+    "sklearn": {"engines", "interop", "torch", "text", "verdict", "pruning", "cli"},
+    "text": {"engines", "torch", "sklearn", "verdict", "pruning", "cli"},
+    "engines": {"torch", "sklearn", "text", "verdict", "pruning", "cli"},
+    "verdict": {"engines", "interop", "torch", "sklearn", "text", "cli", "pruning"},
     "cli": {"torch", "sklearn", "text"},
 }
 COMPILED_NAMES = {"_handle", "_kernels", "_cpu", "_slow", "_slow_collection"}

@@ -56,7 +56,7 @@ _AT_FIRST_USE = {
 }
 
 # Rooms that are imported at first use, too. `dir` leaves them out: what looks at every attribute must not import torch.
-_ROOMS = ("interop", "sklearn", "text", "torch")
+_ROOMS = ("engines", "interop", "sklearn", "text", "torch")
 
 if not TYPE_CHECKING:
 
