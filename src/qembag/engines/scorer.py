@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 from .. import _arguments, _errors
 from .columns import Plan, score
 from .granted import granted_threads
-from .opened import opened, opening
+from .opened import check_of, opened, opening
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..collection import EmbeddingBagCollection
     from .columns import Scored
-    from .opened import Opening, Stamp
+    from .opened import Opening
 
 
 class Scorer:
@@ -109,8 +108,8 @@ class Scorer:
         options = {"mode": mode, "dtype": dtype, "padding_idx": padding_idx, "invalid": invalid, "names": names}
         self._opening: Opening = opening(path, features, options)
         self._collection: EmbeddingBagCollection | None
-        self._stamp: Stamp
-        self._collection, self._stamp = opened(self._opening)
+        self._collection, _ = opened(self._opening)
+        self._check = check_of(self._opening.path)
         if self._collection.dtype is not None and _arguments.out_type(self._collection.dtype, None).number == 2:
             raise TypeError("dtype must be float32 or float16, got bfloat16, which Arrow has no type for")
         known = self._collection.features
@@ -140,13 +139,12 @@ class Scorer:
     @property
     def collection(self) -> EmbeddingBagCollection:
         if self._collection is None:
-            self._collection, stamp = opened(self._opening)
-            if stamp != self._stamp:
-                self._collection = None
+            if check_of(self._opening.path) != self._check:
                 raise ValueError(
-                    f"{self._opening.path} must be the file that this Scorer was made with, {_shown(self._stamp)}, "
-                    f"got {_shown(stamp)}: give each version of the tables a name of its own"
+                    f"{self._opening.path} must be the file that this Scorer was made with, got another: give each "
+                    "version of the tables a name of its own"
                 )
+            self._collection, _ = opened(self._opening)
         return self._collection
 
     # ---- Doors -------------------------------------------------------------------------------------------------------
@@ -343,8 +341,3 @@ def _chunked(column: Any) -> Any:
     """A column of polars or pandas as pyarrow's."""
     found = pa.chunked_array(column) if hasattr(column, "__arrow_c_stream__") else pa.array(column, from_pandas=True)
     return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
-
-
-def _shown(stamp: Stamp) -> str:
-    changed = datetime.datetime.fromtimestamp(stamp.changed_ns / 1e9, datetime.UTC)
-    return f"{stamp.nbytes} bytes of {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
