@@ -21,6 +21,7 @@ COMMANDS = {
     "lookup": "look up rows, or sums of bags of rows",
     "prune": "drop rows that are small, rarely used, or too many",
     "demo": "quantize a table, look up bags of rows, and print bytes, error and speed",
+    "serve": "serve a file's tables over HTTP, with Ray Serve",
     "bench": "time lookups from a file's table on this machine, against NumPy and torch",
 }
 

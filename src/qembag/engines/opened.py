@@ -75,6 +75,12 @@ def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
         return _opened[key]
 
 
+def let_go(wanted: Opening) -> None:
+    """For a process that will not ask for it again: whoever holds the collection keeps it, this module does not."""
+    with _lock:
+        _opened.pop(wanted.key(), None)
+
+
 _opened: dict[tuple[Any, ...], tuple[EmbeddingBagCollection, Stamp]] = {}
 _lock = threading.Lock()
 

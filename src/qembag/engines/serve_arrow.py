@@ -1,0 +1,140 @@
+"""Arrow IPC streams as the bags of each feature, and vectors as such a stream. Nothing in a stream is trusted."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._batches import Bags
+from ..interop.arrow import columns_of
+from ..interop.tensors import imported
+from .serve_limits import MAX_ARROW_BATCHES, check_bags, check_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from .serve_limits import Limits
+
+# Places in Arrow's flatbuffers: Message.header, RecordBatch.compression.
+HEADER, COMPRESSION = 2, 3
+
+
+def pyarrow() -> Any:
+    return imported("pyarrow", "'qembag[serve]'")
+
+
+# ---- Requests --------------------------------------------------------------------------------------------------------
+
+
+def bags_in(body: bytes, features: Collection[str], limits: Limits) -> dict[str, list[Bags]]:
+    """The bags of each feature that a stream has a column of.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is no such stream, or as the library does for its columns.
+    Refused
+        If it has more than the limits allow.
+    """
+    pa = pyarrow()
+    try:
+        names = _checked_messages(pa, body)
+        places = [place for place, name in enumerate(names) if name in features]
+        table = _table(pa, body, places, limits) if places else None
+    except (pa.ArrowException, OSError, EOFError, MemoryError, OverflowError, UnicodeError) as error:
+        raise ValueError(f"a body must be an Arrow IPC stream: {error}") from error
+    if table is None:
+        return {}
+    columns = columns_of(table, "indices", features)
+    check_indices(sum(num_indices(bags) for column in columns.values() for bags in column), limits)
+    nothing = [Bags(np.empty(0, np.int64), np.zeros(1, np.int64))]
+    return {name: column or nothing for name, column in columns.items()}
+
+
+def _checked_messages(pa: Any, body: bytes) -> list[str]:
+    """The names of a stream's columns, once it is known to have nothing that expands."""
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    names: list[str] | None = None
+    count = 0
+    while (message := _next(messages)) is not None:
+        if names is None:
+            names = list(pa.ipc.read_schema(message).names)
+        elif message.type == "dictionary":
+            raise ValueError("a body must have no dictionary-encoded columns")
+        elif message.type != "record batch":
+            raise ValueError(f"a body must have a schema and record batches, got a {message.type}")
+        elif is_compressed(message.metadata):
+            raise ValueError("a body must not be compressed: write the stream without IPC compression")
+        else:
+            count += 1
+            if count > MAX_ARROW_BATCHES:
+                raise ValueError(f"a body must have at most {MAX_ARROW_BATCHES} record batches, got more")
+    if names is None:
+        raise ValueError("a body must be an Arrow IPC stream, got one without a schema")
+    return names
+
+
+def _next(messages: Any) -> Any:
+    try:
+        return messages.read_next_message()
+    except StopIteration:
+        return None
+
+
+def _table(pa: Any, body: bytes, places: list[int], limits: Limits) -> Any:
+    """The columns at these places, whose lengths, offsets and buffers fit each other."""
+    options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=places)
+    batches, count = [], 0
+    with pa.ipc.open_stream(pa.py_buffer(body), options=options) as stream:
+        for batch in stream:
+            # Before anything is made of it: a column of nulls has any number of rows in no bytes.
+            count += batch.num_rows
+            check_bags(count, limits)
+            batch.validate(full=True)
+            batches.append(batch)
+        return pa.Table.from_batches(batches, stream.schema)
+
+
+def num_indices(bags: Bags) -> int:
+    return bags.indices.size if bags.offsets is None else int(bags.offsets[-1]) - int(bags.offsets[0])
+
+
+def is_compressed(metadata: Any) -> bool:
+    """Whether a record batch's message says that its buffers are compressed.
+
+    pyarrow does not tell, and would expand them. It has verified the flatbuffer: places in it are inside it.
+    """
+    view = memoryview(metadata)
+    message = struct.unpack_from("<I", view, 0)[0]
+    header = _field(view, message, HEADER)
+    if header is None:
+        return False
+    return _field(view, header + struct.unpack_from("<I", view, header)[0], COMPRESSION) is not None
+
+
+def _field(view: memoryview, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer's table is; None if it is not there."""
+    vtable = table - struct.unpack_from("<i", view, table)[0]
+    size = struct.unpack_from("<H", view, vtable)[0]
+    place = 4 + 2 * number
+    offset = struct.unpack_from("<H", view, vtable + place)[0] if place + 2 <= size else 0
+    return table + offset if offset else None
+
+
+# ---- Answers ---------------------------------------------------------------------------------------------------------
+
+
+def stream_of(vectors: NDArray[Any]) -> bytes:
+    """Vectors as a stream of one record batch, with a column `vector` of FixedSizeList."""
+    pa = pyarrow()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    batch = pa.RecordBatch.from_arrays([column], ["vector"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
