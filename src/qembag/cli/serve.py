@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import signal
 import socket
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -63,7 +65,8 @@ def run(options: argparse.Namespace, wrong: Callable[[str], NoReturn]) -> None:
             check_port(options.host, options.port)
         with serving(application_of(options), options) as serve:
             show(f"Serving {options.file} on {url_of(options.host, options.port)} until Ctrl-C.")
-            with contextlib.suppress(KeyboardInterrupt):
+            # Ray tells of errors on standard output, whatever it is asked.
+            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(KeyboardInterrupt):
                 wait(serve)
 
 
@@ -115,7 +118,7 @@ def serving(application: Any, options: argparse.Namespace) -> Iterator[Any]:
         http = {"host": options.host, "port": options.port, "request_timeout_s": options.timeout}
         serve.start(http_options=http, proxy_location="HeadOnly", logging_config=logs)
         serve.run(application, name=NAME, route_prefix="/", logging_config=logs)
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (Ray raises Exception itself)
         stop(ray, serve, options.address is None)
         raise Failure(f"Ray Serve: {last_line(error)}") from None
     except BaseException:
@@ -129,12 +132,13 @@ def serving(application: Any, options: argparse.Namespace) -> Iterator[Any]:
 
 def stop(ray: Any, serve: Any, is_own: bool) -> None:
     """Of a cluster that others use too, only the application."""
-    try:
-        if ray.is_initialized():
-            with contextlib.suppress(Exception):
-                serve.shutdown() if is_own else serve.delete(NAME)
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(io.StringIO()):  # Ray tells there that actors end
+        try:
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):
+                    serve.shutdown() if is_own else serve.delete(NAME)
+        finally:
+            ray.shutdown()
 
 
 def wait(serve: Any) -> None:

@@ -62,7 +62,7 @@ def deployment(
     body_timeout_s : float
         How long a body may take to arrive; then the status is 408.
     max_batch_size : int
-        How many small requests that wait together are looked up in one call, by ``serve.batch``.
+        How many small requests that wait together are looked up in one call, by ``serve.batch``; 1 for each by itself.
     batch_wait_timeout_s : float
         How long the first of them waits for others.
     options : dict, optional

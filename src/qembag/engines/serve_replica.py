@@ -85,8 +85,10 @@ class EmbeddingBags:
         self._background: asyncio.Task[None] | None = None
         # One at a time: what heavy requests take in memory is that of one of them.
         self._heavy = ThreadPoolExecutor(1, "qembag-heavy")
-        batching = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
-        self._together = batching(self._look_up_together)
+        self._together: Any = None
+        if max_batch_size > 1:
+            batching = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
+            self._together = batching(self._look_up_together)
         counter = imported("ray.serve.metrics", "'qembag[serve]'").Counter
         self._bags = counter("qembag_serve_bags", "Bags that were looked up, of each feature.")
         self._refused = counter("qembag_serve_refused", "Requests that were refused.", tag_keys=("reason",))
@@ -214,10 +216,13 @@ class EmbeddingBags:
     async def _answer(self, body: bytes, kind: str, wanted_kind: str, served: Served) -> bytes:
         asked = _asked(body, kind, served, self._limits)
         write = serve_arrow.stream_of if wanted_kind == serve_http.ARROW else serve_json.text_of
-        if asked.is_light and asked.bags is not None:
-            found = await self._together(asked)
-            if isinstance(found, Exception):
-                raise found
+        if asked.is_light:
+            if self._together is None or asked.bags is None:
+                found = self._alone(asked)
+            else:
+                found = await self._together(asked)
+                if isinstance(found, Exception):
+                    raise found
             answer = write(found)
         else:
             loop = asyncio.get_running_loop()
