@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import child_environment
 from support.serving import ARROW, JSON, LIMITS, Replica, arrow_body, bags_of, json_body, pa, saved
 
 GOOD = {"songs": [[1, 2], [3]], "words": [[5], []]}
@@ -122,7 +126,7 @@ def test_weights_of_maxima_get_the_librarys_text(tmp_path):
 def of_nulls(count: int) -> bytes:
     """Columns with rows and no bytes."""
     column = pa.Array.from_buffers(pa.null(), count, [None])
-    return arrow_body(pa.record_batch({name: column for name in GOOD}), allow_64bit=True)
+    return arrow_body(pa.record_batch(dict.fromkeys(GOOD, column)), allow_64bit=True)
 
 
 def of_a_dictionary() -> bytes:
@@ -135,6 +139,16 @@ def of_batches(count: int) -> bytes:
     return arrow_body(pa.concat_tables([table.slice(0, 1)] * count))
 
 
+def without_a_schema() -> bytes:
+    whole = arrow_body(GOOD)
+    return whole[8 + int.from_bytes(whole[4:8], "little") :]
+
+
+def of_two_schemas() -> bytes:
+    whole = arrow_body(GOOD)
+    return whole[: 8 + int.from_bytes(whole[4:8], "little")] * 2
+
+
 def of_two_columns() -> bytes:
     column = pa.array(GOOD["songs"])
     return arrow_body(pa.Table.from_arrays([column, column], ["songs", "songs"]))
@@ -143,7 +157,9 @@ def of_two_columns() -> bytes:
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
-        (b"", 400, "a body must be an Arrow IPC stream"),
+        (b"", 400, "a body must begin with a schema, got nothing"),
+        (without_a_schema(), 400, "a body must begin with a schema, got a record batch"),
+        (of_two_schemas(), 400, "a body must have one schema and record batches, got a schema"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f", 400, "a body must be an Arrow IPC stream"),
         (b"ARROW1\0\0" * 100, 400, "a body must be an Arrow IPC stream"),
         (arrow_body(GOOD)[:-100], 400, "a body must be an Arrow IPC stream"),
@@ -156,7 +172,11 @@ def of_two_columns() -> bytes:
         (arrow_body({"songs": [[1]]}), 400, "indices must hold each feature, got none for 'words'"),
         (arrow_body({"other": [[1]]}), 400, "indices must hold each feature, got none for 'songs'"),
         (arrow_body({"songs": pa.array(["a"]), "words": [[1]]}), 400, "indices['songs'] must be a column of lists"),
-        (arrow_body({"songs": pa.array([["a"]]), "words": [[1]]}), 400, "indices['songs'] must be a column of lists of"),
+        (
+            arrow_body({"songs": pa.array([["a"]]), "words": [[1]]}),
+            400,
+            "indices['songs'] must be a column of lists of",
+        ),
         (arrow_body({"songs": [[1, None]], "words": [[1]]}), 400, "indices['songs'][0][1] is null: must be an integer"),
         (arrow_body({"songs": [[1], [1000]], "words": [[], []]}), 400, "indices['songs'][1][0] is 1000: out of range"),
     ],
@@ -209,3 +229,14 @@ def test_what_fails_in_the_library_is_no_stack_trace(replica, monkeypatch):
     answer = replica.post(json_body(GOOD))
     monkeypatch.undo()
     assert (answer.status, json.loads(answer.body)) == (500, {"error": "internal error"})
+
+
+def test_damaged_bodies_are_answered():
+    fuzz = Path(__file__).resolve().parent.parent / "fuzz" / "mutate_requests.py"
+    if not fuzz.exists():
+        pytest.skip("the fuzzer is not beside the tests")
+    done = subprocess.run(
+        [sys.executable, fuzz, "1000", "7"], env=child_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"'{kind} {status}'" in done.stdout for kind in ("stream", "json") for status in (200, 400))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -60,3 +61,9 @@ def python_m_qembag(*arguments: object, **options: Any) -> subprocess.CompletedP
 
 def float_rows(num_rows: int = 300, dim: int = 32) -> np.ndarray:
     return np.random.default_rng(20261127).normal(size=(num_rows, dim)).astype(np.float32)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number: int = server.getsockname()[1]
+        return number

@@ -42,7 +42,9 @@ def bags_in(body: bytes, features: Collection[str], limits: Limits) -> dict[str,
     """
     pa = pyarrow()
     try:
-        names = _checked_messages(pa, body)
+        _check_messages(pa, body)
+        with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
+            names = stream.schema.names
         places = [place for place, name in enumerate(names) if name in features]
         table = _table(pa, body, places, limits) if places else None
     except (pa.ArrowException, OSError, EOFError, MemoryError, OverflowError, UnicodeError) as error:
@@ -55,27 +57,26 @@ def bags_in(body: bytes, features: Collection[str], limits: Limits) -> dict[str,
     return {name: column or nothing for name, column in columns.items()}
 
 
-def _checked_messages(pa: Any, body: bytes) -> list[str]:
-    """The names of a stream's columns, once it is known to have nothing that expands."""
+def _check_messages(pa: Any, body: bytes) -> None:
+    """Refuse a stream that has more than a schema and plain batches: what else there is may expand.
+
+    Types come first: pyarrow's `read_schema` and `read_record_batch` take any message for what they expect, and crash.
+    """
     messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-    names: list[str] | None = None
+    first = _next(messages)
+    if first is None or first.type != "schema":
+        raise ValueError(f"a body must begin with a schema, got {'nothing' if first is None else f'a {first.type}'}")
     count = 0
     while (message := _next(messages)) is not None:
-        if names is None:
-            names = list(pa.ipc.read_schema(message).names)
-        elif message.type == "dictionary":
+        if message.type == "dictionary":
             raise ValueError("a body must have no dictionary-encoded columns")
-        elif message.type != "record batch":
-            raise ValueError(f"a body must have a schema and record batches, got a {message.type}")
-        elif is_compressed(message.metadata):
+        if message.type != "record batch":
+            raise ValueError(f"a body must have one schema and record batches, got a {message.type}")
+        if is_compressed(message.metadata):
             raise ValueError("a body must not be compressed: write the stream without IPC compression")
-        else:
-            count += 1
-            if count > MAX_ARROW_BATCHES:
-                raise ValueError(f"a body must have at most {MAX_ARROW_BATCHES} record batches, got more")
-    if names is None:
-        raise ValueError("a body must be an Arrow IPC stream, got one without a schema")
-    return names
+        count += 1
+        if count > MAX_ARROW_BATCHES:
+            raise ValueError(f"a body must have at most {MAX_ARROW_BATCHES} record batches, got more")
 
 
 def _next(messages: Any) -> Any:
