@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 import pydoc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ def test_examples_of_docstrings_run(name: str) -> None:
     room = name.split(".")[1]
     for package in {"engines": ["nanoarrow", "pyarrow"], "sklearn": ["sklearn"], "torch": ["torch"]}.get(room, []):
         pytest.importorskip(package)
+    if name.startswith("qembag.engines.serve"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's
+            pytest.importorskip("ray.serve")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -61,6 +62,7 @@ def port(tmp_path_factory):
         yield number
         serve.shutdown()
         ray.shutdown()
+        gc.collect()  # Ray's processes of which it has not heard that they ended
     patch.undo()
 
 
