@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
-import io
 import json
+import socket
 import threading
 import warnings
 from collections import Counter
@@ -227,19 +228,21 @@ class Load:
         connection.close()
 
 
-def raw(port: int, *parts: bytes, pause: float = 0.0, timeout: float = 60.0) -> bytes:
-    """What comes back for bytes that need not be HTTP."""
-    import socket
-    import time
-
-    received = io.BytesIO()
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-            while chunk := connection.recv(1 << 16):
-                received.write(chunk)
-        except (ConnectionError, TimeoutError):
-            pass
-    return received.getvalue()
+def raw(port: int, *parts: bytes, pause: float = 0.001, timeout: float = 60.0) -> bytes:
+    """What comes back for bytes that need not be HTTP. No more are sent once something has come."""
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        contextlib.suppress(ConnectionError, TimeoutError),
+    ):
+        for part in parts:
+            connection.settimeout(timeout)
+            connection.sendall(part)
+            connection.settimeout(pause)
+            with contextlib.suppress(TimeoutError):
+                received += connection.recv(1 << 16)
+                break
+        connection.settimeout(timeout)
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    return received
