@@ -168,11 +168,16 @@ def test_a_replaced_file_is_rolled_in_under_load(served, port, tmp_path):
 
 
 def test_a_killed_replica_is_replaced(served, port):
+    from ray import serve
+
     victim, *_ = replicas()
     versions = {version_of(port): EXPECTED[0]}
     with Load(port, BAGS, versions) as load:
         victim.kill()
         wait_until(lambda: len(replicas()) == 2 and victim.pid not in {process.pid for process in replicas()})
+        wait_until(lambda: serve.status().applications["default"].deployments["EmbeddingBags"].status == "HEALTHY")
+        answered = load.answers.total()
+        wait_until(lambda: load.answers.total() > answered + 100)
     # What it was answering when it died cannot be answered: a request each client.
     assert len(load.failures) <= 4, load.failures
     assert np.array_equal(asked(port, json_body(BAGS)).vectors, EXPECTED[0])
