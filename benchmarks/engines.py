@@ -134,14 +134,13 @@ def report(results: dict[str, Any]) -> list[str]:
             cells += [verdict(results[name].get(engine), sink) for name in ("same", "killed")]
             lines.append(f"| {TITLES[engine]} | {sink} | {' | '.join(cells)} |")
     where, versions = results["machine"], results["versions"]
-    return [
-        *lines,
-        "",
+    caption = (
         f"*{results['bags']:,} bags of {engines_data.MOST_INDICES // 2} indices on average, a table of "
         f"{results['rows']:,} x {engines_data.DIM}, {engines_data.BITS} bits; medians of {results['rounds']} rounds of "
         f"fresh processes, the most memory of any; {results['date']}; {where['processor']}, {where['level']}, processors "
-        f"given to each engine: {CPUS}; {', '.join(f'{name} {version}' for name, version in versions.items())}.*",
-    ]
+        f"given to each engine: {CPUS}; {', '.join(f'{name} {version}' for name, version in versions.items())}.*"
+    )
+    return [*lines, "", caption]
 
 
 def of(runs: list[dict[str, float]], what: str) -> float:

@@ -5,6 +5,7 @@ All is made once in a folder; what is there is taken as it is. A file gets its n
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def make(data: Data) -> None:
         floats = np.random.default_rng(0).normal(size=(data.num_rows, DIM)).astype(np.float32)
         qembag.save_tables(data.table, {FEATURE: qembag.quantize(floats, BITS)})
     bounds = np.linspace(0, data.num_bags, FILES + 1).astype(int).tolist()
-    for number, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
         path = data.bags / f"{number:02}.parquet"
         if not path.exists():
             table = bags_of(data, number, first, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Self
 
 import psutil
 
@@ -53,7 +54,7 @@ class Watched:
         while not self._ended.wait(self._seconds):
             self.peak = max(self.peak, memory(self._pid))
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
