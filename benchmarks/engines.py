@@ -1,9 +1,9 @@
 """Bags in Parquet scored on Ray, Spark, Dask, polars and pyarrow: the Scorer beside a function that returns zeros.
 
-    python -m benchmarks.engines FOLDER --kill --write    # an hour; 8 GB of disk, 8 GB of memory; writes docs/engines.md
+    python -m benchmarks.engines FOLDER --kill --write    # hours; 8 GB of disk and of memory; writes docs/engines.md
 
 Each run is a fresh process, which starts the engine and then reads all bags, maps them and writes ids and vectors as
-Parquet ("write"), or only takes the vectors out of the function ("count": what the map costs is a larger share of that).
+Parquet ("write"), or only takes the vectors out of the function ("count": the map is a larger share of that).
 Scorer and zeros take turns. A ratio is of two runs of one round, and has an interval over rounds. Memory is the
 proportional set size of all processes of the engine, so that a page of the table that several map counts once. What the
 first round writes is compared with a plain loop over the rows. With `--kill` a worker is killed while it scores the
@@ -135,10 +135,12 @@ def report(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {TITLES[engine]} | {sink} | {' | '.join(cells)} |")
     where, versions = results["machine"], results["versions"]
     caption = (
-        f"*{results['bags']:,} bags of {engines_data.MOST_INDICES // 2} indices on average, a table of "
-        f"{results['rows']:,} x {engines_data.DIM}, {engines_data.BITS} bits; medians of {results['rounds']} rounds of "
-        f"fresh processes, the most memory of any; {results['date']}; {where['processor']}, {where['level']}, processors "
-        f"given to each engine: {CPUS}; {', '.join(f'{name} {version}' for name, version in versions.items())}.*"
+        "*Read from Parquet, mapped, and written as Parquet, not compressed (write), or only taken out of the function "
+        f"(count). {results['bags']:,} bags of {engines_data.MOST_INDICES // 2} indices on average, a table of "
+        f"{results['rows']:,} x {engines_data.DIM}, {engines_data.BITS} bits, all rows alike popular; medians of "
+        f"{results['rounds']} rounds of fresh processes, the most memory of any; {results['date']}; "
+        f"{where['processor']}, {where['level']}, processors given to each engine: {CPUS}; "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.*"
     )
     return [*lines, "", caption]
 

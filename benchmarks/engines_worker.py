@@ -54,7 +54,7 @@ class Job(NamedTuple):
         return kind(*arguments)
 
 
-# ---- Engines: each starts, and gives what is to be timed, which returns the number of rows, or None -------------------
+# ---- Engines: each starts, and gives what is to be timed, which returns the number of rows, or None ------------------
 
 Call = Callable[[], int | None]
 

@@ -3,10 +3,11 @@
     python -m benchmarks.serving FOLDER --write    # 20 minutes; writes docs/serving.md
 
 Load is of wrk, in a process of its own: so many clients, each of which asks again when it has its answer. A round is a
-fresh server of each kind; they take turns, and get the same requests: bags of 20 indices for each of four features of 64
-elements, as JSON and as Arrow. "No body" is an empty request to the empty replica: what Serve takes by itself. Answers are
-compared with those of the collection before and after the load, and an error under load ends the benchmark. One replica,
-the command's own options. Needs `qembag[serve]`, psutil, and wrk (a Debian package).
+fresh server of each kind; they take turns, and get the same requests: bags of 20 indices for each of four features of
+64 elements, as JSON and as Arrow. wrk corrects its percentiles for what a client would have asked while it waited for a
+slow answer: they are above those of the requests alone. "No body" is an empty request to the empty replica: what Serve
+takes by itself. Answers are compared with those of the collection before and after the load, and an error under load
+ends the benchmark. One replica, the command's own options. Needs `qembag[serve]`, psutil, and wrk (a Debian package).
 """
 
 from __future__ import annotations
@@ -217,12 +218,13 @@ def report(results: dict[str, Any]) -> list[str]:
     where, versions = results["machine"], results["versions"]
     memory = [[run["memory"] / 1e6 for run in runs] for runs in by_round(found["qembag"])]
     caption = (
-        f"*Bags of {LENGTH} indices for each of {len(FEATURES)} features of {NUM_ROWS:,} x {DIM}, {BITS} bits; one replica; "
-        f"medians of {results['rounds']} rounds of fresh servers, {results['seconds']:g} s each; "
-        f"{sum(run['requests'] for run in ours):,.0f} requests to qembag, errors: 0. Proportional set size of the replica "
-        f"after the first load and after the last: {median(some[0] for some in memory):,.0f} MB and "
-        f"{median(some[-1] for some in memory):,.0f} MB. {results['date']}; {where['processor']}, {where['level']}, cores: "
-        f"{where['cores']}, which wrk shares; {', '.join(f'{name} {version}' for name, version in versions.items())}.*"
+        f"*Bags of {LENGTH} indices for each of {len(FEATURES)} features of {NUM_ROWS:,} x {DIM}, {BITS} bits; one "
+        f"replica; medians of {results['rounds']} rounds of fresh servers, {results['seconds']:g} s each; "
+        f"{sum(run['requests'] for run in ours):,.0f} requests to qembag, errors: 0. Proportional set size of the "
+        f"replica after the first load and after the last: {median(some[0] for some in memory):,.0f} MB and "
+        f"{median(some[-1] for some in memory):,.0f} MB. {results['date']}; {where['processor']}, {where['level']}, "
+        f"cores: {where['cores']}, which wrk shares; "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.*"
     )
     return [*lines, "", caption]
 

@@ -1,4 +1,4 @@
-"""`qembag serve` as it is, but with replicas that answer an empty body at once: `python -m benchmarks.serving_empty FILE`.
+"""`python -m benchmarks.serving_empty FILE`: `qembag serve`, but with replicas that answer an empty body at once.
 
 The options, the proxy and the process are the command's own.
 """

@@ -1,4 +1,4 @@
-"""The benchmarks of engines and of serving measure what they say: on a few rows, in one process where that is enough."""
+"""The benchmarks of engines and of serving measure what they say: on a few rows, in one process where it can be."""
 
 from __future__ import annotations
 
