@@ -47,7 +47,7 @@ def element_type(kind: Any, name: str) -> Any:
 def lists_of(column: Any) -> Lists:
     """Of a chunked column of lists, in one piece."""
     if column.num_chunks == 0:
-        return _of_array(column.combine_chunks())
+        return Lists(pa.nulls(0), np.zeros(0, np.int64))
     pieces = [_of_array(chunk) for chunk in column.chunks]
     if len(pieces) == 1:
         return pieces[0]
