@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
-import textwrap
+import signal
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 import qembag
+from support.documents import blocks, is_as_shown
 
 NUM_ROWS = {"songs": 500, "words": 80}
 DIM = 24  # of the output
@@ -110,25 +115,37 @@ def check(made: pa.Table, bags: Bags, vector: str = "vector") -> None:
 # ---- Seen from inside workers ----------------------------------------------------------------------------------------
 
 
-def opened_here() -> int:
-    """How many collections this process has opened."""
+def opened_here(path: Path) -> list[int]:
+    """Which collections of a file this process has opened. A collection that was opened again is another one."""
     from qembag.engines import opened
 
-    return len(opened._opened)
+    return [id(collection) for key, (collection, _) in opened._opened.items() if key[0] == str(path)]
 
 
-def mapped_pages(path: str) -> tuple[int, int]:
-    """Bytes of a file that this process has mapped and read, and its proportional share of them. Linux."""
-    text = Path(f"/proc/{os.getpid()}/smaps").read_text()
-    of_file = re.findall(rf"(?m)^\S+ .*{re.escape(path)}\n((?:\w+:.*\n)+)", text)
-    sums = [sum(int(re.search(rf"(?m)^{key}: +(\d+)", part)[1]) for part in of_file) for key in ("Rss", "Pss")]
-    return sums[0] * 1024, sums[1] * 1024
+def mapped_bytes(path: Path) -> tuple[int, int]:
+    """Bytes of a file that this process has mapped and read, and its share of them where others read them too."""
+    text = Path("/proc/self/smaps").read_text()
+    maps = re.findall(rf"(?m)^[0-9a-f]+-.* {re.escape(str(path))}\n((?:\w+: .*\n)+)", text)
+    read, share = (
+        sum(int(re.search(rf"(?m)^{key}: +(\d+) kB", one)[1]) * 1024 for one in maps) for key in ("Rss", "Pss")
+    )
+    return read, share
+
+
+def save_large(path: Path) -> Path:
+    """A table of 7 MB: of pages that can be counted."""
+    rows = np.random.default_rng(1).normal(size=(100_000, 64)).astype(np.float32)
+    qembag.save_tables(path, {"songs": qembag.quantize(rows, bits=8)})
+    return path
+
+
+def are_shared(seen: list[tuple[int, int]], nbytes: int) -> bool:
+    """Whether workers that have each read all of a mapped file have done so in the same pages."""
+    return len(seen) == 2 and all(read >= 0.95 * nbytes and share <= 0.55 * nbytes for read, share in seen)
 
 
 def kill_once(marker: Path) -> None:
     """End this process by SIGKILL, unless one has been ended before."""
-    import signal
-
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
@@ -136,25 +153,62 @@ def kill_once(marker: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes that it has started, and theirs. Linux."""
-    found: list[int] = []
-    for name in Path("/proc").iterdir():
-        if name.name.isdigit():
-            try:
-                parent = int((name / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            if parent == pid:
-                found += [int(name.name), *children_of(int(name.name))]
+def processes() -> set[int]:
+    """Those that this one has started, and those that these have. Linux."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                words = (folder / "stat").read_text().rpartition(")")[2].split()
+                if words[0] != "Z" and b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                    parents[int(folder.name)] = int(words[1])
+    found, waiting = set(), {os.getpid()}
+    while waiting:
+        waiting = {pid for pid, parent in parents.items() if parent in waiting}
+        found |= waiting
     return found
 
 
-# ---- The documents -----------------------------------------------------------------------------------------------------
+def wait_for_the_end_of(pids: set[int], seconds: float = 30) -> None:
+    """Of processes that have been told to end."""
+    end = time.monotonic() + seconds
+    while left := {pid for pid in pids if is_alive(pid)}:
+        assert time.monotonic() < end, f"still there: {left}"
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---- The page ----------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "engines.md"
+
+
+def run_the_page(title: str) -> None:
+    """A section's blocks, after those that make its files, in the working folder. They print what the page shows.
+
+    Blocks that start an engine are of the language "py", and not of "python", which `test_docs.py` runs.
+    """
+    if not PAGE.exists():
+        pytest.skip("the documents are not beside the tests")
+    text = PAGE.read_text()
+    names: dict[str, Any] = {"__name__": "__docs__"}
+    first, _, _ = text.partition("\n## ")[2].partition("\n## ")
+    own = blocks(section(text, title), "py")
+    assert own, title
+    for code, shown in [*blocks(first, "python"), *own]:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(code, str(PAGE), "exec"), names)  # noqa: S102 (our own documents)
+        assert is_as_shown(output.getvalue(), shown), f"{code}\nprinted\n{output.getvalue()}"
 
 
 def section(text: str, title: str) -> str:
-    """A page's section of that title."""
     found = re.search(rf"(?ms)^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text)
     assert found is not None, title
-    return textwrap.dedent(found[1])
+    return found[1]
