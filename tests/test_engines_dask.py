@@ -31,8 +31,8 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read
 
 
 @pytest.fixture(scope="module")
-def bags(tmp_path_factory: pytest.TempPathFactory) -> engines.Bags:
-    return engines.write(tmp_path_factory.mktemp("dask"), 4, 25_000, 10_000)
+def bags() -> engines.Bags:
+    return engines.bags_in_files()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import os
 import re
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,15 +83,19 @@ def loop(tables: Path, rows: pa.Table) -> np.ndarray:
     return made
 
 
-def write(folder: Path, num_files: int, rows_a_file: int, row_group: int) -> Bags:
-    """Files of several row groups each."""
-    tables = save_tables(folder / "tables.safetensors")
-    (folder / "bags").mkdir()
-    parts = [rows_of(number * rows_a_file, rows_a_file) for number in range(num_files)]
+@functools.cache
+def bags_in_files() -> Bags:
+    """100,000 rows in four files of several row groups, which live as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="qembag-engines-")
+    atexit.register(folder.cleanup)
+    root = Path(folder.name)
+    tables = save_tables(root / "tables.safetensors")
+    (root / "bags").mkdir()
+    parts = [rows_of(first, 25_000) for first in range(0, 100_000, 25_000)]
     for number, part in enumerate(parts):
-        pq.write_table(part, folder / "bags" / f"{number}.parquet", row_group_size=row_group)
+        pq.write_table(part, root / "bags" / f"{number}.parquet", row_group_size=10_000)
     rows = pa.concat_tables(parts)
-    return Bags(tables, folder / "bags", loop(tables, rows), rows)
+    return Bags(tables, root / "bags", loop(tables, rows), rows)
 
 
 def write_bad(folder: Path, rows: pa.Table, bad: dict[int, list[Any]]) -> Path:
@@ -109,7 +116,7 @@ def check(made: pa.Table, bags: Bags, vector: str = "vector") -> None:
     found = lists.flatten().to_numpy().reshape(len(lists), DIM)
     assert np.array_equal(found.view(np.uint32), bags.expected.view(np.uint32))
     for name in ("user", "songs", "words", "weights"):
-        assert made[name].to_pylist() == bags.table[name].to_pylist(), name
+        assert made[name].cast(bags.table[name].type).equals(bags.table[name]), name
 
 
 # ---- Seen from inside workers ----------------------------------------------------------------------------------------
