@@ -9,6 +9,7 @@ import copy
 import datetime
 import os
 import pickle
+import re
 import sys
 import textwrap
 import threading
@@ -28,7 +29,9 @@ import qembag
 from qembag.engines import Scorer, opened
 from qembag.engines.bad_rows import element_type, lists_of
 from qembag.interop import arrow
+from support import engines
 from support.arrays import same_bits
+from support.documents import blocks
 from support.layouts import packed_rows
 from test_processes import said
 
@@ -563,8 +566,8 @@ def test_arguments_that_are_wrong_are_refused_when_the_scorer_is_made(path: Path
         ("output and reasons must be", ValueError, {"output": "a", "reasons": "a", "errors": "null"}),
         ("reasons must be None with errors='raise', got 'a'", ValueError, {"reasons": "a"}),
         ("reasons must be a column's name, got", TypeError, {"reasons": 1, "errors": "null"}),
-        ("row_id must be a column's name or several, got", TypeError, {"row_id": 1}),
-        ("row_id must be a column's name or several, got", TypeError, {"row_id": ["a", 1]}),
+        ("row_id must be a column's name, got", TypeError, {"row_id": 1}),
+        (r"row_id\[1\] must be a column's name, got", TypeError, {"row_id": ["a", 1]}),
         ("columns must be a dict of feature to column, got", TypeError, {"columns": ["a"]}),
         (r"columns\['songs'\] must be a column's name, got", TypeError, {"columns": {"songs": 1}}),
         ("weights must have features of the collection only, got 'x'", ValueError, {"weights": {"x": "a"}}),
@@ -830,6 +833,15 @@ def test_no_engine_and_no_library_of_frames_is_needed_or_imported(path: Path) ->
     assert shown[0] == "[] 2"
     assert "'qembag[spark]'" in shown[1]
     assert len(shown) == 2
+
+
+@pytest.mark.skipif(not engines.PAGE.exists(), reason="the documents are not beside the tests")
+def test_each_engine_on_the_page_has_a_test_that_runs_it() -> None:
+    text = engines.PAGE.read_text()
+    titles = re.findall(r"(?m)^## (.*)$", text)
+    on_engines = {title for title in titles if blocks(engines.section(text, title), "py")}
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_engines_*.py"))
+    assert on_engines == set(re.findall(r'engines\.run_the_page\("(.*)"\)', tests)) == {"Ray Data", "Spark", "Dask"}
 
 
 def test_the_core_imports_none_of_it() -> None:

@@ -69,6 +69,8 @@ def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
     Opened anew where the file has changed. Whoever holds the collection of an earlier version keeps that.
     """
     key = wanted.key()
+    if not _can_be_a_key(key):  # for an argument is wrong, which the collection names
+        return EmbeddingBagCollection.from_file(wanted.path, wanted.features, **wanted.options), stamp_of(wanted.path)
     with _lock:
         stamp = stamp_of(wanted.path)
         if key not in _opened or _opened[key][1] != stamp:
@@ -91,6 +93,14 @@ def _new_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
+
+
+def _can_be_a_key(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _frozen(value: Any) -> Any:

@@ -119,17 +119,17 @@ class Scorer:
         self._plan = Plan(
             {feature: feature for feature in known} | _by_feature(columns, "columns", known),
             _by_feature(weights, "weights", known),
-            output if isinstance(output, str) else _outputs(output, known),
+            _outputs(output, known),
             _one_of(list_size, "list_size", ("variable", "fixed")),
         )
         for feature in self._plan.weights:
             if self._collection.modes[feature] == "max":
                 raise ValueError(f"weights must not have feature {feature!r}, whose mode is 'max': maxima take none")
         self._is_strict = _one_of(errors, "errors", ("raise", "null")) == "raise"
-        self._reasons = _column_or_none(reasons, "reasons")
+        self._reasons = None if reasons is None else _column(reasons, "reasons")
         if reasons is not None and self._is_strict:
             raise ValueError(f"reasons must be None with errors='raise', got {_errors.shown(reasons)}")
-        self._row_id = _columns_of(row_id, "row_id")
+        self._row_id = _columns(row_id, "row_id")
         self._made_columns = self._plan.made(self._reasons)
         self._num_threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
         self.null_rows = 0
@@ -213,7 +213,7 @@ class Scorer:
             As for a call. Rows are counted over all batches.
         """
         first = 0
-        for batch in batches:
+        for batch in _iterated(batches):
             if not isinstance(batch, pa.RecordBatch):
                 raise TypeError(f"batches must be of pyarrow.RecordBatch, got {_errors.kind_of(batch)}")
             yield self._of_record_batch(batch, first)
@@ -342,16 +342,16 @@ def _by_feature(given: Mapping[str, str] | None, name: str, features: Mapping[st
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(f"{name} must be a dict of feature to column, got {_errors.kind_of(given)}")
     found = dict(given or {})
-    for feature, column in found.items():
+    for feature in found:
         if feature not in features:
             raise ValueError(f"{name} must have features of the collection only, got {_errors.shown(feature)}")
-        if not isinstance(column, str):
-            raise TypeError(f"{name}[{feature!r}] must be a column's name, got {_errors.kind_of(column)}")
-    return found
+    return {feature: _column(column, f"{name}[{feature!r}]") for feature, column in found.items()}
 
 
-def _outputs(given: Mapping[str, str], features: Mapping[str, str]) -> dict[str, str]:
-    """The argument `output`, where it names a column for each feature."""
+def _outputs(given: str | Mapping[str, str], features: Mapping[str, str]) -> str | dict[str, str]:
+    """The argument `output`."""
+    if isinstance(given, str):
+        return _column(given, "output")
     if not isinstance(given, Mapping):
         raise TypeError(f"output must be a column's name, or a dict of feature to column, got {_errors.kind_of(given)}")
     found = _by_feature(given, "output", features)
@@ -361,23 +361,35 @@ def _outputs(given: Mapping[str, str], features: Mapping[str, str]) -> dict[str,
     return {feature: found[feature] for feature in features}
 
 
-def _column_or_none(given: str | None, name: str) -> str | None:
-    if given is not None and not isinstance(given, str):
+def _column(given: object, name: str) -> str:
+    """The name of a column, which Arrow keeps as UTF-8."""
+    if not isinstance(given, str):
         raise TypeError(f"{name} must be a column's name, got {_errors.kind_of(given)}")
-    return given
+    text = _arguments.exact_text(given)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a column's name, in characters of UTF-8, got {_errors.shown(text)}") from None
+    return text
 
 
-def _columns_of(given: str | Sequence[str], name: str) -> tuple[str, ...]:
-    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
-    if not all(isinstance(column, str) for column in found):
-        raise TypeError(f"{name} must be a column's name or several, got {_errors.kind_of(given)}")
-    return found
+def _columns(given: str | Sequence[str], name: str) -> tuple[str, ...]:
+    if isinstance(given, (list, tuple)):
+        return tuple(_column(one, f"{name}[{number}]") for number, one in enumerate(given))
+    return (_column(given, name),)
 
 
 def _one_of(value: str, name: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
+    text = _arguments.exact_text(value)
+    if text not in allowed:
         raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {_errors.shown(value)}")
-    return value
+    return text
+
+
+def _iterated(batches: object) -> Iterable[Any]:
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of pyarrow.RecordBatch, got {_errors.kind_of(batches)}")
+    return batches
 
 
 # ---- Data frames -----------------------------------------------------------------------------------------------------
