@@ -190,6 +190,11 @@ def takes_any_floats(function: str) -> bool:
     return "table" in CALLS[function][1] or "Collection" in function
 
 
+def of_many(function: str) -> bool:
+    """Of several tables, with options by feature."""
+    return "Collection" in function or function == "Scorer"
+
+
 def is_taken(function: str, argument: str, name: str) -> bool:
     """What some arguments take: a default, a number for a flag, as many threads as there are, all rows."""
     return (
@@ -201,8 +206,11 @@ def is_taken(function: str, argument: str, name: str) -> bool:
         or (argument == "progress" and name in CALLABLE)
         or (argument, name) in TAKEN
         or (function, argument, name) == ("load_tables", "bits", "empty dict")
-        or ("Collection" in function and argument in ("mode", "padding_idx", "invalid") and name == "empty dict")
-        or ("Collection" in function and (argument, name) == ("padding_idx", "dict"))
+        or (of_many(function) and argument in ("mode", "padding_idx", "invalid") and name == "empty dict")
+        or (of_many(function) and (argument, name) == ("padding_idx", "dict"))
+        or (function == "Scorer" and argument in ("columns", "weights") and name == "empty dict")
+        or (function == "Scorer" and argument in ("output", "reasons", "row_id") and name in (*TEXTS, "list of texts"))
+        or (function, argument, name) == ("Scorer.map_arrow", "batches", "empty dict")
         or ("by feature" in function and (argument, name) == ("per_sample_weights", "empty dict"))
         or (argument, name) == ("item", "ellipsis")
         or (name == "buffer of floats" and argument == "per_sample_weights" and takes_any_floats(function))

@@ -244,6 +244,33 @@ def of_files() -> dict[str, Call]:
     }
 
 
+def of_engines() -> dict[str, Call]:
+    """A scorer of the collection that is saved, where what it needs is installed. `test_engines.py` has data frames."""
+    try:
+        import pyarrow as pa
+
+        from qembag.engines import Scorer
+    except ImportError:
+        return {}
+    options = {"mode": {"a": "mean"}, "padding_idx": {"c": -9}, "invalid": {"b": "skip"}, "dtype": np.float32}
+    columns = {"columns": {"c": "a"}, "weights": {"a": "w"}, "output": "v", "row_id": ("w", "a"), "reasons": "why"}
+    of_a_batch = {"list_size": "fixed", "errors": "null", "num_threads": 1, "names": ["a", "b", "c"]}
+    scorer = Scorer(COLLECTED, columns={"b": "a", "c": "a"})
+    batch = pa.table({"a": [[1, 2], None]})
+
+    def map_arrow(batches: Any) -> list[Any]:
+        return list(scorer.map_arrow(batches))
+
+    return {
+        "Scorer": (
+            Scorer,
+            {"path": COLLECTED, "features": {"a": "a", "b": "b", "c": "c"}, **options, **columns, **of_a_batch},
+        ),
+        "Scorer.__call__": (scorer.__call__, {"batch": batch}),
+        "Scorer.map_arrow": (map_arrow, {"batches": batch.to_batches()}),
+    }
+
+
 # The package's own functions at 8 bits by their names, and at the other widths by those with the width behind.
 CALLS = of_the_package(8)
 for width in NAMES:
@@ -255,6 +282,7 @@ for float_kind in FLOAT_ROWS:
     CALLS |= {f"{name}, {float_kind}": call for name, call in of_floats(float_kind).items()}
 CALLS |= of_collections()
 CALLS |= of_files()
+CALLS |= of_engines()
 EVERY_ARGUMENT = [(function, argument) for function, (_, given) in CALLS.items() for argument in given]
 
 

@@ -34,24 +34,47 @@ class Bad(NamedTuple):
     reason: str
 
 
-def lists_of(column: Any, name: str) -> Lists:
-    """Of a column of lists of any kind, in one piece. Raises TypeError for another type."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if isinstance(column, pa.DictionaryArray):
-        column = column.dictionary_decode()
-    if pa.types.is_null(column.type):
-        return Lists(pa.array([], pa.int64()), np.zeros(len(column), np.int64))
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not is_list and not pa.types.is_fixed_size_list(column.type):
-        raise TypeError(f"column {name!r} must have lists, got {column.type}")
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = pc.list_flatten(column)
-    if isinstance(values, pa.DictionaryArray):
-        values = values.dictionary_decode()
-    return Lists(values, lengths)
+def element_type(kind: Any, name: str) -> Any:
+    """What a column's lists are of, of a pyarrow type; null for a column of nulls. Raises TypeError if it has no lists."""
+    lists = _plain_type(kind)
+    if pa.types.is_null(lists):
+        return lists
+    if not (pa.types.is_list(lists) or pa.types.is_large_list(lists) or pa.types.is_fixed_size_list(lists)):
+        raise TypeError(f"column {name!r} must have lists (List, LargeList or FixedSizeList), got {kind}")
+    return _plain_type(lists.value_type)
+
+
+def lists_of(column: Any) -> Lists:
+    """Of a chunked column of lists, in one piece."""
+    if column.num_chunks == 0:
+        return Lists(pa.nulls(0), np.zeros(0, np.int64))
+    pieces = [_of_array(chunk) for chunk in column.chunks]
+    if len(pieces) == 1:
+        return pieces[0]
+    # Elements, not lists: those may have too many for offsets of 32 bits.
+    values = pa.concat_arrays([piece.values for piece in pieces])
+    return Lists(values, np.concatenate([piece.lengths for piece in pieces]))
+
+
+def _of_array(array: Any) -> Lists:
+    array = _plain(array)
+    if pa.types.is_null(array.type):
+        return Lists(pa.nulls(0), np.zeros(len(array), np.int64))
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    return Lists(_plain(pc.list_flatten(array)), lengths.astype(np.int64))
+
+
+def _plain_type(kind: Any) -> Any:
+    """Without what an extension type or a dictionary adds."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _plain(array: Any) -> Any:
+    if isinstance(array, pa.ExtensionArray):
+        return _plain(array.storage)
+    return _plain(array.dictionary_decode()) if isinstance(array, pa.DictionaryArray) else array
 
 
 def bad_rows(column: str, lists: Lists, num_rows: int | None) -> dict[int, Bad]:

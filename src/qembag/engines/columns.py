@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from .._arguments import as_float32
 from .._batches import Bags
+from .._errors import shown
 from ..interop.arrow import INT32_MAX, to_arrow
-from .bad_rows import Lists, bad_rows, lists_of, of_other_lengths
+from .bad_rows import Lists, bad_rows, element_type, lists_of, of_other_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,6 +47,14 @@ class Plan(NamedTuple):
             return {self.output: list(self.columns)}
         return {self.output[feature]: [feature] for feature in self.columns}
 
+    def made(self, reasons: str | None) -> list[str]:
+        """All columns that are made."""
+        outputs = [self.output] if isinstance(self.output, str) else list(self.output.values())
+        names = [*outputs, *([] if reasons is None else [reasons])]
+        if len(set(names)) < len(names):
+            raise ValueError(f"output and reasons must be columns of different names, got {shown(names)}")
+        return names
+
 
 class Scored(NamedTuple):
     """Columns that were made, and rows of each feature that could not be looked up."""
@@ -58,11 +68,12 @@ class Scored(NamedTuple):
 
     def reasons(self, num_rows: int) -> Any:
         """What is wrong with each row, as a column; null for good ones."""
-        texts: dict[int, str] = {}
+        texts: dict[int, dict[str, None]] = {}  # features that share a column may tell of the same fault
         for rows in self.bad.values():
             for row, bad in rows.items():
-                texts[row] = f"{texts[row]}; {bad.reason}" if row in texts else bad.reason
-        return pa.chunked_array([pa.array([texts.get(row) for row in range(num_rows)], pa.string())])
+                texts.setdefault(row, {})[bad.reason] = None
+        joined = ["; ".join(texts[row]) if row in texts else None for row in range(num_rows)]
+        return pa.chunked_array([pa.array(joined, pa.string())])
 
 
 def score(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str, Any], num_threads: int | None) -> Scored:
@@ -70,6 +81,7 @@ def score(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str, An
 
     Raises what is no row's fault: a column of another type, an argument that is wrong.
     """
+    _check_types(plan, batch)
     try:
         asked = {feature: _asked(feature, plan, batch) for feature in plan.columns}
         return Scored(_columns(collection, plan, asked, num_threads), {})
@@ -90,18 +102,22 @@ def _asked(feature: str, plan: Plan, batch: Mapping[str, Any]) -> Any:
     column = batch[plan.columns[feature]]
     if feature not in plan.weights:
         return column
-    lists, weights = _both_lists(feature, plan, batch)
+    lists, weights = lists_of(column), lists_of(batch[plan.weights[feature]])
     if lists.values.null_count or weights.values.null_count or (lists.lengths != weights.lengths).any():
         raise ValueError("bad rows")  # which ones, and why, is looked for next
-    return [Bags(_indices(lists), lists.offsets, _weights(weights, plan.weights[feature]))]
+    return [Bags(_indices(lists), lists.offsets, _weights(weights))]
 
 
-def _both_lists(feature: str, plan: Plan, batch: Mapping[str, Any]) -> tuple[Lists, Lists]:
-    column, own = plan.columns[feature], plan.weights[feature]
-    lists, weights = lists_of(batch[column], column), lists_of(batch[own], own)
-    if not pa.types.is_integer(lists.values.type) and not pa.types.is_null(lists.values.type):
-        raise TypeError(f"column {column!r} must have lists of integers, got lists of {lists.values.type}")
-    return lists, weights
+def _check_types(plan: Plan, batch: Mapping[str, Any]) -> None:
+    """The collection would name the feature, and not the column."""
+    for name in plan.columns.values():
+        kind = element_type(batch[name].type, name)
+        if not pa.types.is_integer(kind) and not pa.types.is_null(kind):
+            raise TypeError(f"column {name!r} must have lists of integers, got lists of {kind}")
+    for name in plan.weights.values():
+        kind = element_type(batch[name].type, name)
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise TypeError(f"column {name!r} must have lists of numbers, for weights, got lists of {kind}")
 
 
 def _indices(lists: Lists) -> NDArray[Any]:
@@ -111,12 +127,8 @@ def _indices(lists: Lists) -> NDArray[Any]:
     return indices
 
 
-def _weights(lists: Lists, column: str) -> NDArray[np.float32]:
-    kind = lists.values.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise TypeError(f"column {column!r} must have lists of numbers, as weights, got lists of {kind}")
-    weights: NDArray[np.float32] = lists.values.to_numpy(zero_copy_only=False).astype(np.float32)
-    return weights
+def _weights(lists: Lists) -> NDArray[np.float32]:
+    return as_float32(lists.values.to_numpy(zero_copy_only=False))
 
 
 def _columns(
@@ -154,12 +166,12 @@ def _bad_rows(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str
     found: dict[str, BadRows] = {}
     for feature, table in collection.features.items():
         column = plan.columns[feature]
-        lists = lists_of(batch[column], column)
+        lists = lists_of(batch[column])
         rows = None if invalid[feature] == "skip" else tables[table].num_embeddings
         bad = bad_rows(column, lists, rows)
         if feature in plan.weights:
             name = plan.weights[feature]
-            weights = lists_of(batch[name], name)
+            weights = lists_of(batch[name])
             bad = {**of_other_lengths(name, weights, column, lists), **bad_rows(name, weights, None), **bad}
         found[feature] = bad
     return found
@@ -167,11 +179,9 @@ def _bad_rows(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str
 
 def _without(bad: Iterable[int], feature: str, plan: Plan, batch: Mapping[str, Any]) -> list[Bags]:
     """A feature's bags, with empty ones in the place of bad rows."""
-    column, own = plan.columns[feature], None
-    lists = _emptied(lists_of(batch[column], column), bad)
+    lists, own = _emptied(lists_of(batch[plan.columns[feature]]), bad), None
     if feature in plan.weights:
-        name = plan.weights[feature]
-        own = _weights(_emptied(lists_of(batch[name], name), bad), name)
+        own = _weights(_emptied(lists_of(batch[plan.weights[feature]]), bad))
     return [Bags(_indices(lists), lists.offsets, own)]
 
 

@@ -48,14 +48,18 @@ HEAD, NUM_PIECES, PIECE = 1 << 16, 16, 4096
 
 
 def check_of(path: str) -> str:
-    """A hash of a file's size and of samples of it: the same for copies on other hosts, whenever those were made."""
+    """A hash of a file's size and of samples of it: the same for copies on other hosts, whenever those were made.
+
+    Of a folder, which a model of another library's may be: of its files.
+    """
     found = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        found.update(nbytes.to_bytes(8, "little") + file.read(HEAD))
-        for number in range(NUM_PIECES):
-            file.seek(max(0, nbytes - PIECE) * (number + 1) // NUM_PIECES)
-            found.update(file.read(PIECE))
+    for name in sorted(entry.path for entry in os.scandir(path) if entry.is_file()) if os.path.isdir(path) else [path]:
+        with open(name, "rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            found.update(nbytes.to_bytes(8, "little") + file.read(HEAD))
+            for number in range(NUM_PIECES):
+                file.seek(max(0, nbytes - PIECE) * (number + 1) // NUM_PIECES)
+                found.update(file.read(PIECE))
     return found.hexdigest()
 
 
@@ -65,6 +69,8 @@ def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
     Opened anew where the file has changed. Whoever holds the collection of an earlier version keeps that.
     """
     key = wanted.key()
+    if not _can_be_a_key(key):  # for an argument is wrong, which the collection names
+        return EmbeddingBagCollection.from_file(wanted.path, wanted.features, **wanted.options), stamp_of(wanted.path)
     with _lock:
         stamp = stamp_of(wanted.path)
         if key not in _opened or _opened[key][1] != stamp:
@@ -95,10 +101,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
+def _can_be_a_key(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _frozen(value: Any) -> Any:
     """As a key: the order of features is that of columns."""
     if hasattr(value, "items"):
         return tuple((key, _frozen(own)) for key, own in value.items())
     if isinstance(value, list):
         return tuple(value)
-    return value
+    return type(value), value  # for True is 1

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from .. import _arguments, _errors
+from ..interop.tensors import imported
 from .columns import Plan, score
 from .granted import granted_threads
 from .opened import check_of, opened, opening
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -116,22 +119,29 @@ class Scorer:
         self._plan = Plan(
             {feature: feature for feature in known} | _by_feature(columns, "columns", known),
             _by_feature(weights, "weights", known),
-            output if isinstance(output, str) else _by_feature(output, "output", known, whole=True),
+            _outputs(output, known),
             _one_of(list_size, "list_size", ("variable", "fixed")),
         )
+        for feature in self._plan.weights:
+            if self._collection.modes[feature] == "max":
+                raise ValueError(f"weights must not have feature {feature!r}, whose mode is 'max': maxima take none")
         self._is_strict = _one_of(errors, "errors", ("raise", "null")) == "raise"
-        if reasons is not None and (self._is_strict or not isinstance(reasons, str)):
-            raise ValueError(f"reasons must be a column's name with errors='null', got {_errors.shown(reasons)}")
-        self._reasons = reasons
-        self._row_id = (row_id,) if isinstance(row_id, str) else tuple(row_id)
-        made = [*self._plan.outputs, *([] if reasons is None else [reasons])]
-        if len(set(made)) < (len(known) if isinstance(output, Mapping) else 1) + (reasons is not None):
-            raise ValueError(f"output and reasons must be columns of different names, got {_errors.shown(made)}")
+        self._reasons = None if reasons is None else _column(reasons, "reasons")
+        if reasons is not None and self._is_strict:
+            raise ValueError(f"reasons must be None with errors='raise', got {_errors.shown(reasons)}")
+        self._row_id = _columns(row_id, "row_id")
+        self._made_columns = self._plan.made(self._reasons)
         self._num_threads = None if num_threads is None else _arguments.num_threads(num_threads, "num_threads")
         self.null_rows = 0
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_collection": None, "null_rows": 0}
+        state = {**self.__dict__, "_collection": None, "null_rows": 0}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_lock": threading.Lock()}
 
     def __repr__(self) -> str:
         return f"Scorer({self._opening.path!r}, {self._plan.columns!r}, output={self._plan.output!r})"
@@ -169,19 +179,20 @@ class Scorer:
             If the batch, or a column, is of another type.
         """
         if isinstance(batch, pa.Table):
-            made = self._made(batch.column_names, batch.column, batch.num_rows, self._threads(None))
-            for name, column in made.items():
+            for name, column in self._made(_of_arrow(batch, batch.column)).items():
                 batch = batch.append_column(name, column)
             return batch
         if isinstance(batch, pa.RecordBatch):
             return self._of_record_batch(batch, 0)
-        if type(batch).__module__.partition(".")[0] == "polars" and hasattr(batch, "get_column"):
-            made = self._made(batch.columns, lambda name: _chunked(batch.get_column(name)), batch.height)
-            series = type(batch.to_series(0)) if batch.width else None
-            assert series is not None  # it has the columns that were read
-            return batch.with_columns([series(name, column) for name, column in made.items()])
+        if _is_frame(batch, "polars"):
+            series = sys.modules["polars"].Series
+            source = _Source(
+                batch.columns, lambda name: _chunked(batch[name], name), lambda name, row: batch[name][row]
+            )
+            return batch.with_columns([series(name, column) for name, column in self._made(source).items()])
         raise TypeError(
-            f"batch must be a pyarrow Table or RecordBatch, or a polars DataFrame, got {_errors.kind_of(batch)}"
+            "batch must be a pyarrow Table or RecordBatch (in Ray Data: batch_format='pyarrow'), or a polars "
+            f"DataFrame, got {_errors.kind_of(batch)}"
         )
 
     def map_arrow(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -202,7 +213,7 @@ class Scorer:
             As for a call. Rows are counted over all batches.
         """
         first = 0
-        for batch in batches:
+        for batch in _iterated(batches):
             if not isinstance(batch, pa.RecordBatch):
                 raise TypeError(f"batches must be of pyarrow.RecordBatch, got {_errors.kind_of(batch)}")
             yield self._of_record_batch(batch, first)
@@ -227,15 +238,17 @@ class Scorer:
         IndexError, ValueError, TypeError
             As for a call.
         """
-        if type(frame).__module__.partition(".")[0] != "pandas" or not hasattr(frame, "assign"):
+        if not _is_frame(frame, "pandas"):
             raise TypeError(f"frame must be a pandas DataFrame, got {_errors.kind_of(frame)}")
-        import pandas as pd
-
-        made = self._made(list(frame.columns), lambda name: _chunked(frame[name]), len(frame), self._threads(1))
-        series = {
-            name: pd.Series(pd.arrays.ArrowExtensionArray(column), index=frame.index) for name, column in made.items()
-        }
-        return frame.assign(**series)
+        pandas = sys.modules["pandas"]
+        source = _Source(
+            list(frame.columns),
+            lambda name: _chunked(frame[name], name),
+            lambda name, row: frame[name].iloc[row],
+        )
+        made = self._made(source, otherwise=1)
+        arrays = {name: pandas.arrays.ArrowExtensionArray(column) for name, column in made.items()}
+        return frame.assign(**{name: pandas.Series(array, index=frame.index) for name, array in arrays.items()})
 
     def spark_schema(self, schema: Any) -> Any:
         """The schema of what `map_arrow` yields, for Spark's `mapInArrow`.
@@ -252,10 +265,13 @@ class Scorer:
         Raises
         ------
         TypeError
-            If `dtype` is float16, or `list_size` is "fixed": Spark has no such types.
+            If `schema` is no StructType; if `dtype` is float16, or `list_size` is "fixed": Spark has no such types.
+        ImportError
+            If pyspark is not installed.
         """
-        from pyspark.sql import types
-
+        types = imported("pyspark.sql.types", "'qembag[spark]'")
+        if not isinstance(schema, types.StructType):
+            raise TypeError(f"schema must be a StructType of pyspark's, got {_errors.kind_of(schema)}")
         if self._plan.list_size == "fixed" or _arguments.out_type(self.collection.dtype, None).number != 0:
             raise TypeError("Spark must be given lists of float32: list_size='variable', dtype='float32'")
         vectors = types.ArrayType(types.FloatType(), containsNull=True)
@@ -266,78 +282,131 @@ class Scorer:
 
     # ---- A batch -----------------------------------------------------------------------------------------------------
 
-    def _threads(self, otherwise: int | None) -> int | None:
-        return self._num_threads or granted_threads() or otherwise
-
     def _of_record_batch(self, batch: Any, first: int) -> Any:
-        made = self._made(
-            batch.schema.names, lambda name: pa.chunked_array([batch.column(name)]), batch.num_rows, first=first
-        )
+        made = self._made(_of_arrow(batch, lambda name: pa.chunked_array([batch.column(name)])), first)
+        schema, arrays = batch.schema, batch.columns
         for name, column in made.items():
-            batch = batch.append_column(name, column.combine_chunks() if column.num_chunks != 1 else column.chunk(0))
-        return batch
+            schema = schema.append(pa.field(name, column.type))
+            arrays.append(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def _made(
-        self,
-        there: Sequence[str],
-        column_of: Callable[[str], Any],
-        num_rows: int,
-        num_threads: int | None = None,
-        first: int = 0,
-    ) -> dict[str, Any]:
-        """The new columns. `first` is the number of the batch's first row, for errors."""
-        plan = self._plan
-        for name in [*plan.read, *self._row_id]:
+    def _made(self, source: _Source, first: int = 0, otherwise: int | None = None) -> dict[str, Any]:
+        """The new columns. `first` is the number of the batch's first row, for errors; `otherwise` the number of
+        threads where nobody has said one."""
+        there = list(source.names)
+        for name in [*self._plan.read, *self._row_id]:
             if there.count(name) != 1:
-                raise ValueError(f"the batch must have one column {name!r}, got columns {_errors.shown(list(there))}")
-        for name in [*plan.outputs, *([] if self._reasons is None else [self._reasons])]:
+                raise ValueError(f"the batch must have one column {name!r}, got columns {_errors.shown(there)}")
+        for name in self._made_columns:
             if name in there:
                 raise ValueError(f"the batch must not have a column {name!r} yet, which is made here: see output=")
-        batch = {name: column_of(name) for name in plan.read}
-        scored = score(self.collection, plan, batch, num_threads or self._threads(None))
+        batch = {name: source.column(name) for name in self._plan.read}
+        scored = score(self.collection, self._plan, batch, self._num_threads or granted_threads() or otherwise)
         if self._is_strict:
-            self._refuse(scored, column_of, first)
-        self.null_rows += len({row for rows in scored.bad.values() for row in rows})
+            self._refuse(scored, source, first)
+        with self._lock:
+            self.null_rows += len({row for rows in scored.bad.values() for row in rows})
         made = scored.vectors
         if self._reasons is not None:
-            made[self._reasons] = scored.reasons(num_rows)
+            made[self._reasons] = scored.reasons(len(next(iter(made.values()))))
         return made
 
-    def _refuse(self, scored: Scored, column_of: Callable[[str], Any], first: int) -> None:
+    def _refuse(self, scored: Scored, source: _Source, first: int) -> None:
         """Raise for the first bad row."""
         found = scored.first_bad()
         if found is None:
             return
         row, bad = found
-        ids = "".join(f", {name}={column_of(name)[row].as_py()!r}" for name in self._row_id)
-        raise bad.kind(f"row {first + row}{ids}: {bad.reason} ({self._opening.path})")
+        ids = "".join(f", {name}={source.cell(name, row)!r}" for name in self._row_id)
+        raise bad.kind(f"row {first + row}{ids}: {bad.reason} (tables: {self._opening.path})")
 
 
-def _by_feature(
-    given: Mapping[str, str] | None, name: str, features: Mapping[str, str], *, whole: bool = False
-) -> dict[str, str]:
+class _Source(NamedTuple):
+    """A batch, whatever holds it."""
+
+    names: Sequence[str]
+    column: Callable[[str], Any]
+    """A column as a chunked array of pyarrow's."""
+    cell: Callable[[str, int], Any]
+
+
+def _of_arrow(batch: Any, column: Callable[[str], Any]) -> _Source:
+    return _Source(batch.schema.names, column, lambda name, row: column(name)[row].as_py())
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def _by_feature(given: Mapping[str, str] | None, name: str, features: Mapping[str, str]) -> dict[str, str]:
     """An argument that gives features their columns."""
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(f"{name} must be a dict of feature to column, got {_errors.kind_of(given)}")
     found = dict(given or {})
-    for feature, column in found.items():
+    for feature in found:
         if feature not in features:
             raise ValueError(f"{name} must have features of the collection only, got {_errors.shown(feature)}")
-        if not isinstance(column, str):
-            raise TypeError(f"{name}[{feature!r}] must be a column's name, got {_errors.kind_of(column)}")
-    missing = [feature for feature in features if feature not in found]
-    if whole and missing:
-        raise ValueError(f"{name} must name a column for each feature, got none for {_errors.shown(missing[0])}")
-    return found
+    return {feature: _column(column, f"{name}[{feature!r}]") for feature, column in found.items()}
+
+
+def _outputs(given: str | Mapping[str, str], features: Mapping[str, str]) -> str | dict[str, str]:
+    """The argument `output`."""
+    if isinstance(given, str):
+        return _column(given, "output")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"output must be a column's name, or a dict of feature to column, got {_errors.kind_of(given)}")
+    found = _by_feature(given, "output", features)
+    for feature in features:
+        if feature not in found:
+            raise ValueError(f"output must name a column for each feature, got none for {_errors.shown(feature)}")
+    return {feature: found[feature] for feature in features}
+
+
+def _column(given: object, name: str) -> str:
+    """The name of a column, which Arrow keeps as UTF-8."""
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a column's name, got {_errors.kind_of(given)}")
+    text = _arguments.exact_text(given)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a column's name, in characters of UTF-8, got {_errors.shown(text)}") from None
+    return text
+
+
+def _columns(given: str | Sequence[str], name: str) -> tuple[str, ...]:
+    if isinstance(given, (list, tuple)):
+        return tuple(_column(one, f"{name}[{number}]") for number, one in enumerate(given))
+    return (_column(given, name),)
 
 
 def _one_of(value: str, name: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
+    text = _arguments.exact_text(value)
+    if text not in allowed:
         raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {_errors.shown(value)}")
-    return value
+    return text
 
 
-def _chunked(column: Any) -> Any:
+def _iterated(batches: object) -> Iterable[Any]:
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of pyarrow.RecordBatch, got {_errors.kind_of(batches)}")
+    return batches
+
+
+# ---- Data frames -----------------------------------------------------------------------------------------------------
+
+
+def _is_frame(value: object, package: str) -> bool:
+    """Whether it is a DataFrame of a package: one that is not imported has made none."""
+    module = sys.modules.get(package)
+    kind = getattr(module, "DataFrame", None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _chunked(column: Any, name: str) -> Any:
     """A column of polars or pandas as pyarrow's."""
-    found = pa.chunked_array(column) if hasattr(column, "__arrow_c_stream__") else pa.array(column, from_pandas=True)
+    try:
+        has_stream = hasattr(column, "__arrow_c_stream__")
+        found = pa.chunked_array(column) if has_stream else pa.array(column, from_pandas=True)
+    except (TypeError, ValueError, OverflowError) as error:  # of a column of Python's objects
+        raise TypeError(f"column {name!r} must have lists, got what pyarrow cannot convert: {error}") from error
     return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
