@@ -35,7 +35,7 @@ class Bad(NamedTuple):
 
 
 def element_type(kind: Any, name: str) -> Any:
-    """What a column's lists are of, of a pyarrow type; null for a column of nulls. Raises TypeError if it has no lists."""
+    """The type of the elements of a type of lists; null for a column of nulls. Raises TypeError if it is no list."""
     lists = _plain_type(kind)
     if pa.types.is_null(lists):
         return lists
