@@ -50,8 +50,8 @@ def cluster() -> Iterator[None]:
     before = engines.processes()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setenv("PYTHONPATH", child_environment()["PYTHONPATH"])
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         ray.init(
             address="local",
             num_cpus=2,
@@ -59,7 +59,6 @@ def cluster() -> Iterator[None]:
             object_store_memory=200_000_000,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": child_environment()["PYTHONPATH"]}},
             _temp_dir=folder,
         )
         context = ray.data.DataContext.get_current()
