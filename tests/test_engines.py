@@ -664,10 +664,12 @@ def test_duckdb_gives_batches_and_takes_them(path: Path, songs: Any) -> None:
 
 def test_datasets_are_scored_batch_by_batch_into_parquet(path: Path, songs: Any, tmp_path: Path) -> None:
     for list_size in ("variable", "fixed"):
+        # Older ones cannot read null lists of a fixed size back.
+        has_nulls = list_size == "variable" or int(pa.__version__.partition(".")[0]) >= 26
         scorer = Scorer(path, names="songs", list_size=list_size, errors="null")
         folder = tmp_path / list_size
         for number in range(3):
-            bags = [[number, row] for row in range(48)] + [[99, 1]]
+            bags = [[number, row] for row in range(48)] + [[99 if has_nulls else 9, 1]]
             folder.mkdir(exist_ok=True)
             pq.write_table(pa.table({"id": range(49), "songs": bags}), folder / f"{number}.parquet", row_group_size=20)
         found = pyarrow.dataset.dataset(folder)
@@ -675,9 +677,9 @@ def test_datasets_are_scored_batch_by_batch_into_parquet(path: Path, songs: Any,
             scorer(found.schema.empty_table()).schema, scorer.map_arrow(found.to_batches())
         )
         pyarrow.dataset.write_dataset(made, tmp_path / f"{list_size}-out", format="parquet")
-        assert scorer.null_rows == 3
+        assert scorer.null_rows == (3 if has_nulls else 0)
         back = pyarrow.dataset.dataset(tmp_path / f"{list_size}-out").to_table()
-        assert back["vector"].null_count == 3
+        assert back["vector"].null_count == (3 if has_nulls else 0)
         good = back.filter(back["vector"].is_valid())
         same_bits(vectors(good["vector"]), expected(songs, good["songs"].to_pylist()))
 
