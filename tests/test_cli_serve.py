@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from conftest import UNDER_SANITIZER, child_environment
 from support.commands import free_port
 from support.serving import answer_of, asked, bags_of, collection_of, json_body, saved
 
+psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.skipif(UNDER_SANITIZER, reason="Ray's processes do not start there")
 BAGS = bags_of(3)
 

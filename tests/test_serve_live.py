@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from conftest import UNDER_SANITIZER
@@ -32,6 +31,7 @@ from support.serving import (
 
 from qembag.engines.serve import deployment  # isort: skip (after what it needs is known to be there)
 
+psutil = pytest.importorskip("psutil")
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's
     pytest.mark.slow,
