@@ -641,6 +641,8 @@ def test_frames_of_pandas_keep_index_attributes_and_columns(path: Path, songs: A
     frame = pd.DataFrame({"id": ids, "songs": [[1], [2], [None], [3]]}, index=[4, 3, 2, 1])
     with pytest.raises(ValueError, match=r"^row 2, id='a': songs\[0\] is null"):
         scorer.map_pandas(frame)
+    with pytest.raises(ValueError, match=r"^row 2, id=7: songs\[0\] is null"):
+        scorer.map_pandas(frame.assign(id=np.int64(7)))
     with pytest.raises(TypeError, match="column 'songs' must have lists, got what pyarrow cannot convert"):
         scorer.map_pandas(frame.assign(songs=[[1], 2, "x", object()]))
     with pytest.raises(ValueError, match="one column 'songs'"):
@@ -726,6 +728,49 @@ def test_a_file_that_was_replaced_since_is_refused_by_those_made_before(tmp_path
     path.unlink()
     with pytest.raises(FileNotFoundError):
         pickle.loads(pickled)(batch)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_refused(
+    tmp_path: Path, songs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tables.safetensors"
+    qembag.save_tables(path, {"songs": songs})
+    pickled, check_of = pickle.dumps(Scorer(path)), opened.check_of
+
+    def replaced(name: str) -> str:
+        found = check_of(name)
+        qembag.save_tables(path, {"songs": songs.prune(range(10))})
+        return found
+
+    monkeypatch.setattr(opened, "check_of", replaced)
+    with pytest.raises(OSError, match=r"tables.safetensors: was changed while it was opened"):
+        _ = pickle.loads(pickled).collection
+    with pytest.raises(OSError, match=r"tables.safetensors: was changed while it was opened"):
+        Scorer(path)
+
+
+def test_a_file_of_the_same_size_and_time_is_another_one(tmp_path: Path, songs: Any) -> None:
+    path, batch = tmp_path / "tables.safetensors", pa.table({"songs": [[1, 2]]})
+    rows = np.eye(4, dtype=np.float32)
+    qembag.save_tables(path, {"songs": qembag.quantize(rows, bits=8)})
+    found, made = path.stat(), Scorer(path)(batch)
+    qembag.save_tables(path, {"songs": qembag.quantize(2 * rows, bits=8)})
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # as archives and copies have it
+    assert path.stat().st_size == found.st_size
+    assert not Scorer(path)(batch).equals(made)
+
+
+def test_a_process_keeps_the_last_used_of_many_files_open(tmp_path: Path, songs: Any) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(opened.MOST_OPEN + 1)]
+    for path in paths:
+        qembag.save_tables(path, {"songs": songs})
+    scorers = [Scorer(path) for path in paths[:-1]]
+    assert Scorer(paths[0]).collection is scorers[0].collection
+    Scorer(paths[-1])
+    assert len(opened._opened) == opened.MOST_OPEN
+    assert Scorer(paths[0]).collection is scorers[0].collection
+    assert Scorer(paths[1]).collection is not scorers[1].collection
+    assert scorers[1](pa.table({"songs": [[1]]})).num_rows == 1
 
 
 def test_a_folder_of_another_librarys_model_is_told_by_its_files(tmp_path: Path) -> None:

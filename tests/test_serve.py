@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def replica(path):
 
 
 # ---- Right answers ---------------------------------------------------------------------------------------------------
+
+
+def test_streams_of_an_earlier_version_of_arrows_format_are_read(replica, collection):
+    bags = bags_of(3)
+    body = arrow_body(bags, metadata_version=pa.ipc.MetadataVersion.V4)
+    assert np.array_equal(replica.post(body, ARROW).vectors, answer_of(collection, bags))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 500])  # the last in another thread
@@ -202,6 +209,17 @@ def test_a_replaced_file_is_rolled_in_and_a_broken_one_is_not(tmp_path, caplog):
         second = replica.post(body)
     assert second.headers["qembag-version"] != first.headers["qembag-version"]
     assert np.array_equal(second.vectors, answer_of(collection_of(1), bags_of(3)))
+
+
+def test_a_file_of_the_same_size_and_time_is_rolled_in(tmp_path):
+    path, body = saved(tmp_path), json_body(bags_of(3))
+    found = path.stat()
+    with Replica(path) as replica:
+        replica.post(body)
+        assert saved(tmp_path, seed=1).stat().st_size == found.st_size
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        replica.check_health()
+        assert np.array_equal(replica.post(body).vectors, answer_of(collection_of(1), bags_of(3)))
 
 
 def test_another_path_is_rolled_in_by_reconfigure(tmp_path, caplog):

@@ -136,7 +136,7 @@ def batch_of(features: Sequence[Feature], indices: object, offsets: object, leng
     if weights is None:
         own: dict[Any, Any] = {}
     elif isinstance(weights, Mapping):
-        own = _known(names, weights, "per_sample_weights")
+        own = known(names, weights, "per_sample_weights")
     else:
         kind = _errors.kind_of(weights)
         raise TypeError(f"per_sample_weights must be a dict by feature where indices are, got {kind}")
@@ -164,7 +164,7 @@ def _of(feature: Feature) -> str:
 def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Mapping[Any, Any] | None:
     """What is given by feature; None for an array of all features' indices."""
     if isinstance(indices, Mapping):
-        given = _known(names, indices, "indices")
+        given = known(names, indices, "indices")
     elif is_arrow(indices) and not has_ends:  # with them, a column of integers is an array like others
         from .interop import arrow
 
@@ -180,7 +180,7 @@ def _columns(names: Sequence[str | None], indices: object, has_ends: bool) -> Ma
     return given
 
 
-def _known(names: Sequence[str | None], given: Mapping[Any, Any], name: str) -> dict[Any, Any]:
+def known(names: Container[str | None], given: Mapping[Any, Any], name: str) -> dict[Any, Any]:
     """A caller's dict, which may hold features only. A data frame may have other columns."""
     values = dict(given)
     for key in values:

@@ -20,6 +20,8 @@ class Stamp(NamedTuple):
 
     changed_ns: int
     nbytes: int
+    inode: int
+    """For files of one size that were given one time, as archives and copying tools do."""
 
 
 class Opening(NamedTuple):
@@ -40,8 +42,12 @@ def opening(path: str | os.PathLike[str], features: Mapping[str, str] | None, op
 
 def stamp_of(path: str) -> Stamp:
     found = Path(path).stat()
-    return Stamp(found.st_mtime_ns, found.st_size)
+    return Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
 
+
+# Collections that a process keeps without a holder. A worker may live for months, and each version of the tables has a
+# name of its own: the last used stay.
+MOST_OPEN = 16
 
 # What tells a file's content from another's: its size, its head, and this many pieces of this many bytes.
 HEAD, NUM_PIECES, PIECE = 1 << 16, 16, 4096
@@ -73,12 +79,30 @@ def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
         return EmbeddingBagCollection.from_file(wanted.path, wanted.features, **wanted.options), stamp_of(wanted.path)
     with _lock:
         stamp = stamp_of(wanted.path)
-        if key not in _opened or _opened[key][1] != stamp:
+        found = _opened.pop(key, None)  # to the end, as the last used
+        if found is None or found[1] != stamp:
             collection = EmbeddingBagCollection.from_file(wanted.path, wanted.features, **wanted.options)
             if stamp_of(wanted.path) != stamp:
                 raise OSError(f"{wanted.path}: was changed while it was opened")
-            _opened[key] = collection, stamp
-        return _opened[key]
+            found = collection, stamp
+        _opened[key] = found
+        while len(_opened) > MOST_OPEN:
+            del _opened[next(iter(_opened))]
+        return found
+
+
+def opened_as(wanted: Opening, check: str | None) -> tuple[EmbeddingBagCollection, str]:
+    """The collection, and the hash of the file that it is of. That must be `check`, where it is given."""
+    stamp, own = stamp_of(wanted.path), check_of(wanted.path)
+    if check is not None and own != check:
+        raise ValueError(
+            f"{wanted.path} must be the file that this Scorer was made with, got another: give each version of the "
+            "tables a name of its own"
+        )
+    collection, found = opened(wanted)
+    if found != stamp:  # or the hash would be that of another file
+        raise OSError(f"{wanted.path}: was changed while it was opened")
+    return collection, own
 
 
 def let_go(wanted: Opening) -> None:

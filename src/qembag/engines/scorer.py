@@ -7,13 +7,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from .. import _arguments, _errors
 from ..interop.tensors import imported
 from .columns import Plan, score
 from .granted import granted_threads
-from .opened import check_of, opened, opening
+from .opened import opened_as, opening
 
 if TYPE_CHECKING:
     import os
@@ -111,8 +112,7 @@ class Scorer:
         options = {"mode": mode, "dtype": dtype, "padding_idx": padding_idx, "invalid": invalid, "names": names}
         self._opening: Opening = opening(path, features, options)
         self._collection: EmbeddingBagCollection | None
-        self._collection, _ = opened(self._opening)
-        self._check = check_of(self._opening.path)
+        self._collection, self._check = opened_as(self._opening, None)
         if self._collection.dtype is not None and _arguments.out_type(self._collection.dtype, None).number == 2:
             raise TypeError("dtype must be float32 or float16, got bfloat16, which Arrow has no type for")
         known = self._collection.features
@@ -149,12 +149,7 @@ class Scorer:
     @property
     def collection(self) -> EmbeddingBagCollection:
         if self._collection is None:
-            if check_of(self._opening.path) != self._check:
-                raise ValueError(
-                    f"{self._opening.path} must be the file that this Scorer was made with, got another: give each "
-                    "version of the tables a name of its own"
-                )
-            self._collection, _ = opened(self._opening)
+            self._collection, _ = opened_as(self._opening, self._check)
         return self._collection
 
     # ---- Doors -------------------------------------------------------------------------------------------------------
@@ -317,7 +312,7 @@ class Scorer:
         if found is None:
             return
         row, bad = found
-        ids = "".join(f", {name}={source.cell(name, row)!r}" for name in self._row_id)
+        ids = "".join(f", {name}={_plain(source.cell(name, row))!r}" for name in self._row_id)
         raise bad.kind(f"row {first + row}{ids}: {bad.reason} (tables: {self._opening.path})")
 
 
@@ -328,6 +323,11 @@ class _Source(NamedTuple):
     column: Callable[[str], Any]
     """A column as a chunked array of pyarrow's."""
     cell: Callable[[str, int], Any]
+
+
+def _plain(cell: Any) -> Any:
+    """What pandas gives of NumPy's as Python's, as other batches give it."""
+    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def _of_arrow(batch: Any, column: Callable[[str], Any]) -> _Source:

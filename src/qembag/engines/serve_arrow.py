@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Places in Arrow's flatbuffers: Message.header, RecordBatch.compression.
 HEADER, COMPRESSION = 2, 3
+# How streams said it before, in the metadata of a message: pyarrow still expands buffers for it.
+OLD_COMPRESSION = b"ARROW:experimental_compression"
 
 
 def pyarrow() -> Any:
@@ -109,6 +111,8 @@ def is_compressed(metadata: Any) -> bool:
 
     pyarrow does not tell, and would expand them. It has verified the flatbuffer: places in it are inside it.
     """
+    if OLD_COMPRESSION in bytes(metadata):
+        return True
     view = memoryview(metadata)
     message = struct.unpack_from("<I", view, 0)[0]
     header = _field(view, message, HEADER)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import _errors
+from .. import _batches, _errors
 from .serve_arrow import pyarrow
 from .serve_limits import check_bags, check_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,8 +36,8 @@ class Given(NamedTuple):
 # ---- Requests --------------------------------------------------------------------------------------------------------
 
 
-def bags_in(body: bytes, limits: Limits) -> Given:
-    """What a body holds.
+def bags_in(body: bytes, features: Container[str], limits: Limits) -> Given:
+    """What a body holds for these features.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def bags_in(body: bytes, limits: Limits) -> Given:
         kind = f"keys {_errors.shown(sorted(found))}" if type(found) is dict else _kind(found)
         raise ValueError(f"a body must be an object of indices and, if need be, per_sample_weights, got {kind}")
     indices, ends, count = {}, {}, 0
-    for name, bags in _dict(found["indices"], "indices").items():
+    for name, bags in _by_feature(found["indices"], "indices", features).items():
         spot = f"indices[{name!r}]"
         ends[name] = _ends(bags, spot, limits)
         count += ends[name][-1]
@@ -65,7 +65,7 @@ def bags_in(body: bytes, limits: Limits) -> Given:
     if given is None:
         return Given(indices, None)
     weights = {}
-    for name, bags in _dict(given, "per_sample_weights").items():
+    for name, bags in _by_feature(given, "per_sample_weights", features).items():
         spot = f"per_sample_weights[{name!r}]"
         if name in ends and _ends(bags, spot, limits) != ends[name]:
             raise ValueError(f"{spot} must have as many weights a bag as indices[{name!r}] has indices")
@@ -96,10 +96,11 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _dict(value: Any, name: str) -> Mapping[str, Any]:
+def _by_feature(value: Any, name: str, features: Container[str]) -> dict[str, Any]:
     if type(value) is not dict:
         raise TypeError(f"{name} must be an object by feature, got {_kind(value)}")
-    return value
+    # Before any is read: a body has room for a hundred thousand others.
+    return _batches.known(features, value, name)
 
 
 def _ends(bags: Any, spot: str, limits: Limits) -> list[int]:

@@ -144,7 +144,7 @@ class EmbeddingBags:
         self._served, self._failure = new, None
         if served.wanted.key() != wanted.key():
             let_go(served.wanted)
-        if new.version != served.version or served.wanted.key() != wanted.key():
+        if new.stamp != served.stamp or served.wanted.key() != wanted.key():
             self._rolled.inc()
             logger.info(f"qembag: serves version {new.version} of {wanted.path} in place of {served.version}")
 
@@ -306,7 +306,7 @@ def _asked(body: bytes, kind: str, served: Served, limits: Limits) -> Asked:
         sizes = {name: sum(some.num_bags for some in column) for name, column in bags.items()}
         num_indices = sum(serve_arrow.num_indices(some) for column in bags.values() for some in column)
     else:
-        indices, weights = serve_json.bags_in(body, limits)
+        indices, weights = serve_json.bags_in(body, features, limits)
         bags = _bags_of(indices, weights, served.collection)
         sizes = {name: len(ends) - 1 for name, (_, ends) in indices.items()}
         num_indices = sum(len(some) for some, _ in indices.values())
