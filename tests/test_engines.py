@@ -788,6 +788,20 @@ def test_a_folder_of_another_librarys_model_is_told_by_its_files(tmp_path: Path)
         pickle.loads(pickled)(batch)
 
 
+def test_an_index_is_told_by_the_files_that_it_names(tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    rows = np.ones((8, 4), np.float32)
+    save_file({"songs": rows}, tmp_path / "1.safetensors")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"metadata": {}, "weight_map": {"songs": "1.safetensors"}}')
+    pickled = pickle.dumps(Scorer(path))
+    assert pickle.loads(pickled)(pa.table({"songs": [[1, 2]]}))["vector"].to_pylist() == [[2.0] * 4]
+    save_file({"songs": rows + 1}, tmp_path / "new")
+    (tmp_path / "new").replace(tmp_path / "1.safetensors")
+    with pytest.raises(ValueError, match="must be the file that this Scorer was made with"):
+        pickle.loads(pickled)(pa.table({"songs": [[1, 2]]}))
+
+
 def test_threads_share_a_scorer_and_count_all_null_rows(path: Path) -> None:
     scorer = Scorer(path, names="songs", errors="null", num_threads=1)
     batch = pa.table({"songs": [[1], [99], [2, 3], [-1]] * 10})

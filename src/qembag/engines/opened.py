@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..collection import EmbeddingBagCollection
-from ..formats.saving import as_path
+from ..formats.safetensors_file import read_index
+from ..formats.saving import INDEX_SUFFIX, as_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,10 +57,10 @@ HEAD, NUM_PIECES, PIECE = 1 << 16, 16, 4096
 def check_of(path: str) -> str:
     """A hash of a file's size and of samples of it: the same for copies on other hosts, whenever those were made.
 
-    Of a folder, which a model of another library's may be: of its files.
+    Of a folder, which a model of another library's may be: of its files. Of an index: of itself and the files it names.
     """
     found = hashlib.blake2b(digest_size=16)
-    for name in sorted(entry.path for entry in os.scandir(path) if entry.is_file()) if os.path.isdir(path) else [path]:
+    for name in _files_of(path):
         with open(name, "rb") as file:
             nbytes = os.fstat(file.fileno()).st_size
             found.update(nbytes.to_bytes(8, "little") + file.read(HEAD))
@@ -67,6 +68,14 @@ def check_of(path: str) -> str:
                 file.seek(max(0, nbytes - PIECE) * (number + 1) // NUM_PIECES)
                 found.update(file.read(PIECE))
     return found.hexdigest()
+
+
+def _files_of(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    if path.endswith(INDEX_SUFFIX):
+        return [path, *sorted({str(file) for file in read_index(Path(path)).values()})]
+    return [path]
 
 
 def opened(wanted: Opening) -> tuple[EmbeddingBagCollection, Stamp]:
