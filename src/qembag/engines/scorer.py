@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from .opened import opened_as, opening
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -386,10 +386,12 @@ def _one_of(value: str, name: str, allowed: tuple[str, ...]) -> str:
     return text
 
 
-def _iterated(batches: object) -> Iterable[Any]:
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be an iterable of pyarrow.RecordBatch, got {_errors.kind_of(batches)}")
-    return batches
+def _iterated(batches: Any) -> Iterator[Any]:
+    try:
+        return iter(batches)
+    except TypeError:  # also of what has an iterator and then no dimension, as an array may
+        kind = _errors.kind_of(batches)
+        raise TypeError(f"batches must be an iterable of pyarrow.RecordBatch, got {kind}") from None
 
 
 # ---- Data frames -----------------------------------------------------------------------------------------------------
