@@ -1,13 +1,14 @@
-"""`qembag serve` under load, beside the same command with replicas that answer an empty body at once.
+"""`qembag serve` under load, beside the same command with replicas that answer an empty body.
 
-    python -m benchmarks.serving FOLDER --write    # 20 minutes; writes docs/serving.md
+    python -m benchmarks.serving FOLDER --write    # half an hour; writes docs/serving.md
 
 Load is of wrk, in a process of its own: so many clients, each of which asks again when it has its answer. A round is a
 fresh server of each kind; they take turns, and get the same requests: bags of 20 indices for each of four features of
-64 elements, as JSON and as Arrow. wrk corrects its percentiles for what a client would have asked while it waited for a
-slow answer: they are above those of the requests alone. "No body" is an empty request to the empty replica: what Serve
-takes by itself. Answers are compared with those of the collection before and after the load, and an error under load
-ends the benchmark. One replica, the command's own options. Needs `qembag[serve]`, psutil, and wrk (a Debian package).
+64 elements, as JSON and as Arrow. An "empty" replica answers at once, a "reading" one when it has the request's body,
+for which it calls Serve's proxy back; "no body" is an empty request. wrk corrects its percentiles for what a client
+would have asked while it waited for a slow answer: they are above those of the requests alone. Answers are compared
+with those of the collection before and after the load, and an error under load ends the benchmark. One replica, the
+command's own options. Needs `qembag[serve]`, psutil, and wrk (a Debian package).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ FEATURES, NUM_ROWS, DIM, BITS, LENGTH = ("users", "songs", "words", "places"), 1
 BODIES = 64  # different requests of a kind
 CLIENTS = (1, 8, 64)
 TYPES = {"JSON": "application/json", "Arrow": "application/vnd.apache.arrow.stream"}
-SERVERS = {"qembag": ["qembag", "serve"], "empty": ["benchmarks.serving_empty"]}
+EMPTY = "benchmarks.serving_empty"
+SERVERS = {"qembag": ["qembag", "serve"], "reading": [EMPTY, "Reading"], "empty": [EMPTY, "Empty"]}
 NO_BODY = "no body"
 KINDS = {f"{form}, {bags} bag{'s' * (bags > 1)}": (form, bags) for form in TYPES for bags in (1, 32)}
 # As Ray names the processes.
@@ -122,10 +124,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(server: str, tables: Path, port: int) -> Iterator[psutil.Process]:
+def serving(server: str, tables: Path, port: int) -> Iterator[subprocess.Popen[str]]:
     settings = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", *SERVERS[server], str(tables), "--port", str(port)]
-    process = psutil.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | settings)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | settings)
     try:
         line = process.stdout.readline()
         if not line.startswith("Serving"):
@@ -133,10 +135,10 @@ def serving(server: str, tables: Path, port: int) -> Iterator[psutil.Process]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.communicate(timeout=120)
 
 
-def part(server: psutil.Process, name: str) -> psutil.Process:
+def part(server: subprocess.Popen[str], name: str) -> psutil.Process:
     """The proxy, or the only replica."""
     (found,) = (process for process in processes.tree(server.pid) if name in " ".join(process.cmdline()))
     return found
@@ -156,7 +158,7 @@ def load(port: int, folder: Path, kind: str, clients: int, seconds: float) -> di
 
 
 def loaded(
-    server: psutil.Process, port: int, folder: Path, kind: str, clients: int, seconds: float
+    server: subprocess.Popen[str], port: int, folder: Path, kind: str, clients: int, seconds: float
 ) -> dict[str, float]:
     """What wrk found; milliseconds of processors a request, in the replica and in all of Ray; the replica's memory."""
     load(port, folder, kind, clients, min(1, seconds))
@@ -194,35 +196,36 @@ def measure(tables: Path, folder: Path, rounds: int, seconds: float) -> Found:
 # ---- Telling ---------------------------------------------------------------------------------------------------------
 
 
-def cells_of(runs: list[dict[str, float]], empty: list[dict[str, float]]) -> list[str]:
-    ratios = [one["per_second"] / other["per_second"] for one, other in zip(runs, empty, strict=False)]
+def cells_of(found: Found, kind: str, clients: str) -> list[str]:
+    runs = {server: found[server].get(kind, {}).get(clients, []) for server in SERVERS}
     cells = []
-    for name, digits in (("per_second", 0), ("median", 1), ("p99", 1), ("replica_cpu", 2), ("all_cpu", 2)):
-        cells += [f"{median(run[name] for run in some):,.{digits}f}" if some else "" for some in (runs, empty)]
-        if name == "per_second":
-            cells.append(shown(ratios) if ratios else "")
-    return cells
+    for name, digits in (("per_second", 0), ("median", 1), ("p99", 1), ("replica_cpu", 2)):
+        cells += [f"{median(run[name] for run in some):,.{digits}f}" if some else "" for some in runs.values()]
+    ours, *others = ([run["per_second"] for run in some] for some in runs.values())
+    ratios = [[one / own for one, own in zip(ours, other, strict=False)] for other in others]
+    return [*cells[:3], *(shown(some) if some else "" for some in ratios), *cells[3:]]
 
 
 def report(results: dict[str, Any]) -> list[str]:
     found: Found = results["found"]
-    columns = ["requests a second", "empty", "ratio"]
-    columns += [f"{name}, ms" for name in ("median", "99th percentile", "replica's processor", "all processors")]
-    columns = columns[:3] + [cell for name in columns[3:] for cell in (name, "empty")]
+    ours_and_others = list(SERVERS)
+    columns = ["requests a second, qembag", *ours_and_others[1:], *(f"ratio to {name}" for name in ours_and_others[1:])]
+    for name in ("median, ms", "99th percentile, ms", "replica's processor, ms a request"):
+        columns += [f"{name}, qembag", *ours_and_others[1:]]
     lines = [f"| request | clients | {' | '.join(columns)} |", "| --- | --: |" + " --: |" * len(columns)]
     for kind, by_clients in found["empty"].items():
-        for clients, empty in by_clients.items():
-            runs = found["qembag"].get(kind, {}).get(clients, [])
-            lines.append(f"| {kind} | {clients} | {' | '.join(cells_of(runs, empty))} |")
+        lines += [f"| {kind} | {number} | {' | '.join(cells_of(found, kind, number))} |" for number in by_clients]
     ours = [run for by_clients in found["qembag"].values() for runs in by_clients.values() for run in runs]
     where, versions = results["machine"], results["versions"]
     memory = [[run["memory"] / 1e6 for run in runs] for runs in by_round(found["qembag"])]
+    half, end = (median(some[place] for some in memory) for place in (len(memory[0]) // 2 - 1, -1))
     caption = (
-        f"*Bags of {LENGTH} indices for each of {len(FEATURES)} features of {NUM_ROWS:,} x {DIM}, {BITS} bits; one "
+        "*An empty replica answers nothing at once, a reading one when it has the request's body. "
+        f"Bags of {LENGTH} indices for each of {len(FEATURES)} features of {NUM_ROWS:,} x {DIM}, {BITS} bits; one "
         f"replica; medians of {results['rounds']} rounds of fresh servers, {results['seconds']:g} s each; "
         f"{sum(run['requests'] for run in ours):,.0f} requests to qembag, errors: 0. Proportional set size of the "
-        f"replica after the first load and after the last: {median(some[0] for some in memory):,.0f} MB and "
-        f"{median(some[-1] for some in memory):,.0f} MB. {results['date']}; {where['processor']}, {where['level']}, "
+        f"replica after half of the loads and after all: {half:,.0f} MB and "
+        f"{end:,.0f} MB. {results['date']}; {where['processor']}, {where['level']}, "
         f"cores: {where['cores']}, which wrk shares; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.*"
     )

@@ -1,10 +1,14 @@
-"""`python -m benchmarks.serving_empty FILE`: `qembag serve`, but with replicas that answer an empty body at once.
+"""`qembag serve` as it is, but for the replicas, which answer an empty body.
+
+    python -m benchmarks.serving_empty Empty FILE     # at once
+    python -m benchmarks.serving_empty Reading FILE   # when they have read the request's body
 
 The options, the proxy and the process are the command's own.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -27,11 +31,18 @@ class Empty:
         return self._response(b"")
 
 
-def main(arguments: list[str]) -> int:
-    from benchmarks.serving_empty import Empty  # not this script's own, which replicas could not import
+class Reading(Empty):
+    """With what it costs to fetch a body: a replica calls the proxy back for it."""
 
-    serve.EmbeddingBags = Empty
-    return qembag.cli.main(["serve", *arguments])
+    async def __call__(self, request: Any) -> Any:
+        await request.body()
+        return self._response(b"")
+
+
+def main(arguments: list[str]) -> int:
+    importable = importlib.import_module("benchmarks.serving_empty")  # this script's own classes are __main__'s
+    serve.EmbeddingBags = getattr(importable, arguments[0])
+    return qembag.cli.main(["serve", *arguments[1:]])
 
 
 if __name__ == "__main__":
