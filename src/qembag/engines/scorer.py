@@ -389,7 +389,7 @@ def _one_of(value: str, name: str, allowed: tuple[str, ...]) -> str:
 def _iterated(batches: Any) -> Iterator[Any]:
     try:
         return iter(batches)
-    except TypeError:  # also of what has an iterator and then no dimension, as an array may
+    except (TypeError, NotImplementedError):  # of arrays and memoryviews without a dimension, too
         kind = _errors.kind_of(batches)
         raise TypeError(f"batches must be an iterable of pyarrow.RecordBatch, got {kind}") from None
 
