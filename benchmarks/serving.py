@@ -222,7 +222,7 @@ def report(results: dict[str, Any]) -> list[str]:
     caption = (
         "*An empty replica answers nothing at once, a reading one when it has the request's body. "
         f"Bags of {LENGTH} indices for each of {len(FEATURES)} features of {NUM_ROWS:,} x {DIM}, {BITS} bits; one "
-        f"replica; medians of {results['rounds']} rounds of fresh servers, {results['seconds']:g} s each; "
+        f"replica; medians (rounds: {results['rounds']}) of fresh servers, {results['seconds']:g} s each; "
         f"{sum(run['requests'] for run in ours):,.0f} requests to qembag, errors: 0. Proportional set size of the "
         f"replica after half of the loads and after all: {half:,.0f} MB and "
         f"{end:,.0f} MB. {results['date']}; {where['processor']}, {where['level']}, "
