@@ -137,8 +137,8 @@ def report(results: dict[str, Any]) -> list[str]:
     caption = (
         "*Read from Parquet, mapped, and written as Parquet, not compressed (write), or only taken out of the function "
         f"(count). {results['bags']:,} bags of {engines_data.MOST_INDICES // 2} indices on average, a table of "
-        f"{results['rows']:,} x {engines_data.DIM}, {engines_data.BITS} bits, all rows alike popular; medians of "
-        f"{results['rounds']} rounds of fresh processes, the most memory of any; {results['date']}; "
+        f"{results['rows']:,} x {engines_data.DIM}, {engines_data.BITS} bits, uniformly random rows; "
+        f"medians (rounds: {results['rounds']}) of fresh processes, the most memory of any; {results['date']}; "
         f"{where['processor']}, {where['level']}, processors given to each engine: {CPUS}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.*"
     )
