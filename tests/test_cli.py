@@ -18,7 +18,7 @@ from qembag import cli
 from qembag.cli import output
 from support.commands import float_rows, python_m_qembag
 
-COMMANDS = ("quantize", "convert", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "bench")
+COMMANDS = ("quantize", "convert", "dequantize", "inspect", "compare", "lookup", "prune", "demo", "serve", "bench")
 SMALL = ["--bags", "20", "--length", "3"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
 
