@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -184,6 +185,17 @@ def write(page: Path, begin: str, lines: list[str]) -> None:
     before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
+def tell(
+    page: Path, begin: str, lines: list[str], *, write_page: bool, results: Any = None, save: Path | None = None
+) -> None:
+    """Print what was measured; keep the numbers in a file, and put the lines into the page, where that is asked."""
+    print("\n".join(lines))
+    if save:
+        save.write_text(json.dumps(results, indent=1) + "\n")
+    if write_page:
+        write(page, begin, lines)
 
 
 def main() -> None:

@@ -262,12 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": machine.describe(),
         "versions": {package: machine.version(package) for package in ("ray", "pyarrow", "numpy")},
     }
-    lines = report(results)
-    print("\n".join(lines))
-    if options.save:
-        options.save.write_text(json.dumps(results, indent=1) + "\n")
-    if options.write:
-        quality.write(PAGE, BEGIN, lines)
+    quality.tell(PAGE, BEGIN, report(results), write_page=options.write, results=results, save=options.save)
 
 
 if __name__ == "__main__":

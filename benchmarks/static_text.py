@@ -277,9 +277,7 @@ def main() -> None:
         + ", ".join(f"{package} {machine.version(package)}" for package in versions)
         + "; the 4-bit table has groups of 32.*",
     ]
-    print("\n".join(lines))
-    if options.write:
-        quality.write(PAGE, BEGIN, lines)
+    quality.tell(PAGE, BEGIN, lines, write_page=options.write)
 
 
 if __name__ == "__main__":

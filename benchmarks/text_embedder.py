@@ -204,9 +204,7 @@ def main() -> None:
         + ", ".join(f"{package} {machine.version(package)}" for package in versions)
         + '; "times as fast" as model2vec.*',
     ]
-    print("\n".join(lines))
-    if options.write:
-        quality.write(PAGE, BEGIN, lines)
+    quality.tell(PAGE, BEGIN, lines, write_page=options.write)
 
 
 if __name__ == "__main__":

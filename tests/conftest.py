@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,13 @@ def bag_offsets_fixture() -> Callable[..., np.ndarray]:
 @pytest.fixture(name="same_bits")
 def same_bits_fixture() -> Callable[[Any, Any], None]:
     return same_bits
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the package by its name; the root is not on the path of every way to run pytest."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture

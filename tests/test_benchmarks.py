@@ -33,13 +33,6 @@ def _own_limit():
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    """A module of the package by its name; the root is not on the path of every way to run pytest."""
-    monkeypatch.syspath_prepend(ROOT)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
-
-
-@pytest.fixture
 def tiny(benchmarks, bits):
     return benchmarks("cases").Case("tiny", 50, 16, bits, bags=3, length=5)
 

@@ -27,12 +27,6 @@ def _own_limit():
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
-
-
-@pytest.fixture
 def tables(benchmarks):
     return benchmarks("collection_tables")
 

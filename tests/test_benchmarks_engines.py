@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib
 import json
 import os
 import shutil
@@ -25,12 +24,6 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
 NUM_BAGS, NUM_ROWS = 1000, 500
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def test_a_task_has_one_thread(client: Any) -> None:
     assert granted_threads() is None
 
 
-@on_linux
+@engines.on_linux
 def test_workers_open_the_tables_once_and_share_their_pages(client: Any, tmp_path: Path) -> None:
     path = engines.save_large(tmp_path / "tables.safetensors")
     every_row = pa.table({"songs": np.arange(100_000).reshape(-1, 100).tolist()})

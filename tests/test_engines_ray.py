@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -35,7 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore::UserWarning:ray"),
 ]
-on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +150,7 @@ class Seen(Scorer):
         return pa.table({"pid": [os.getpid()], "collection": [collection], "read": [read], "share": [share]})
 
 
-@on_linux
+@engines.on_linux
 def test_workers_open_the_tables_once_and_share_their_pages(tmp_path: Path) -> None:
     path = engines.save_large(tmp_path / "tables.safetensors")
     actors = [ray.remote(num_cpus=0.5)(Seen).remote(str(path)) for _ in range(2)]

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 Start = Callable[..., Any]
 
@@ -153,7 +152,7 @@ def on_two_workers(spark: Any, work: Callable[[], dict[str, Any]], schema: str) 
     return spark.range(2, numPartitions=2).mapInArrow(of_task, schema).collect()
 
 
-@on_linux
+@engines.on_linux
 def test_workers_open_the_tables_once_and_share_their_pages(spark: Any, tmp_path: Path) -> None:
     path = engines.save_large(tmp_path / "tables.safetensors")
     scorer = Scorer(path)

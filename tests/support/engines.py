@@ -9,6 +9,7 @@ import io
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ from support.documents import blocks, is_as_shown
 NUM_ROWS = {"songs": 500, "words": 80}
 DIM = 24  # of the output
 COLUMNS = ["id", "user", "songs", "words", "weights"]
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 class Bags(NamedTuple):
@@ -83,6 +86,7 @@ def loop(tables: Path, rows: pa.Table) -> np.ndarray:
     return made
 
 
+@functools.cache
 @functools.cache
 def bags_in_files() -> Bags:
     """100,000 rows in four files of several row groups, which live as long as this process."""

@@ -86,10 +86,11 @@ def score(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str, An
         asked = {feature: _asked(feature, plan, batch) for feature in plan.columns}
         return Scored(_columns(collection, plan, asked, num_threads), {})
     except (IndexError, ValueError):
-        bad = _bad_rows(collection, plan, batch)
+        lists = {name: lists_of(batch[name]) for name in plan.read}
+        bad = _bad_rows(collection, plan, lists)
         if not any(bad.values()):
             raise
-    clean = {feature: _without(bad[feature], feature, plan, batch) for feature in plan.columns}
+    clean = {feature: _without(bad[feature], feature, plan, lists) for feature in plan.columns}
     vectors = _columns(collection, plan, clean, num_threads)
     for name, features in plan.outputs.items():
         rows = {row for feature in features for row in bad[feature]}
@@ -161,28 +162,27 @@ def _column(vectors: NDArray[Any], list_size: str) -> Any:
 # ---- Bad rows --------------------------------------------------------------------------------------------------------
 
 
-def _bad_rows(collection: EmbeddingBagCollection, plan: Plan, batch: Mapping[str, Any]) -> dict[str, BadRows]:
+def _bad_rows(collection: EmbeddingBagCollection, plan: Plan, lists: Mapping[str, Lists]) -> dict[str, BadRows]:
     tables, invalid = collection.tables, collection.invalid
     found: dict[str, BadRows] = {}
     for feature, table in collection.features.items():
         column = plan.columns[feature]
-        lists = lists_of(batch[column])
         rows = None if invalid[feature] == "skip" else tables[table].num_embeddings
-        bad = bad_rows(column, lists, rows)
+        bad = bad_rows(column, lists[column], rows)
         if feature in plan.weights:
             name = plan.weights[feature]
-            weights = lists_of(batch[name])
-            bad = {**of_other_lengths(name, weights, column, lists), **bad_rows(name, weights, None), **bad}
+            other = of_other_lengths(name, lists[name], column, lists[column])
+            bad = {**other, **bad_rows(name, lists[name], None), **bad}
         found[feature] = bad
     return found
 
 
-def _without(bad: Iterable[int], feature: str, plan: Plan, batch: Mapping[str, Any]) -> list[Bags]:
+def _without(bad: Iterable[int], feature: str, plan: Plan, lists: Mapping[str, Lists]) -> list[Bags]:
     """A feature's bags, with empty ones in the place of bad rows."""
-    lists, own = _emptied(lists_of(batch[plan.columns[feature]]), bad), None
+    kept, own = _emptied(lists[plan.columns[feature]], bad), None
     if feature in plan.weights:
-        own = _weights(_emptied(lists_of(batch[plan.weights[feature]]), bad))
-    return [Bags(_indices(lists), lists.offsets, own)]
+        own = _weights(_emptied(lists[plan.weights[feature]], bad))
+    return [Bags(_indices(kept), kept.offsets, own)]
 
 
 def _emptied(lists: Lists, bad: Iterable[int]) -> Lists:

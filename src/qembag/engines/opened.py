@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..collection import EmbeddingBagCollection
 from ..formats.safetensors_file import read_index
 from ..formats.saving import INDEX_SUFFIX, as_path
+from ..formats.table_file import samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,8 +51,8 @@ def stamp_of(path: str) -> Stamp:
 # name of its own: the last used stay.
 MOST_OPEN = 16
 
-# What tells a file's content from another's: its size, its head, and this many pieces of this many bytes.
-HEAD, NUM_PIECES, PIECE = 1 << 16, 16, 4096
+# What tells a file's content from another's: its size, so many bytes of its head, and samples.
+HEAD = 1 << 16
 
 
 def check_of(path: str) -> str:
@@ -64,9 +65,9 @@ def check_of(path: str) -> str:
         with open(name, "rb") as file:
             nbytes = os.fstat(file.fileno()).st_size
             found.update(nbytes.to_bytes(8, "little") + file.read(HEAD))
-            for number in range(NUM_PIECES):
-                file.seek(max(0, nbytes - PIECE) * (number + 1) // NUM_PIECES)
-                found.update(file.read(PIECE))
+            for start, length in samples_of(0, nbytes):
+                file.seek(start)
+                found.update(file.read(length))
     return found.hexdigest()
 
 

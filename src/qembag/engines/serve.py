@@ -79,7 +79,7 @@ def deployment(
     TypeError, ValueError
         If an argument is wrong. The file is opened by the replicas.
     ImportError
-        If Ray Serve, pyarrow or nanoarrow is not installed: ``pip install 'qembag[serve]'``.
+        If Ray Serve is not installed: ``pip install 'qembag[serve]'``.
 
     Examples
     --------
@@ -89,8 +89,6 @@ def deployment(
     >>> serve.run(application)  # doctest: +SKIP
     """
     serve = imported("ray.serve", "'qembag[serve]'")
-    for package in ("pyarrow", "nanoarrow"):
-        imported(package, "'qembag[serve]'")
     limits = Limits(
         _count(max_body_bytes, "max_body_bytes"),
         _count(max_bags, "max_bags"),

@@ -6,10 +6,10 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from .._batches import Bags
 from ..interop.arrow import columns_of
-from ..interop.tensors import imported
 from .serve_limits import MAX_ARROW_BATCHES, check_bags, check_indices
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ HEADER, COMPRESSION = 2, 3
 OLD_COMPRESSION = b"ARROW:experimental_compression"
 
 
-def pyarrow() -> Any:
-    return imported("pyarrow", "'qembag[serve]'")
-
-
 # ---- Requests --------------------------------------------------------------------------------------------------------
 
 
@@ -42,13 +38,12 @@ def bags_in(body: bytes, features: Collection[str], limits: Limits) -> dict[str,
     Refused
         If it has more than the limits allow.
     """
-    pa = pyarrow()
     try:
-        _check_messages(pa, body)
+        _check_messages(body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
             names = stream.schema.names
         places = [place for place, name in enumerate(names) if name in features]
-        table = _table(pa, body, places, limits) if places else None
+        table = _table(body, places, limits) if places else None
     except (pa.ArrowException, OSError, EOFError, MemoryError, OverflowError, UnicodeError) as error:
         raise ValueError(f"a body must be an Arrow IPC stream: {error}") from error
     if table is None:
@@ -59,7 +54,7 @@ def bags_in(body: bytes, features: Collection[str], limits: Limits) -> dict[str,
     return {name: column or nothing for name, column in columns.items()}
 
 
-def _check_messages(pa: Any, body: bytes) -> None:
+def _check_messages(body: bytes) -> None:
     """Refuse a stream that has more than a schema and plain batches: what else there is may expand.
 
     Types come first: pyarrow's `read_schema` and `read_record_batch` take any message for what they expect, and crash.
@@ -88,7 +83,7 @@ def _next(messages: Any) -> Any:
         return None
 
 
-def _table(pa: Any, body: bytes, places: list[int], limits: Limits) -> Any:
+def _table(body: bytes, places: list[int], limits: Limits) -> Any:
     """The columns at these places, whose lengths, offsets and buffers fit each other."""
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=places)
     batches, count = [], 0
@@ -135,7 +130,6 @@ def _field(view: memoryview, table: int, number: int) -> int | None:
 
 def stream_of(vectors: NDArray[Any]) -> bytes:
     """Vectors as a stream of one record batch, with a column `vector` of FixedSizeList."""
-    pa = pyarrow()
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     batch = pa.RecordBatch.from_arrays([column], ["vector"])
     sink = pa.BufferOutputStream()

@@ -9,9 +9,10 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .. import _batches, _errors
-from .serve_arrow import pyarrow
 from .serve_limits import check_bags, check_indices
 
 if TYPE_CHECKING:
@@ -160,15 +161,14 @@ def _kind(value: Any) -> str:
 
 def text_of(vectors: NDArray[Any]) -> bytes:
     """Vectors as JSON: each number has the digits that float32 needs; null stands for NaN and infinities."""
-    pa = pyarrow()
     flat = vectors.astype(np.float32, copy=False).reshape(-1)
     texts = pa.array(flat).cast(pa.string())
     wrong = ~np.isfinite(flat)
     if wrong.any():
-        texts = pa.compute.if_else(pa.array(wrong), "null", texts)
+        texts = pc.if_else(pa.array(wrong), "null", texts)
     minus = flat.view(np.uint32) == MINUS_ZERO
     if minus.any():  # readers take -0 for the integer 0
-        texts = pa.compute.if_else(pa.array(minus), "-0.0", texts)
+        texts = pc.if_else(pa.array(minus), "-0.0", texts)
     offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(vectors.shape[1]))
-    rows = pa.compute.binary_join(pa.ListArray.from_arrays(offsets, texts), ",").to_pylist()
+    rows = pc.binary_join(pa.ListArray.from_arrays(offsets, texts), ",").to_pylist()
     return f'{{"vectors":[{",".join(f"[{row}]" for row in rows)}]}}'.encode()

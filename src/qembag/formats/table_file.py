@@ -236,12 +236,7 @@ class TableFile:
         plan = self.plans[name]
         pieces: list[tuple[int, int]] = []
         for tensor in plan.tensors:
-            if tensor.nbytes <= NUM_SAMPLES * SAMPLE_BYTES:
-                pieces.append((tensor.start, tensor.nbytes))
-            else:
-                last = tensor.nbytes - SAMPLE_BYTES
-                starts = (tensor.start + last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES))
-                pieces += [(start, SAMPLE_BYTES) for start in starts]
+            pieces += samples_of(tensor.start, tensor.nbytes)
         return self._hash_of(pieces)
 
     def _hash_of(self, pieces: list[tuple[int, int]]) -> bytes:
@@ -251,6 +246,14 @@ class TableFile:
         for start, length in pieces:
             found.update(self._memory[start : start + length].data)  # type: ignore[index]
         return found.digest()
+
+
+def samples_of(start: int, nbytes: int) -> list[tuple[int, int]]:
+    """Where some bytes are sampled, and how many in each place: all of them, if they are few."""
+    if nbytes <= NUM_SAMPLES * SAMPLE_BYTES:
+        return [(start, nbytes)]
+    last = nbytes - SAMPLE_BYTES
+    return [(start + last * number // (NUM_SAMPLES - 1), SAMPLE_BYTES) for number in range(NUM_SAMPLES)]
 
 
 def map_file(descriptor: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
