@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.asking import DIM, NUM_ROWS, Ask
 from support.commands import Command
 from support.layouts import bag_offsets, packed_rows
 from support.lookups import Table
+from support.sampling import one_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
 
 # What `tools/test_sanitized` loads has an allocator of its own, which other tests cannot replace, and which forks break.
 UNDER_SANITIZER = "san" in os.environ.get("LD_PRELOAD", "")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="one in N cases of each test, and at least one")
+
+
+# After the other hooks: of what -m and -k left.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:], left_out = one_in(config.getoption("--one-in"), items)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish() -> None:
+    """Twenty thousand tests are a million objects, which each full collection of garbage would look through again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

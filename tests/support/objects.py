@@ -1,10 +1,11 @@
-"""Objects that are wrong as arguments. Each is made anew, so that none that has been used is used again."""
+"""Objects that are wrong as arguments. Each is made anew, so that none that has been used is used again; but see `nested`."""
 
 from __future__ import annotations
 
 import array
 import ctypes
 import datetime
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ def contains_itself() -> list[Any]:
     return endless
 
 
+@functools.cache  # making a deep one, and taking it apart, takes longer than the calls that refuse it
 def nested(depth: int) -> list[Any]:
     deep: list[Any] = [1]
     for _ in range(depth):
