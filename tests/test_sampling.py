@@ -5,15 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from conftest import child_environment
 from support.sampling import one_in
-
-HERE = Path(__file__).parent
 
 
 def cases(function, count):
@@ -48,20 +45,20 @@ def test_one_in_one_is_all():
 def test_pytest_takes_the_option(tmp_path, options, count):
     test = tmp_path / "test_of_numbers.py"
     test.write_text('import pytest\n\n\n@pytest.mark.parametrize("n", [8, 20, 30, 40])\ndef test_it(n):\n    pass\n')
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "conftest",
+        f"--rootdir={tmp_path}",
+        "-c",
+        "/dev/null",
+    ]
     run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "-q",
-            f"--rootdir={tmp_path}",
-            "-c",
-            "/dev/null",
-            *options,
-        ]
-        + ["-p", "conftest", test],
+        [sys.executable, *command, *options, test],
         env=child_environment(),
         cwd=tmp_path,
         capture_output=True,
