@@ -12,7 +12,7 @@ cdef extern from "openmp_load.h":
 
 
 def x86_level():
-    """0 for the x86-64 baseline and any other processor, 1 for AVX2, 2 for AVX-512."""
+    """0 for the x86-64 baseline and any other processor, 1 for AVX2, 2 for AVX-512: the highest that was built."""
     return cpu_level()
 
 

@@ -6,7 +6,8 @@
 
 #include <stdint.h>
 
-#if defined(QEMBAG_X86_LEVELS)
+/* QEMBAG_X86_LEVELS is how many levels were built beside the baseline: 0 on other processors. */
+#if QEMBAG_X86_LEVELS > 0
 
 #if defined(_MSC_VER)
 #include <immintrin.h>
@@ -47,8 +48,7 @@ static inline int has_bits(uint64_t value, uint64_t bits)
     return (value & bits) == bits;
 }
 
-/* The highest level: 0 for the baseline, 1 for AVX2 with FMA and F16C, 2 for AVX-512 F, BW, DQ and VL. */
-static inline int cpu_level(void)
+static inline int highest_level(void)
 {
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, fma = 1u << 12, f16c = 1u << 29;
     const uint32_t popcnt = 1u << 23; /* compilers turn it on with AVX */
@@ -72,10 +72,19 @@ static inline int cpu_level(void)
 
 #else
 
-static inline int cpu_level(void)
+static inline int highest_level(void)
 {
     return 0;
 }
 
 #endif
+
+/* The highest level that was built and can run: 0 for the baseline, 1 for AVX2 with FMA and F16C, 2 for AVX-512 F, BW, DQ
+ * and VL. */
+static inline int cpu_level(void)
+{
+    int level = highest_level();
+    return level < QEMBAG_X86_LEVELS ? level : QEMBAG_X86_LEVELS;
+}
+
 #endif
