@@ -44,7 +44,9 @@ def test_one_in_one_is_all():
 )
 def test_pytest_takes_the_option(tmp_path, options, count):
     test = tmp_path / "test_of_numbers.py"
-    test.write_text('import pytest\n\n\n@pytest.mark.parametrize("n", ["red", "blue", "green", "black"])\ndef test_it(n):\n    pass\n')
+    test.write_text(
+        'import pytest\n\n\n@pytest.mark.parametrize("n", ["red", "blue", "green", "black"])\ndef test_it(n):\n    pass\n'
+    )
     command = [
         "-m",
         "pytest",
