@@ -79,8 +79,8 @@ static inline int highest_level(void)
 
 #endif
 
-/* The highest level that was built and can run: 0 for the baseline, 1 for AVX2 with FMA and F16C, 2 for AVX-512 F, BW, DQ
- * and VL. */
+/* The highest level that was built and can run: 0 for the baseline, 1 for AVX2 with FMA and F16C, 2 for AVX-512 F, BW,
+ * DQ and VL. */
 static inline int cpu_level(void)
 {
     int level = highest_level();
