@@ -12,7 +12,6 @@ their own, so that a crash is told, with its case.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -224,7 +223,6 @@ def run(
 ) -> Counter[str]:
     """How many files were opened, and how many refused by which words. Raises `Finding`."""
     outcomes: Counter[str] = Counter()
-    gc.collect()  # or what others have left might be finalized, and open or remove files, while nothing may
     with tempfile.TemporaryDirectory(prefix="qembag-") as name:
         play = player(Path(name))
         traced_before = tracemalloc.is_tracing()
